@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# Each target does the set-up it needs, see tools/setup. ARGS is passed on: make demo ARGS=--no-offload
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help demo test build debug lint bench soak fuzz docs wheel clean setup
+
+BIN := .venv/bin
+PYTHON3 := $(BIN)/python
+CHECKED := build/debug
+CHECKED_ENV := PYTHONPATH=$(CURDIR)/$(CHECKED) RTAP_TEST_BUILD=$(CHECKED)
+ARGS ?=
+
+help:
+	@echo 'make demo     forward TCP between two network namespaces, and compare with a veth pair'
+	@echo 'make test     the test suite on the release build, the lifetime tests on the checked build'
+	@echo 'make build    compile in place and install into .venv'
+	@echo 'make debug    the checked build (bounds checks, assertions, line tracing) in $(CHECKED)'
+	@echo 'make lint     ruff, cython-lint, mypy, stubtest and the rules of the tree'
+	@echo 'make bench    benchmarks'
+	@echo 'make soak     a hundred million frames through a small pool'
+	@echo 'make fuzz     the property tests with many more examples'
+	@echo 'make docs     the manual, into build/docs'
+	@echo 'make wheel    sdist and wheel, into dist'
+	@echo 'make clean    remove all that was built, and .venv'
+	@echo 'demo, test, bench and soak make network namespaces: run them as root.'
+
+setup:
+	@tools/setup
+
+build: setup
+	@$(PYTHON3) setup.py -q build_ext --inplace
+
+# The Python files are copied anew, so that none stays that is gone from the tree.
+debug: setup
+	@if [ -d $(CHECKED) ]; then find $(CHECKED) -type f ! -name '*.so' -delete; fi
+	@RTAP_DEBUG=1 $(PYTHON3) setup.py -q build --build-lib $(CHECKED)
+
+demo: build
+	@$(BIN)/rtap demo $(ARGS)
+
+test: build debug
+	@$(BIN)/pytest $(ARGS)
+	@$(CHECKED_ENV) $(BIN)/pytest -m lifetime
+
+lint: build
+	@$(PYTHON3) tools/lint.py
+
+bench: build
+	@$(PYTHON3) -m pytest bench --benchmark-only
+	@$(PYTHON3) -m bench.run $(ARGS)
+
+soak: build
+	@$(PYTHON3) -m bench.soak $(ARGS)
+
+fuzz: build
+	@HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -m fuzz --timeout=3600 $(ARGS)
+
+docs: build
+	@tools/setup docs
+	@$(PYTHON3) -m sphinx -q -n -W --keep-going -b html docs build/docs
+	@echo 'build/docs/index.html'
+
+wheel: setup
+	@rm -rf dist
+	@$(PYTHON3) -m build
+
+clean:
+	rm -rf .venv build dist rtap.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . \( -name __pycache__ -o -name '*.so' \) -prune -exec rm -rf {} +
