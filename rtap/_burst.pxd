@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: BSD-3-Clause
+from rtap._pool cimport mbuf_t
+
+
+cdef class Burst:
+    cdef mbuf_t **v             # one reference each
+    cdef Py_ssize_t n
+    cdef Py_ssize_t capacity
+
+    cdef int reserve(self, Py_ssize_t capacity) except -1
+    cdef int push(self, mbuf_t *m) except -1
+    cdef Py_ssize_t lend(self, mbuf_t ***v, Py_ssize_t *capacity) noexcept
+    cdef int give_back(self, mbuf_t **v, Py_ssize_t n, Py_ssize_t capacity) except -1
+
+
+cdef Burst burst_make(Py_ssize_t capacity)

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Externs of ``include/rtap_compat.h``: atomics, short locks, the clock."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+cdef extern from "rtap_compat.h" nogil:
+    uint32_t load "rtap_load" (const uint32_t *p)
+    uint32_t load_relaxed "rtap_load_relaxed" (const uint32_t *p)
+    void store "rtap_store" (uint32_t *p, uint32_t v)
+    uint32_t fetch_add "rtap_fetch_add" (uint32_t *p, uint32_t v)
+    uint32_t sub_fetch "rtap_sub_fetch" (uint32_t *p, uint32_t v)
+    bint cas "rtap_cas" (uint32_t *p, uint32_t expected, uint32_t desired)
+    uint64_t counter_read "rtap_counter_read" (const uint64_t *p)
+    void counter_add "rtap_counter_add" (uint64_t *p, uint64_t v)
+    bint trylock "rtap_trylock" (uint32_t *lock)
+    void lock "rtap_lock" (uint32_t *lock)
+    void unlock "rtap_unlock" (uint32_t *lock)
+    uint64_t now_ns "rtap_now_ns" ()

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: BSD-3-Clause
+from rtap._pool cimport mbuf_t, pool_t
+
+
+cdef class Mbuf:
+    cdef mbuf_t *m              # one reference; NULL after free()
+    cdef Py_ssize_t exports     # live buffers over the bytes
+
+    cdef mbuf_t *alive(self) except NULL
+
+
+cdef Mbuf mbuf_wrap(mbuf_t *m)              # steals the reference
+cdef no_room(pool_t *p)                     # the PoolEmpty to raise
+cdef check_range(str what, value, low, high)
+cdef Py_ssize_t wrap_index(index, Py_ssize_t n, str what) except -1

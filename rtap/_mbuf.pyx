@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One frame for Python: :class:`Mbuf`, a reference on a chain of segments.
+
+Dropping the last reference returns the slots; a view keeps its frame.  The names are those of
+DPDK's ``rte_mbuf.h``.
+"""
+
+cimport cython
+from cpython.buffer cimport (
+    PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
+)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+cimport rtap._compat as _compat
+from rtap._pool cimport (
+    mbuf_clone, mbuf_data, mbuf_free, mbuf_read, mbuf_ref, mbuf_t, mbuf_tailroom, mbuf_write,
+    pool_available, pool_t,
+)
+
+from rtap.errors import PoolEmpty
+
+
+cdef check_range(str what, value, low, high):
+    if not low <= value <= high:
+        raise ValueError(f"{what} must be {low}..{high}, got {value}")
+    return value
+
+
+cdef no_room(pool_t *p):
+    return PoolEmpty(f"too few free mbufs: {pool_available(p)} of {p.size} left")
+
+
+cdef Mbuf mbuf_wrap(mbuf_t *m):
+    cdef Mbuf mbuf = Mbuf.__new__(Mbuf)
+    mbuf.m = m
+    return mbuf
+
+
+@cython.final
+cdef class _Window:
+    """Exports some bytes of a frame's segment and keeps the frame."""
+
+    cdef Mbuf owner
+    cdef uint8_t *start
+    cdef Py_ssize_t n
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.start, self.n, 0, flags)
+        self.owner.exports += 1
+
+    def __releasebuffer__(self, Py_buffer *buffer):
+        self.owner.exports -= 1
+
+
+cdef window(Mbuf owner, uint8_t *start, Py_ssize_t n):
+    cdef _Window w = _Window.__new__(_Window)
+    w.owner = owner
+    w.start = start
+    w.n = n
+    return memoryview(w)
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Mbuf:
+    """One frame: a chain of ``nb_segs`` segments, the first holding the metadata.
+
+    Made by :meth:`Mempool.alloc` or by indexing a :class:`Burst`; shares the frame with the
+    burst it came from.  ``bytes(mbuf)`` copies the whole frame; ``mbuf[a:b]`` reads and
+    ``mbuf[a:b] = data`` overwrites across segments; ``memoryview(mbuf)`` (or ``.data``) is the
+    writable window on a frame of one segment.
+    """
+
+    def __init__(self):
+        raise TypeError("mbufs come from Mempool.alloc()")
+
+    def __dealloc__(self):
+        mbuf_free(self.m)
+
+    cdef mbuf_t *alive(self) except NULL:
+        if self.m == NULL:
+            raise ValueError("the mbuf was freed")
+        return self.m
+
+    def free(self):
+        """Drops this reference now; idempotent.  BufferError while a view of it exists."""
+        if self.exports > 0:
+            raise BufferError("a view of the mbuf exists")
+        mbuf_free(self.m)
+        self.m = NULL
+
+    def clone(self):
+        """A second frame over the same bytes, with its own window and metadata.
+
+        Takes a header from the pool for each segment; PoolEmpty when there is none."""
+        cdef mbuf_t *m = mbuf_clone(self.alive())
+        if m == NULL:
+            raise no_room(self.m.pool)
+        return mbuf_wrap(m)
+
+    def __len__(self):
+        return self.alive().pkt_len
+
+    def __eq__(self, other):
+        if not isinstance(other, Mbuf):
+            return NotImplemented
+        return self.m == (<Mbuf>other).m and self.m != NULL
+
+    def __hash__(self):
+        return hash(<size_t>self.alive())
+
+    def __repr__(self):
+        if self.m == NULL:
+            return "<Mbuf freed>"
+        return (f"<Mbuf pkt_len={self.m.pkt_len} nb_segs={self.m.nb_segs} "
+                f"ol_flags={self.m.ol_flags:#x}>")
+
+    def __bytes__(self):
+        return copy_out(self.alive(), 0, self.m.pkt_len)
+
+    def __getitem__(self, index):
+        cdef Py_ssize_t start, stop, step
+        cdef mbuf_t *m = self.alive()
+        if isinstance(index, slice):
+            start, stop, step = index.indices(m.pkt_len)
+            if step != 1:
+                return bytes(self)[index]
+            return copy_out(m, start, max(stop - start, 0))
+        start = wrap_index(index, m.pkt_len, "mbuf")
+        return copy_out(m, start, 1)[0]
+
+    def __setitem__(self, index, value):
+        cdef Py_ssize_t start, stop, step
+        cdef Py_buffer view
+        cdef mbuf_t *m = self.alive()
+        cdef uint8_t byte
+        if not isinstance(index, slice):
+            start = wrap_index(index, m.pkt_len, "mbuf")
+            byte = check_range("a byte", value, 0, 255)
+            mbuf_write(m, start, &byte, 1)
+            return
+        start, stop, step = index.indices(m.pkt_len)
+        if step != 1:
+            raise ValueError("slices of an mbuf are assigned with step 1")
+        stop = max(start, stop)
+        PyObject_GetBuffer(value, &view, 0)
+        try:
+            if view.len != stop - start:
+                raise ValueError(f"cannot put {view.len} bytes into {stop - start}: an mbuf grows "
+                                 "by append() and prepend()")
+            mbuf_write(m, <uint32_t>start, <const uint8_t *>view.buf, <uint32_t>view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        cdef mbuf_t *m = self.alive()
+        if m.nb_segs != 1:
+            raise BufferError(f"the frame has {m.nb_segs} segments: use bytes(mbuf), slices, "
+                              "or .data of each segment through .next")
+        PyBuffer_FillInfo(buffer, self, mbuf_data(m), m.data_len, 0, flags)
+        self.exports += 1
+
+    def __releasebuffer__(self, Py_buffer *buffer):
+        self.exports -= 1
+
+    @property
+    def data(self):
+        """Writable memoryview of the frame; BufferError when it has several segments."""
+        return memoryview(self)
+
+    @property
+    def next(self):
+        """The next segment as an :class:`Mbuf` of its own (the rest of the chain), or None."""
+        cdef mbuf_t *seg = self.alive().next
+        cdef mbuf_t *s = seg
+        cdef uint32_t length = 0
+        cdef uint16_t count = 0
+        if seg == NULL:
+            return None
+        while s != NULL:
+            length += s.data_len
+            count += 1
+            s = s.next
+        seg.pkt_len = length
+        seg.nb_segs = count
+        mbuf_ref(seg)
+        return mbuf_wrap(seg)
+
+    def prepend(self, Py_ssize_t n):
+        """Grows the frame by ``n`` bytes at the front, out of the headroom; returns a writable
+        view of the new bytes.  ValueError when the headroom is shorter."""
+        cdef mbuf_t *m = self.alive()
+        check_range("n", n, 0, m.data_off)
+        m.data_off -= <uint32_t>n
+        m.data_len += <uint32_t>n
+        m.pkt_len += <uint32_t>n
+        return window(self, mbuf_data(m), n)
+
+    def append(self, Py_ssize_t n):
+        """Grows the frame by ``n`` bytes at the end of its last segment; returns a writable view
+        of the new bytes.  ValueError when the tailroom is shorter."""
+        cdef mbuf_t *m = self.alive()
+        cdef mbuf_t *last = last_segment(m)
+        cdef uint8_t *start = mbuf_data(last) + last.data_len
+        check_range("n", n, 0, mbuf_tailroom(last))
+        last.data_len += <uint32_t>n
+        m.pkt_len += <uint32_t>n
+        return window(self, start, n)
+
+    def adj(self, Py_ssize_t n):
+        """Cuts ``n`` bytes off the front by moving the window; they must lie in the first
+        segment."""
+        cdef mbuf_t *m = self.alive()
+        check_range("n", n, 0, m.data_len)
+        m.data_off += <uint32_t>n
+        m.data_len -= <uint32_t>n
+        m.pkt_len -= <uint32_t>n
+
+    def trim(self, Py_ssize_t n):
+        """Cuts ``n`` bytes off the end by moving the window; they must lie in the last
+        segment."""
+        cdef mbuf_t *m = self.alive()
+        cdef mbuf_t *last = last_segment(m)
+        check_range("n", n, 0, last.data_len)
+        last.data_len -= <uint32_t>n
+        m.pkt_len -= <uint32_t>n
+
+    @property
+    def headroom(self):
+        """Bytes that :meth:`prepend` can still take."""
+        return self.alive().data_off
+
+    @property
+    def tailroom(self):
+        """Bytes that :meth:`append` can still take."""
+        return mbuf_tailroom(last_segment(self.alive()))
+
+    @property
+    def refcnt(self):
+        """References on the frame: this object's, the bursts' that hold it, its clones'."""
+        return _compat.load(&self.alive().refcnt)
+
+    @property
+    def pkt_len(self):
+        return self.alive().pkt_len
+
+    @property
+    def data_len(self):
+        return self.alive().data_len
+
+    @property
+    def nb_segs(self):
+        return self.alive().nb_segs
+
+    @property
+    def ol_flags(self):
+        return self.alive().ol_flags
+
+    @ol_flags.setter
+    def ol_flags(self, uint64_t value):
+        self.alive().ol_flags = value
+
+    @property
+    def packet_type(self):
+        return self.alive().packet_type
+
+    @packet_type.setter
+    def packet_type(self, uint32_t value):
+        self.alive().packet_type = value
+
+    @property
+    def l2_len(self):
+        return self.alive().l2_len
+
+    @l2_len.setter
+    def l2_len(self, uint16_t value):
+        self.alive().l2_len = value
+
+    @property
+    def l3_len(self):
+        return self.alive().l3_len
+
+    @l3_len.setter
+    def l3_len(self, uint16_t value):
+        self.alive().l3_len = value
+
+    @property
+    def l4_len(self):
+        return self.alive().l4_len
+
+    @l4_len.setter
+    def l4_len(self, uint16_t value):
+        self.alive().l4_len = value
+
+    @property
+    def tso_segsz(self):
+        return self.alive().tso_segsz
+
+    @tso_segsz.setter
+    def tso_segsz(self, uint16_t value):
+        self.alive().tso_segsz = value
+
+    @property
+    def vlan_tci(self):
+        return self.alive().vlan_tci
+
+    @vlan_tci.setter
+    def vlan_tci(self, uint16_t value):
+        self.alive().vlan_tci = value
+
+    @property
+    def port(self):
+        """Number of the device that received the frame; 0xffff when none did."""
+        return self.alive().port
+
+    @port.setter
+    def port(self, uint16_t value):
+        self.alive().port = value
+
+
+cdef inline mbuf_t *last_segment(mbuf_t *m) noexcept:
+    while m.next != NULL:
+        m = m.next
+    return m
+
+
+cdef Py_ssize_t wrap_index(index, Py_ssize_t n, str what) except -1:
+    cdef Py_ssize_t i = index
+    if i < 0:
+        i += n
+    if not 0 <= i < n:
+        raise IndexError(f"{what} index {index} out of range for length {n}")
+    return i
+
+
+cdef bytes copy_out(mbuf_t *m, Py_ssize_t offset, Py_ssize_t n):
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, n)
+    mbuf_read(m, <uint32_t>offset, <uint8_t *>PyBytes_AS_STRING(out), <uint32_t>n)
+    return out

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Packet buffers for Python: :class:`Mempool`."""
+
+cimport cython
+from cpython.buffer cimport (
+    PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
+)
+from cpython.bytes cimport PyBytes_AS_STRING
+from libc.stdint cimport uint8_t, uint32_t
+from libc.string cimport strerror
+
+from rtap._burst cimport Burst, burst_make
+from rtap._mbuf cimport Mbuf, check_range, mbuf_wrap, no_room
+from rtap._pool cimport (
+    MAX_DATA_ROOM, MIN_HEADROOM, mbuf_fill, mbuf_reset, mbuf_t, pool_available, pool_create,
+    pool_disown, pool_get, pool_t,
+)
+
+
+@cython.final
+cdef class Mempool:
+    """``n`` packet buffers of ``data_room`` bytes each, in one block of memory.
+
+    ``headroom`` bytes (at least 16) lie in front of each buffer for headers to grow into.
+    ``memfd=True`` puts the arena in a memfd, whose descriptor is ``fd``, so that another
+    process can map it.  Alloc and free are safe from any thread.
+    """
+
+    def __init__(self, n, data_room=2048, headroom=128, *, memfd=False, name=""):
+        cdef int rc
+        cdef bytes label
+        if self.p != NULL:
+            raise RuntimeError("a Mempool is made once")
+        check_range("n", n, 1, 1 << 24)
+        check_range("data_room", data_room, 64, MAX_DATA_ROOM)
+        check_range("headroom", headroom, MIN_HEADROOM, 4096)
+        self.name = name
+        label = (name or "rtap").encode()
+        rc = pool_create(&self.p, n, data_room, headroom,
+                         PyBytes_AS_STRING(label) if memfd else NULL)
+        if rc != 0:
+            self.p = NULL
+            raise MemoryError(f"cannot map {n} buffers of {data_room} + {headroom} bytes: "
+                              f"{strerror(-rc).decode()}")
+
+    def __dealloc__(self):
+        if self.p != NULL:
+            pool_disown(self.p)
+
+    cdef pool_t *alive(self) except NULL:
+        if self.p == NULL:
+            raise ValueError("the mempool is closed")
+        return self.p
+
+    def close(self):
+        """Unmaps the arena.  BufferError while any of its buffers is in use."""
+        if self.p == NULL:
+            return
+        if self.in_use:
+            raise BufferError(f"{self.in_use} of {self.size} mbufs are in use")
+        pool_disown(self.p)
+        self.p = NULL
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    @property
+    def size(self):
+        return self.alive().size
+
+    @property
+    def data_room(self):
+        return self.alive().data_room
+
+    @property
+    def headroom(self):
+        return self.alive().headroom
+
+    @property
+    def fd(self):
+        """Descriptor of the memfd that holds the arena, or None."""
+        return self.alive().memfd if self.alive().memfd >= 0 else None
+
+    @property
+    def available(self):
+        """Buffers that could be allocated now, whichever thread freed them."""
+        return pool_available(self.alive())
+
+    @property
+    def in_use(self):
+        return self.alive().size - pool_available(self.alive())
+
+    def __repr__(self):
+        if self.p == NULL:
+            return "<Mempool closed>"
+        return (f"<Mempool {self.name + ' ' if self.name else ''}{self.available} of {self.size} "
+                f"available, data_room={self.data_room}, headroom={self.headroom}>")
+
+    def alloc(self, data=None):
+        """One mbuf, empty or holding ``data`` (any buffer; longer than ``data_room`` chains
+        segments).  PoolEmpty when there are too few buffers."""
+        cdef Mbuf mbuf = mbuf_wrap(take_one(self.alive()))
+        if data is not None:
+            fill_one(mbuf.m, data)
+        return mbuf
+
+    def alloc_burst(self, n, data=None):
+        """A :class:`Burst` of ``n`` mbufs, all or none (PoolEmpty).
+
+        ``data`` fills them: one bytes-like object for all, a sequence of ``n`` bytes-like
+        objects, or an ``(n, length)`` uint8 array.
+        """
+        cdef pool_t *p = self.alive()
+        cdef Py_ssize_t count = check_range("n", n, 0, p.size), i
+        cdef Burst burst = burst_make(count)
+        cdef uint32_t got = pool_get(p, burst.v, <uint32_t>count)
+        for i in range(<Py_ssize_t>got):
+            mbuf_reset(burst.v[i])
+        burst.n = got
+        if <Py_ssize_t>got < count:
+            raise no_room(p)
+        if data is None:
+            return burst
+        if PyObject_CheckBuffer(data):
+            fill_from_buffer(burst, data)
+            return burst
+        if len(data) != count:
+            raise ValueError(f"data has {len(data)} items for {count} mbufs")
+        for i, item in enumerate(data):
+            fill_one(burst.v[i], item)
+        return burst
+
+
+cdef mbuf_t *take_one(pool_t *p) except NULL:
+    cdef mbuf_t *m
+    if pool_get(p, &m, 1) == 0:
+        raise no_room(p)
+    mbuf_reset(m)
+    return m
+
+
+cdef int fill_one(mbuf_t *m, data) except -1:
+    cdef Py_buffer view
+    cdef int rc
+    PyObject_GetBuffer(data, &view, 0)
+    rc = mbuf_fill(m, <const uint8_t *>view.buf, view.len)
+    PyBuffer_Release(&view)
+    if rc != 0:
+        raise no_room(m.pool)
+    return 0
+
+
+cdef int fill_from_buffer(Burst burst, data) except -1:
+    """One frame for all (1-d bytes) or a row each (2-d uint8)."""
+    cdef Py_buffer view
+    cdef Py_ssize_t i
+    cdef int rc = 0
+    PyObject_GetBuffer(data, &view, PyBUF_STRIDES | PyBUF_FORMAT)
+    try:
+        if view.ndim == 2:
+            if view.itemsize != 1 or view.shape[0] != burst.n:
+                raise ValueError(
+                    f"expected an ({burst.n}, length) uint8 array, got shape ({view.shape[0]}, "
+                    f"{view.shape[1]}) of {view.itemsize}-byte items")
+            if view.shape[1] > 1 and view.strides[1] != 1:
+                raise ValueError("the bytes of each row must be contiguous")
+            for i in range(burst.n):
+                rc |= mbuf_fill(burst.v[i], <const uint8_t *>view.buf + i * view.strides[0],
+                                view.shape[1])
+        elif view.ndim == 1 and (view.strides[0] == view.itemsize or view.len == 0):
+            for i in range(burst.n):
+                rc |= mbuf_fill(burst.v[i], <const uint8_t *>view.buf, view.len)
+        else:
+            raise ValueError("data must be contiguous bytes or an (n, length) uint8 array")
+    finally:
+        PyBuffer_Release(&view)
+    if rc != 0 and burst.n > 0:
+        raise no_room(burst.v[0].pool)
+    return 0

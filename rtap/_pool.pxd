@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The native arena: fixed slots, their headers, the free list.
+
+Everything here runs with or without the GIL, from any thread.  A slot is owned
+through its header's reference count; ``pool_put`` is reached only from zero.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+cimport rtap._compat as _compat
+
+
+cdef enum:
+    POOL_CACHE_SLOTS = 256      # most slots one thread's cache keeps
+    POOL_CACHES = 16            # threads beyond that share caches; each has a lock
+    MIN_HEADROOM = 16           # a virtio-net header (10 bytes) goes in front of every frame
+    MAX_DATA_ROOM = 1 << 24
+
+
+cdef struct mbuf_t:
+    # First cache line: what every frame needs.
+    uint8_t *buf                # start of the slot's bytes (headroom first)
+    mbuf_t *next                # next segment, holding one reference on it
+    mbuf_t *direct              # owner of `buf` when this header borrows another slot's bytes
+    pool_t *pool
+    uint64_t ol_flags
+    uint32_t refcnt             # atomic
+    uint32_t data_off
+    uint32_t data_len
+    uint32_t pkt_len            # valid in the first segment
+    uint32_t buf_len
+    uint16_t nb_segs            # valid in the first segment
+    uint16_t port
+    # Second: offloads.  csum_at counts from `buf`, so that it survives adj and prepend.
+    uint32_t packet_type
+    uint32_t csum_at
+    uint16_t csum_offset
+    uint16_t tso_segsz
+    uint16_t l2_len
+    uint16_t l3_len
+    uint16_t l4_len
+    uint16_t vlan_tci
+    uint16_t vlan_tci_outer
+    uint16_t outer_l2_len
+    uint16_t outer_l3_len
+    uint8_t vnet_flags          # the received virtio header's flags and gso_type; a frame
+    uint8_t gso_type            # forwarded as it came goes out with the same ones
+
+
+cdef struct cache_t:
+    uint32_t lock
+    uint32_t n
+    mbuf_t *slots[POOL_CACHE_SLOTS]
+
+
+cdef struct pool_t:
+    uint64_t id                 # never reused, unlike addresses
+    uint8_t *arena
+    size_t arena_len
+    int memfd                   # -1 when the arena is anonymous
+    uint32_t size
+    uint32_t data_room
+    uint32_t headroom
+    size_t stride
+    mbuf_t *headers
+    uint32_t lock               # guards n_free, free_slots
+    uint32_t n_free
+    uint32_t orphaned           # 0 owned, 1 caches closed, 2 the last slot frees the arena
+    mbuf_t **free_slots
+    cache_t *caches
+
+
+cdef inline void mbuf_reset(mbuf_t *m) noexcept nogil:
+    """A slot fresh from the pool becomes an empty frame with one reference."""
+    m.next = NULL
+    m.ol_flags = 0
+    m.refcnt = 1
+    m.data_off = m.pool.headroom
+    m.data_len = 0
+    m.pkt_len = 0
+    m.nb_segs = 1
+    m.port = 0xffff
+    memset(&m.packet_type, 0, sizeof(mbuf_t) - (<size_t>&m.packet_type - <size_t>m))
+
+
+cdef inline uint8_t *mbuf_data(const mbuf_t *m) noexcept nogil:
+    return m.buf + m.data_off
+
+
+cdef inline uint32_t mbuf_tailroom(const mbuf_t *m) noexcept nogil:
+    return m.buf_len - m.data_off - m.data_len
+
+
+cdef inline bint mbuf_is_private(const mbuf_t *m) noexcept nogil:
+    """Nobody else can see the bytes around this segment's data."""
+    return m.direct == NULL and _compat.load_relaxed(&m.refcnt) == 1
+
+
+cdef inline void mbuf_ref(mbuf_t *m) noexcept nogil:
+    _compat.fetch_add(&m.refcnt, 1)
+
+
+ctypedef void (*pool_gone_fn)(uint64_t pool_id) noexcept nogil
+
+cdef void pool_on_gone(pool_gone_fn hook) noexcept nogil
+cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t headroom,
+                     const char *memfd_name) noexcept nogil
+cdef void pool_disown(pool_t *p) noexcept nogil
+cdef uint32_t pool_available(pool_t *p) noexcept nogil
+cdef uint32_t pool_get(pool_t *p, mbuf_t **out, uint32_t n) noexcept nogil
+cdef void pool_put(pool_t *p, mbuf_t **slots, uint32_t n) noexcept nogil
+
+cdef void mbuf_free(mbuf_t *m) noexcept nogil
+cdef void mbuf_free_bulk(mbuf_t **v, uint32_t n) noexcept nogil
+cdef uint32_t mbuf_read(const mbuf_t *m, uint32_t offset, uint8_t *dst, uint32_t n) noexcept nogil
+cdef uint32_t mbuf_write(mbuf_t *m, uint32_t offset, const uint8_t *src, uint32_t n) noexcept nogil
+cdef int mbuf_fill(mbuf_t *first, const uint8_t *src, size_t n) noexcept nogil
+cdef mbuf_t *mbuf_clone(mbuf_t *m) noexcept nogil

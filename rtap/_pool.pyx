@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Slots, headers, reference counts and the free list under :class:`rtap.Mempool`.
+
+The free list is a stack shared under a lock, with a small cache for each thread in
+front of it.  Blocks are taken and given back in address order, so that a burst from
+a quiet pool lies in regularly spaced slots.  When the shared list runs dry the caches
+of other threads are drained: no slot is out of reach because of where it was freed.
+"""
+
+from libc.errno cimport ENOMEM, errno
+from libc.stdint cimport uint8_t, uint32_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memmove
+
+cimport rtap._compat as _compat
+from rtap._linux cimport (
+    MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED, MFD_CLOEXEC, PROT_READ,
+    PROT_WRITE, close, ftruncate, madvise, memfd_create, mmap, munmap, pthread_getspecific,
+    pthread_key_create, pthread_key_t, pthread_setspecific,
+)
+
+cdef enum:
+    CACHE_BLOCK = 64            # slots moved between a cache and the shared list at once
+    SLOT_ALIGN = 64
+    HUGE_PAGE = 1 << 21
+
+cdef uint32_t pools_made = 0
+cdef uint32_t threads_seen = 0
+cdef pool_gone_fn gone_hook = NULL
+cdef pthread_key_t thread_key
+
+if pthread_key_create(&thread_key, NULL) != 0:
+    raise MemoryError("no pthread key left for the mbuf caches")
+
+
+cdef cache_t *thread_cache(pool_t *p) noexcept nogil:
+    """The calling thread's cache; threads are numbered on their first call."""
+    cdef size_t number = <size_t>pthread_getspecific(thread_key)
+    if number == 0:
+        number = _compat.fetch_add(&threads_seen, 1) + 1
+        pthread_setspecific(thread_key, <void *>number)
+    return &p.caches[number % POOL_CACHES]
+
+
+cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t headroom,
+                     const char *memfd_name) noexcept nogil:
+    """Maps the arena; ``memfd_name`` puts it in a memfd.  0 or -errno."""
+    cdef pool_t *p = <pool_t *>calloc(1, sizeof(pool_t))
+    cdef int flags = MAP_PRIVATE | MAP_ANONYMOUS
+    cdef int rc
+    cdef uint32_t i
+    cdef mbuf_t *m
+    if p == NULL:
+        return -ENOMEM
+    p.memfd = -1
+    p.size = n
+    p.data_room = data_room
+    p.headroom = headroom
+    p.stride = (<size_t>headroom + data_room + SLOT_ALIGN - 1) & ~<size_t>(SLOT_ALIGN - 1)
+    p.arena_len = p.stride * n
+    p.headers = <mbuf_t *>calloc(n, sizeof(mbuf_t))
+    p.free_slots = <mbuf_t **>malloc(n * sizeof(mbuf_t *))
+    p.caches = <cache_t *>calloc(POOL_CACHES, sizeof(cache_t))
+    if p.headers == NULL or p.free_slots == NULL or p.caches == NULL:
+        pool_destroy(p)
+        return -ENOMEM
+    if memfd_name != NULL:
+        p.memfd = memfd_create(memfd_name, MFD_CLOEXEC)
+        if p.memfd < 0 or ftruncate(p.memfd, <long>p.arena_len) != 0:
+            rc = -errno
+            pool_destroy(p)
+            return rc
+        flags = MAP_SHARED
+    p.arena = <uint8_t *>mmap(NULL, p.arena_len, PROT_READ | PROT_WRITE, flags, p.memfd, 0)
+    if <void *>p.arena == MAP_FAILED:
+        rc = -errno
+        p.arena = NULL
+        pool_destroy(p)
+        return rc
+    if p.arena_len >= HUGE_PAGE and p.memfd < 0:
+        madvise(p.arena, p.arena_len, MADV_HUGEPAGE)
+    for i in range(n):
+        m = &p.headers[i]
+        m.pool = p
+        m.buf = p.arena + i * p.stride
+        m.buf_len = headroom + data_room
+        p.free_slots[i] = m
+    p.n_free = n
+    p.id = _compat.fetch_add(&pools_made, 1) + 1
+    out[0] = p
+    return 0
+
+
+cdef void pool_on_gone(pool_gone_fn hook) noexcept nogil:
+    """Who pins arenas is told, before one is unmapped, to let go of it."""
+    global gone_hook
+    gone_hook = hook
+
+
+cdef void pool_destroy(pool_t *p) noexcept nogil:
+    if gone_hook != NULL and p.id != 0:
+        gone_hook(p.id)
+    if p.arena != NULL:
+        munmap(p.arena, p.arena_len)
+    if p.memfd >= 0:
+        close(p.memfd)
+    free(p.headers)
+    free(p.free_slots)
+    free(p.caches)
+    free(p)
+
+
+cdef void pool_disown(pool_t *p) noexcept nogil:
+    """The Python owner is gone: the arena goes with its last slot, now or later."""
+    cdef cache_t *c
+    cdef uint32_t i
+    cdef bint complete
+    _compat.store(&p.orphaned, 1)
+    for i in range(<uint32_t>POOL_CACHES):
+        c = &p.caches[i]
+        _compat.lock(&c.lock)
+        shared_put(p, c.slots, c.n)
+        c.n = 0
+        _compat.unlock(&c.lock)
+    _compat.lock(&p.lock)
+    complete = p.n_free == p.size
+    _compat.store(&p.orphaned, 2)
+    _compat.unlock(&p.lock)
+    if complete:
+        pool_destroy(p)
+
+
+cdef uint32_t pool_available(pool_t *p) noexcept nogil:
+    cdef uint32_t total = 0, i
+    for i in range(<uint32_t>POOL_CACHES):
+        _compat.lock(&p.caches[i].lock)
+        total += p.caches[i].n
+        _compat.unlock(&p.caches[i].lock)
+    _compat.lock(&p.lock)
+    total += p.n_free
+    _compat.unlock(&p.lock)
+    return total
+
+
+cdef inline uint32_t shared_get(pool_t *p, mbuf_t **out, uint32_t n) noexcept nogil:
+    cdef uint32_t k
+    _compat.lock(&p.lock)
+    k = n if n <= p.n_free else p.n_free
+    p.n_free -= k
+    memcpy(out, p.free_slots + p.n_free, k * sizeof(mbuf_t *))
+    _compat.unlock(&p.lock)
+    return k
+
+
+cdef inline void shared_put(pool_t *p, mbuf_t **slots, uint32_t n) noexcept nogil:
+    cdef bint last
+    _compat.lock(&p.lock)
+    memcpy(p.free_slots + p.n_free, slots, n * sizeof(mbuf_t *))
+    p.n_free += n
+    last = n > 0 and p.orphaned == 2 and p.n_free == p.size
+    _compat.unlock(&p.lock)
+    if last:
+        pool_destroy(p)
+
+
+cdef inline uint32_t cache_take(cache_t *c, mbuf_t **out, uint32_t n) noexcept nogil:
+    cdef uint32_t k = n if n <= c.n else c.n
+    c.n -= k
+    memcpy(out, c.slots + c.n, k * sizeof(mbuf_t *))
+    return k
+
+
+cdef uint32_t pool_get(pool_t *p, mbuf_t **out, uint32_t n) noexcept nogil:
+    """Takes up to ``n`` slots; returns how many.  They still need ``mbuf_reset``."""
+    cdef cache_t *own = thread_cache(p)
+    cdef uint32_t got, i
+    _compat.lock(&own.lock)
+    if own.n < n and n <= CACHE_BLOCK:
+        own.n += shared_get(p, own.slots + own.n, CACHE_BLOCK)
+    got = cache_take(own, out, n)
+    _compat.unlock(&own.lock)
+    if got < n:
+        got += shared_get(p, out + got, n - got)
+    if got < n:
+        for i in range(<uint32_t>POOL_CACHES):
+            _compat.lock(&p.caches[i].lock)
+            got += cache_take(&p.caches[i], out + got, n - got)
+            _compat.unlock(&p.caches[i].lock)
+            if got == n:
+                break
+    return got
+
+
+cdef void pool_put(pool_t *p, mbuf_t **slots, uint32_t n) noexcept nogil:
+    """Gives slots back.  Their reference counts are zero and they own their bytes."""
+    cdef cache_t *own = thread_cache(p)
+    cdef uint32_t surplus
+    _compat.lock(&own.lock)
+    if n > POOL_CACHE_SLOTS - CACHE_BLOCK or _compat.load_relaxed(&p.orphaned) != 0:
+        _compat.unlock(&own.lock)
+        shared_put(p, slots, n)
+        return
+    if own.n + n > POOL_CACHE_SLOTS:
+        # The oldest go: what was freed last is still in the processor's cache.
+        surplus = own.n + n - (POOL_CACHE_SLOTS - CACHE_BLOCK)
+        if surplus > own.n:
+            surplus = own.n
+        shared_put(p, own.slots, surplus)
+        own.n -= surplus
+        memmove(own.slots, own.slots + surplus, own.n * sizeof(mbuf_t *))
+    memcpy(own.slots + own.n, slots, n * sizeof(mbuf_t *))
+    own.n += n
+    _compat.unlock(&own.lock)
+
+
+cdef inline bint drop_ref(mbuf_t *m) noexcept nogil:
+    """True when the caller held the last reference."""
+    if _compat.load(&m.refcnt) == 1:
+        m.refcnt = 0
+        return True
+    return _compat.sub_fetch(&m.refcnt, 1) == 0
+
+
+cdef mbuf_t *recycle_header(mbuf_t *m) noexcept nogil:
+    """Makes a dead segment ready for its pool; returns the bytes' owner it borrowed from."""
+    cdef mbuf_t *owner = m.direct
+    m.next = NULL
+    if owner != NULL:
+        m.direct = NULL
+        m.buf = m.pool.arena + (m - m.pool.headers) * m.pool.stride
+        m.buf_len = m.pool.headroom + m.pool.data_room
+    return owner
+
+
+cdef void mbuf_free(mbuf_t *m) noexcept nogil:
+    """Drops one reference on a frame.  NULL is allowed.
+
+    A segment's count is its holders', its predecessor's and its clones'; whoever
+    takes it to zero drops the reference it held on the next one."""
+    cdef mbuf_t *nxt
+    cdef mbuf_t *owner
+    while m != NULL and drop_ref(m):
+        nxt = m.next
+        owner = recycle_header(m)
+        pool_put(m.pool, &m, 1)
+        if owner != NULL:
+            mbuf_free(owner)    # an owner never borrows itself: one level deep
+        m = nxt
+
+
+cdef void mbuf_free_bulk(mbuf_t **v, uint32_t n) noexcept nogil:
+    """Drops one reference on each of ``n`` frames, giving plain ones back in blocks."""
+    cdef mbuf_t *block[CACHE_BLOCK]
+    cdef pool_t *p = NULL
+    cdef uint32_t held = 0, i
+    cdef mbuf_t *m
+    for i in range(n):
+        m = v[i]
+        if m.next != NULL or m.direct != NULL or _compat.load(&m.refcnt) != 1:
+            mbuf_free(m)
+            continue
+        if held == CACHE_BLOCK or (m.pool != p and held > 0):
+            pool_put(p, block, held)
+            held = 0
+        p = m.pool
+        m.refcnt = 0
+        block[held] = m
+        held += 1
+    if held > 0:
+        pool_put(p, block, held)
+
+
+cdef uint32_t mbuf_read(const mbuf_t *m, uint32_t offset, uint8_t *dst, uint32_t n) noexcept nogil:
+    """Copies up to ``n`` bytes of a frame from ``offset`` on; returns how many there were."""
+    cdef uint32_t done = 0, k
+    while m != NULL and done < n:
+        if offset >= m.data_len:
+            offset -= m.data_len
+        else:
+            k = m.data_len - offset
+            if k > n - done:
+                k = n - done
+            memcpy(dst + done, mbuf_data(m) + offset, k)
+            done += k
+            offset = 0
+        m = m.next
+    return done
+
+
+cdef uint32_t mbuf_write(mbuf_t *m, uint32_t offset, const uint8_t *src, uint32_t n) noexcept nogil:
+    """Overwrites up to ``n`` bytes of a frame from ``offset`` on; returns how many fitted."""
+    cdef uint32_t done = 0, k
+    while m != NULL and done < n:
+        if offset >= m.data_len:
+            offset -= m.data_len
+        else:
+            k = m.data_len - offset
+            if k > n - done:
+                k = n - done
+            memcpy(mbuf_data(m) + offset, src + done, k)
+            done += k
+            offset = 0
+        m = m.next
+    return done
+
+
+cdef int mbuf_fill(mbuf_t *first, const uint8_t *src, size_t n) noexcept nogil:
+    """Fills an empty frame, adding segments of its pool as needed.
+
+    0, or -ENOMEM when the pool has too few slots left: the frame is then as far as it got
+    and still the caller's to free."""
+    cdef mbuf_t *tail = first
+    cdef mbuf_t *seg
+    cdef uint32_t room = first.pool.data_room
+    cdef uint32_t k
+    while True:
+        k = <uint32_t>n if n < room else room
+        memcpy(mbuf_data(tail), src, k)
+        tail.data_len = k
+        first.pkt_len += k
+        src += k
+        n -= k
+        if n == 0:
+            return 0
+        if pool_get(first.pool, &seg, 1) == 0:
+            return -ENOMEM
+        mbuf_reset(seg)
+        tail.next = seg
+        tail = seg
+        first.nb_segs += 1
+
+
+cdef mbuf_t *mbuf_clone(mbuf_t *m) noexcept nogil:
+    """New headers over the same bytes, one for each segment; NULL when the pool is empty."""
+    cdef mbuf_t *head = NULL
+    cdef mbuf_t *tail = NULL
+    cdef mbuf_t *seg
+    cdef mbuf_t *owner
+    while m != NULL:
+        if pool_get(m.pool, &seg, 1) == 0:
+            mbuf_free(head)
+            return NULL
+        owner = m.direct if m.direct != NULL else m
+        mbuf_ref(owner)
+        memcpy(seg, m, sizeof(mbuf_t))
+        seg.refcnt = 1
+        seg.next = NULL
+        seg.direct = owner
+        if tail == NULL:
+            head = seg
+        else:
+            tail.next = seg
+        tail = seg
+        m = m.next
+    return head

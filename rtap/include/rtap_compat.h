@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * What Cython cannot say (atomics, a lock for short critical sections) and the
+ * kernel constants that older headers lack.  Values are kernel ABI, from
+ * linux/if_tun.h, linux/virtio_net.h, linux/io_uring.h and linux/fs.h.
+ */
+#ifndef RTAP_COMPAT_H
+#define RTAP_COMPAT_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1
+#endif
+#include <errno.h>
+#include <sched.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+#include <linux/fs.h>
+#include <linux/virtio_net.h>
+#include <liburing.h>
+
+#ifndef RWF_NOWAIT
+#define RWF_NOWAIT 0x00000008
+#endif
+#ifndef IOSQE_CQE_SKIP_SUCCESS
+#define IOSQE_CQE_SKIP_SUCCESS (1U << 6)
+#endif
+#ifndef IORING_FEAT_CQE_SKIP
+#define IORING_FEAT_CQE_SKIP (1U << 11)
+#endif
+#ifndef IORING_SETUP_SUBMIT_ALL
+#define IORING_SETUP_SUBMIT_ALL (1U << 7)
+#endif
+#ifndef IORING_SETUP_COOP_TASKRUN
+#define IORING_SETUP_COOP_TASKRUN (1U << 8)
+#endif
+#ifndef VIRTIO_NET_HDR_GSO_UDP_L4
+#define VIRTIO_NET_HDR_GSO_UDP_L4 5
+#endif
+#ifndef MFD_CLOEXEC
+#define MFD_CLOEXEC 0x0001U
+#endif
+
+/* -EBADFD has no constant in POSIX; TAP descriptors return it after deletion. */
+#ifndef EBADFD
+#define EBADFD 77
+#endif
+
+static inline uint32_t rtap_load(const uint32_t *p)
+{
+	return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+}
+
+static inline uint32_t rtap_load_relaxed(const uint32_t *p)
+{
+	return __atomic_load_n(p, __ATOMIC_RELAXED);
+}
+
+static inline void rtap_store(uint32_t *p, uint32_t v)
+{
+	__atomic_store_n(p, v, __ATOMIC_RELEASE);
+}
+
+static inline uint32_t rtap_fetch_add(uint32_t *p, uint32_t v)
+{
+	return __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL);
+}
+
+/* Subtracts and returns what is left. */
+static inline uint32_t rtap_sub_fetch(uint32_t *p, uint32_t v)
+{
+	return __atomic_sub_fetch(p, v, __ATOMIC_ACQ_REL);
+}
+
+/* 1 when *p went from `from` to `to`, else 0. */
+static inline int rtap_cas(uint32_t *p, uint32_t from, uint32_t to)
+{
+	return __atomic_compare_exchange_n(p, &from, to, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
+
+/* Statistics have one writer and many readers: plain stores would tear on
+ * 32-bit machines and be a data race everywhere. */
+static inline uint64_t rtap_counter_read(const uint64_t *p)
+{
+	return __atomic_load_n(p, __ATOMIC_RELAXED);
+}
+
+static inline void rtap_counter_add(uint64_t *p, uint64_t v)
+{
+	__atomic_store_n(p, __atomic_load_n(p, __ATOMIC_RELAXED) + v, __ATOMIC_RELAXED);
+}
+
+/* A lock for critical sections of well under a microsecond, usable with and
+ * without the GIL.  A waiter yields, so that a preempted holder can finish. */
+static inline int rtap_trylock(uint32_t *lock)
+{
+	return rtap_load_relaxed(lock) == 0 &&
+	       __atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE) == 0;
+}
+
+static inline void rtap_lock(uint32_t *lock)
+{
+	unsigned int spins = 0;
+
+	while (!rtap_trylock(lock)) {
+		if (++spins >= 64) {
+			sched_yield();
+			spins = 0;
+		}
+	}
+}
+
+static inline void rtap_unlock(uint32_t *lock)
+{
+	rtap_store(lock, 0);
+}
+
+/* glibc makes read and write cancellation points, which costs each call two atomic
+ * operations in a threaded process.  Nobody cancels our threads. */
+static inline ssize_t rtap_read(int fd, void *buf, size_t n)
+{
+	return syscall(SYS_read, fd, buf, n);
+}
+
+static inline ssize_t rtap_write(int fd, const void *buf, size_t n)
+{
+	return syscall(SYS_write, fd, buf, n);
+}
+
+static inline ssize_t rtap_readv(int fd, const struct iovec *iov, int count)
+{
+	return syscall(SYS_readv, fd, iov, count);
+}
+
+static inline ssize_t rtap_writev(int fd, const struct iovec *iov, int count)
+{
+	return syscall(SYS_writev, fd, iov, count);
+}
+
+/* A sparse table of registered buffers (io_uring_register(2), Linux 5.19).  liburing
+ * wraps it from 2.2 on; with these two, 2.0 will do.  0 or -errno. */
+#ifndef __NR_io_uring_register
+#define __NR_io_uring_register 427
+#endif
+
+static inline int rtap_register_buffers_sparse(int ring_fd, uint32_t n)
+{
+	struct { uint32_t nr, flags; uint64_t resv2, data, tags; } reg;
+
+	memset(&reg, 0, sizeof(reg));
+	reg.nr = n;
+	reg.flags = 1U;		/* IORING_RSRC_REGISTER_SPARSE */
+	return syscall(__NR_io_uring_register, ring_fd, 15 /* IORING_REGISTER_BUFFERS2 */,
+		       &reg, sizeof(reg)) < 0 ? -errno : 0;
+}
+
+/* Puts a buffer at an index of that table; NULL, 0 takes it out. */
+static inline int rtap_update_buffer(int ring_fd, uint32_t index, void *base, size_t len)
+{
+	struct { uint32_t offset, resv; uint64_t data, tags; uint32_t nr, resv2; } up;
+	struct iovec iov = { base, len };
+
+	memset(&up, 0, sizeof(up));
+	up.offset = index;
+	up.data = (uint64_t)(uintptr_t)&iov;
+	up.nr = 1;
+	return syscall(__NR_io_uring_register, ring_fd, 16 /* IORING_REGISTER_BUFFERS_UPDATE */,
+		       &up, sizeof(up)) < 0 ? -errno : 0;
+}
+
+/* CLOCK_MONOTONIC in nanoseconds. */
+static inline uint64_t rtap_now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+#endif
