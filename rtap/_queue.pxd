@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What every driver's queues have in common: a burst function over native state, counters, and
+the Python shell around them.  A driver's own state struct starts with ``rxq_t`` or ``txq_t``."""
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+
+from rtap._burst cimport Burst
+from rtap._mempool cimport Mempool
+from rtap._pool cimport mbuf_t
+
+
+cdef enum:
+    # queue_t.state
+    QUEUE_STOPPED = 0
+    QUEUE_STARTED = 1
+    QUEUE_CLOSED = 2
+
+    # gil_t.mode
+    GIL_AUTO = 0
+    GIL_RELEASE = 1
+    GIL_HOLD = 2
+
+    BURST_MAX = 65535
+
+
+cdef struct rxq_t:
+    # Receives at most n frames into out and returns their number; *error is 0, or the errno
+    # that ended the burst.  Called by whoever owns the queue.
+    uint32_t (*burst)(rxq_t *q, mbuf_t **out, uint32_t n, int *error) noexcept nogil
+    int fd                      # to wait on; -1 when there is nothing to wait for
+    uint32_t state
+    uint32_t owned              # 1 while a thread bursts; see queue_own
+    uint64_t packets
+    uint64_t bytes
+    uint64_t errors             # frames lost to truncated, bad_vnet_hdr and read_errors
+    uint64_t nombuf
+    uint64_t truncated
+    uint64_t bad_vnet_hdr
+    uint64_t read_errors
+
+
+cdef struct txq_t:
+    # Sends from the front of v: returns how many frames it consumed; v[0] is then the first
+    # unsent one.  *error is 0, or the errno that ended the burst for good.
+    uint32_t (*burst)(txq_t *q, mbuf_t **v, uint32_t n, int *error) noexcept nogil
+    int fd
+    uint32_t state
+    uint32_t owned
+    uint64_t packets
+    uint64_t bytes
+    uint64_t errors             # frames consumed unsent: refused, too_long or down
+    uint64_t refused            # EINVAL and whatever else speaks against one frame
+    uint64_t down               # EIO: the interface was down
+    uint64_t full               # times the kernel took no more (EAGAIN, ENOMEM, ENOBUFS)
+
+
+cdef struct gil_t:
+    int mode
+    uint64_t hold_until         # CLOCK_MONOTONIC ns
+
+
+cdef class RxQueueBase:
+    cdef rxq_t *q
+    cdef gil_t gil
+    cdef uint32_t generation
+    cdef public str name
+    cdef readonly int queue_id
+    cdef readonly int port
+    cdef readonly int nb_desc
+    cdef readonly Mempool pool
+
+    cdef int own(self) except -1
+    cdef void disown(self) noexcept
+    cdef int checked(self) except -1
+    cdef int run(self, Burst burst, uint32_t n) except? -1
+    cdef bint wait(self, uint64_t deadline) except -1
+
+
+cdef class TxQueueBase:
+    cdef txq_t *q
+    cdef gil_t gil
+    cdef uint32_t generation
+    cdef public str name
+    cdef readonly int queue_id
+    cdef readonly int port
+    cdef readonly int nb_desc
+
+    cdef int own(self) except -1
+    cdef void disown(self) noexcept
+    cdef int checked(self) except -1
+
+
+cdef int gil_mode(str name) except -1

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The Python shells of a queue: arguments, ownership by one thread, the GIL, waiting.
+
+Kernels return counts and errno values; these shells release the GIL once for each burst and
+raise.  A queue belongs to one thread while that thread bursts; a second one gets an error.
+"""
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport uint32_t, uint64_t
+
+cimport rtap._compat as _compat
+from rtap._burst cimport Burst, burst_make
+from rtap._linux cimport POLLIN, poll, pollfd, usleep
+from rtap._mbuf cimport check_range
+from rtap._pool cimport mbuf_t
+from rtap._uring cimport fork_generation
+
+import math
+from rtap.errors import DeviceStateError, raise_errno
+
+cdef enum:
+    HOLD_BURST_MAX = 64         # longer bursts release the GIL whatever it costs
+    SLOW_ACQUIRE_NS = 500_000   # taking the GIL back took this long: somebody else lives in it
+    HOLD_NS = 250_000_000       # then it is kept for this long before trying again
+    WAIT_SLICE_MS = 20          # a stopped queue's waiter leaves within one
+    SIGNAL_SLICE_MS = 60        # between looks at pending signals
+    EMPTY_POOL_US = 1000
+
+cdef dict GIL_MODES = {"auto": GIL_AUTO, "release": GIL_RELEASE, "hold": GIL_HOLD}
+
+
+cdef int gil_mode(str name) except -1:
+    if name not in GIL_MODES:
+        raise ValueError(f"gil must be one of {', '.join(GIL_MODES)}, got {name!r}")
+    return GIL_MODES[name]
+
+
+cdef inline bint gil_keep(gil_t *g, Py_ssize_t n) noexcept:
+    """Whether a burst of ``n`` frames runs without giving the GIL away."""
+    if g.mode == GIL_RELEASE or n > HOLD_BURST_MAX:
+        return False
+    if g.mode == GIL_HOLD:
+        return True
+    return g.hold_until != 0 and _compat.now_ns() < g.hold_until
+
+
+cdef inline void gil_taken_back(gil_t *g, uint64_t asked) noexcept:
+    """Learns from how long it took since ``asked``.
+
+    Beside a busy Python thread each release costs a switch interval (5 ms), a thousand times a
+    short burst, so for a while there are no releases; one now and then finds out whether the
+    other thread is still there."""
+    cdef uint64_t now = _compat.now_ns()
+    g.hold_until = now + HOLD_NS if now - asked > SLOW_ACQUIRE_NS else 0
+
+
+cdef int queue_own(uint32_t *owned, uint32_t *state, uint32_t generation, queue) except -1:
+    if generation != fork_generation():
+        raise DeviceStateError(f"{queue!r} was opened before fork() and belongs to the parent "
+                               "process; open or attach the device in the child")
+    if not _compat.cas(owned, 0, 1):
+        raise DeviceStateError(f"{queue!r} is in use by another thread or worker")
+    if _compat.load(state) != QUEUE_STARTED:
+        _compat.store(owned, 0)
+        raise DeviceStateError(f"{queue!r} is "
+                               + ("closed" if state[0] == QUEUE_CLOSED else "not started"))
+    return 0
+
+
+cdef int queue_set_state(uint32_t *owned, uint32_t *state, uint32_t value) except -1:
+    """Changes the state and, unless to started, waits until the thread that bursts has left."""
+    _compat.store(state, value)
+    if value == QUEUE_STARTED:
+        return 0
+    while _compat.load(owned) != 0:
+        with nogil:
+            usleep(200)
+        PyErr_CheckSignals()
+    return 0
+
+
+cdef class RxQueueBase:
+    """Receive side of one queue; see :class:`rtap._ring.RxQueue`."""
+
+    cdef int checked(self) except -1:
+        if self.q == NULL:
+            raise DeviceStateError(f"{self!r} is closed")
+        return 0
+
+    cdef int own(self) except -1:
+        self.checked()
+        return queue_own(&self.q.owned, &self.q.state, self.generation, self)
+
+    cdef void disown(self) noexcept:
+        _compat.store(&self.q.owned, 0)
+
+    def __repr__(self):
+        return f"rx queue {self.queue_id} of {self.name}"
+
+    @property
+    def fd(self):
+        """Descriptor that is readable while frames wait; -1 when the driver has none."""
+        self.checked()
+        return self.q.fd
+
+    def start(self):
+        """Bursts are allowed from now on."""
+        self.checked()
+        queue_set_state(&self.q.owned, &self.q.state, QUEUE_STARTED)
+
+    def stop(self):
+        """Ends waits in progress (within 20 ms) and refuses further bursts."""
+        self.checked()
+        if self.q.state == QUEUE_STARTED:
+            queue_set_state(&self.q.owned, &self.q.state, QUEUE_STOPPED)
+
+    def rx_burst(self, n=64, timeout=0):
+        """Up to ``n`` frames that have arrived, as a :class:`rtap.Burst`, in order.
+
+        ``timeout`` in seconds to wait for the first one, None for ever; waiting never holds the
+        GIL and Ctrl-C ends it.  An empty pool gives an empty burst and counts ``nombuf``.
+        DeviceGone when the interface is deleted, RuntimeError when the queue is stopped or used
+        by another thread.
+        """
+        cdef uint32_t count = check_range("n", n, 1, BURST_MAX)
+        cdef uint64_t deadline = wait_deadline(timeout)
+        cdef Burst burst = burst_make(count)
+        cdef uint64_t nombuf
+        cdef int error
+        self.own()
+        try:
+            while True:
+                nombuf = self.q.nombuf
+                error = self.run(burst, count)
+                if burst.n > 0 or error != 0 or deadline == 0:
+                    break
+                if self.q.nombuf != nombuf:
+                    # A frame waits for a buffer that only the caller can give back.
+                    with nogil:
+                        usleep(EMPTY_POOL_US)
+                    break
+                if not self.wait(deadline):
+                    break
+        finally:
+            self.disown()
+        if error != 0 and burst.n == 0:
+            raise_errno(error, "rx_burst", self.name)
+        return burst
+
+    cdef int run(self, Burst burst, uint32_t n) except? -1:
+        cdef rxq_t *q = self.q
+        cdef mbuf_t **out = burst.v
+        cdef uint32_t got
+        cdef uint64_t asked
+        cdef int error = 0
+        if gil_keep(&self.gil, n):
+            got = q.burst(q, out, n, &error)
+        else:
+            with nogil:
+                got = q.burst(q, out, n, &error)
+                asked = _compat.now_ns()
+            gil_taken_back(&self.gil, asked)
+        burst.n = got
+        return error
+
+    cdef bint wait(self, uint64_t deadline) except -1:
+        """Waits for a frame; False when the time is up."""
+        cdef rxq_t *q = self.q
+        cdef bint ready
+        while True:
+            with nogil:
+                ready = wait_readable(q, deadline)
+            PyErr_CheckSignals()
+            if _compat.load(&q.state) != QUEUE_STARTED:
+                raise DeviceStateError(f"{self!r} was stopped while waiting")
+            if ready:
+                return True
+            if _compat.now_ns() >= deadline:
+                return False
+
+
+cdef uint64_t wait_deadline(timeout) except? 1:
+    """CLOCK_MONOTONIC ns at which to stop waiting; 0 for not waiting at all."""
+    cdef double seconds
+    if timeout is None:
+        return <uint64_t>-1
+    seconds = timeout
+    if not seconds >= 0 or math.isinf(seconds):
+        raise ValueError(f"timeout must be None or at least 0 seconds, got {timeout!r}")
+    if seconds == 0:
+        return 0
+    return _compat.now_ns() + <uint64_t>(min(seconds, 1e9) * 1e9)
+
+
+cdef bint wait_readable(rxq_t *q, uint64_t deadline) noexcept nogil:
+    """Polls the descriptor in short slices: true when ready or in error, false to look around."""
+    cdef pollfd p
+    cdef uint64_t now = _compat.now_ns()
+    cdef uint64_t until = now + <uint64_t>SIGNAL_SLICE_MS * 1000000
+    cdef uint64_t left
+    cdef int ms, rc
+    p.fd = q.fd
+    p.events = POLLIN
+    if until > deadline:
+        until = deadline
+    while now < until and _compat.load(&q.state) == QUEUE_STARTED:
+        left = (until - now + 999999) // 1000000
+        ms = WAIT_SLICE_MS if left > WAIT_SLICE_MS else <int>left
+        p.revents = 0
+        rc = poll(&p, 1, ms)
+        if rc != 0:
+            return rc > 0
+        now = _compat.now_ns()
+    return False
+
+
+cdef class TxQueueBase:
+    """Transmit side of one queue; see :class:`rtap._ring.TxQueue`."""
+
+    cdef int checked(self) except -1:
+        if self.q == NULL:
+            raise DeviceStateError(f"{self!r} is closed")
+        return 0
+
+    cdef int own(self) except -1:
+        self.checked()
+        return queue_own(&self.q.owned, &self.q.state, self.generation, self)
+
+    cdef void disown(self) noexcept:
+        _compat.store(&self.q.owned, 0)
+
+    def __repr__(self):
+        return f"tx queue {self.queue_id} of {self.name}"
+
+    def start(self):
+        """Bursts are allowed from now on."""
+        self.checked()
+        queue_set_state(&self.q.owned, &self.q.state, QUEUE_STARTED)
+
+    def stop(self):
+        """Refuses further bursts, once the one in progress is over."""
+        self.checked()
+        if self.q.state == QUEUE_STARTED:
+            queue_set_state(&self.q.owned, &self.q.state, QUEUE_STOPPED)
+
+    def tx_burst(self, Burst burst not None):
+        """Sends frames from the front of ``burst``; returns how many it took.
+
+        Those are consumed, ``burst[0]`` is then the first unsent one.  A full kernel queue is a
+        short count, not an error; a frame that the kernel refuses is consumed and counted in
+        ``errors``.  DeviceGone (with ``.sent``) when the interface is deleted, RuntimeError when
+        the queue is stopped or used by another thread.
+        """
+        cdef txq_t *q
+        cdef mbuf_t **v
+        cdef Py_ssize_t n, capacity
+        cdef uint32_t sent
+        cdef uint64_t asked
+        cdef int error = 0
+        self.own()
+        q = self.q
+        n = burst.lend(&v, &capacity)
+        if gil_keep(&self.gil, n):
+            sent = q.burst(q, v, <uint32_t>n, &error)
+        else:
+            with nogil:
+                sent = q.burst(q, v, <uint32_t>n, &error)
+                asked = _compat.now_ns()
+            gil_taken_back(&self.gil, asked)
+        self.disown()
+        burst.give_back(v, n - sent, capacity)
+        if error != 0:
+            raise_errno(error, "tx_burst", self.name, sent)
+        return sent

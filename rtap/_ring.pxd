@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: BSD-3-Clause
+from rtap._queue cimport RxQueueBase, TxQueueBase
+from rtap._rx cimport tap_rxq_t
+from rtap._tx cimport tap_txq_t
+
+
+cdef class RxQueue(RxQueueBase):
+    cdef tap_rxq_t *tap
+    cdef readonly str engine
+    cdef readonly str engine_reason
+    cdef readonly int max_frame
+
+
+cdef class TxQueue(TxQueueBase):
+    cdef tap_txq_t *tap
+    cdef readonly str engine
+    cdef readonly str engine_reason

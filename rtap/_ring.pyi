@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: BSD-3-Clause
+from rtap._mempool import Mempool
+from rtap._queue import RxQueueBase, TxQueueBase
+
+class RxQueue(RxQueueBase):
+    def __init__(
+        self,
+        fd: int,
+        pool: Mempool,
+        *,
+        name: str,
+        queue_id: int = 0,
+        port: int = 0xFFFF,
+        nb_desc: int = 64,
+        vnet_hdr: bool = True,
+        max_frame: int = 1522,
+        scatter: bool = False,
+        l2: bool = True,
+        engine: str = "auto",
+        gil: str = "auto",
+    ) -> None: ...
+    @property
+    def engine(self) -> str: ...
+    @property
+    def engine_reason(self) -> str: ...
+    @property
+    def max_frame(self) -> int: ...
+    def purge(self) -> int: ...
+    def counters(self) -> dict[str, int]: ...
+    def reset_counters(self) -> None: ...
+    def close(self) -> None: ...
+
+class TxQueue(TxQueueBase):
+    def __init__(
+        self,
+        fd: int,
+        *,
+        name: str,
+        queue_id: int = 0,
+        port: int = 0xFFFF,
+        nb_desc: int = 64,
+        vnet_hdr: bool = True,
+        ordered: bool = False,
+        engine: str = "auto",
+        gil: str = "auto",
+    ) -> None: ...
+    @property
+    def engine(self) -> str: ...
+    @property
+    def engine_reason(self) -> str: ...
+    def counters(self) -> dict[str, int]: ...
+    def reset_counters(self) -> None: ...
+    def close(self) -> None: ...

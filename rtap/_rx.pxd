@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: BSD-3-Clause
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+
+from rtap._pool cimport mbuf_t, pool_t
+from rtap._queue cimport rxq_t
+
+
+cdef enum:
+    BATCH_SLOTS = 512           # most slots one batch of reads is given
+    SEGS_MAX = 128              # most slots of one read
+
+
+cdef struct tap_rxq_t:
+    rxq_t base
+    pool_t *pool
+    uint64_t file_id
+    int engine                  # ENGINE_*
+    uint32_t entries            # most frames for each kernel entry
+    uint32_t depth              # reads submitted first by the next burst
+    uint32_t hdr_len            # of the virtio-net header; 0 without
+    uint32_t segs               # slots for each read
+    bint l2                     # Ethernet frames, not IP packets
+    uint16_t port
+
+
+cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil
+cdef uint32_t rx_syscall(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Receive loops on a TAP or TUN descriptor, one for each engine.
+
+A read puts the virtio-net header into the headroom and the frame after it, into one slot or, with
+SCATTER, into a chain.  Buffers hold one byte more than the longest legal frame: a read that fills
+its buffer was cut, and is counted instead of delivered.
+"""
+
+from libc.errno cimport EAGAIN, EBADF, EINTR, errno
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cimport rtap._compat as _compat
+from rtap._liburing cimport (
+    IOSQE_FIXED_FILE, io_uring_cq_advance, io_uring_cq_ready, io_uring_cqe, io_uring_get_sqe,
+    io_uring_peek_batch_cqe, io_uring_prep_read, io_uring_prep_read_fixed, io_uring_prep_readv,
+    io_uring_sqe, io_uring_submit_and_wait,
+)
+from rtap._linux cimport EBADFD, POLLIN, RWF_NOWAIT, iovec, poll, pollfd, read, readv
+from rtap._offload cimport vnet_hdr_to_mbuf
+from rtap._pool cimport mbuf_free, mbuf_reset, mbuf_t, pool_get, pool_put
+from rtap._queue cimport rxq_t
+from rtap._uring cimport (
+    ENGINE_AUTO, RING_ENTRIES, uring_buffer, uring_enter, uring_file, uring_leave, uring_run,
+    uring_t,
+)
+
+
+cdef inline uint8_t *rx_start(tap_rxq_t *q, mbuf_t *m) noexcept nogil:
+    """Where a read puts the virtio-net header, so that the frame starts after the headroom."""
+    return m.buf + m.pool.headroom - q.hdr_len
+
+
+cdef uint32_t rx_iovecs(tap_rxq_t *q, mbuf_t **slots, iovec *iov) noexcept nogil:
+    cdef uint32_t i
+    for i in range(q.segs):
+        iov[i].iov_base = slots[i].buf + q.pool.headroom
+        iov[i].iov_len = q.pool.data_room
+    iov[0].iov_base = rx_start(q, slots[0])
+    iov[0].iov_len = q.pool.data_room + q.hdr_len
+    return q.segs
+
+
+cdef bint rx_accept(tap_rxq_t *q, mbuf_t **slots, uint32_t n) noexcept nogil:
+    """Makes a frame of ``n`` bytes read into ``q.segs`` slots; slots it does not fill go back.
+
+    False, and all slots back, when the frame was cut or its header does not fit it."""
+    cdef mbuf_t *m = slots[0]
+    cdef mbuf_t *tail = m
+    cdef uint32_t room = q.pool.data_room
+    cdef uint32_t left, i, used = 1
+    if n >= q.segs * room + q.hdr_len:
+        _compat.counter_add(&q.base.truncated, 1)
+        _compat.counter_add(&q.base.errors, 1)
+        pool_put(q.pool, slots, q.segs)
+        return False
+    mbuf_reset(m)
+    m.port = q.port
+    m.pkt_len = n - q.hdr_len
+    left = m.pkt_len
+    m.data_len = left if left < room else room
+    left -= m.data_len
+    while left > 0:
+        mbuf_reset(slots[used])
+        tail.next = slots[used]
+        tail = slots[used]
+        tail.data_len = left if left < room else room
+        left -= tail.data_len
+        used += 1
+    m.nb_segs = <uint16_t>used
+    if used < q.segs:
+        for i in range(used, q.segs):
+            slots[i].refcnt = 0
+        pool_put(q.pool, slots + used, q.segs - used)
+    if q.hdr_len != 0:
+        # The first two bytes are flags and gso_type: nearly always there is nothing to do.
+        if (rx_start(q, m)[0] | rx_start(q, m)[1]) != 0:
+            if vnet_hdr_to_mbuf(m, rx_start(q, m), q.l2) != 0:
+                _compat.counter_add(&q.base.bad_vnet_hdr, 1)
+                _compat.counter_add(&q.base.errors, 1)
+                mbuf_free(m)
+                return False
+    return True
+
+
+cdef bint rx_settle(tap_rxq_t *q, mbuf_t **slots, int32_t result, mbuf_t **out, uint32_t *got,
+                    uint64_t *n_bytes, int *error) noexcept nogil:
+    """Takes the result of one read; false when the queue has no more."""
+    if result > <int32_t>q.hdr_len:
+        if rx_accept(q, slots, <uint32_t>result):
+            out[got[0]] = slots[0]
+            n_bytes[0] += slots[0].pkt_len
+            got[0] += 1
+        return True
+    pool_put(q.pool, slots, q.segs)
+    if result == -EBADFD or result == -EBADF:
+        error[0] = -result
+    elif result != -EAGAIN and result != -EINTR:
+        _compat.counter_add(&q.base.read_errors, 1)
+        _compat.counter_add(&q.base.errors, 1)
+    return False
+
+
+cdef void rx_no_buffers(tap_rxq_t *q) noexcept nogil:
+    """The pool is empty; that is a loss only if a frame was there to take."""
+    cdef pollfd p
+    p.fd = q.base.fd
+    p.events = POLLIN
+    p.revents = 0
+    if poll(&p, 1, 0) > 0:
+        _compat.counter_add(&q.base.nombuf, 1)
+
+
+cdef inline uint32_t rx_slots(tap_rxq_t *q, mbuf_t **slots, uint32_t reads) noexcept nogil:
+    """Slots for up to ``reads`` reads; returns for how many there were enough."""
+    cdef uint32_t have = pool_get(q.pool, slots, reads * q.segs)
+    cdef uint32_t whole = have // q.segs
+    if have > whole * q.segs:
+        pool_put(q.pool, slots + whole * q.segs, have - whole * q.segs)
+    return whole
+
+
+cdef inline void rx_count(tap_rxq_t *q, uint32_t got, uint64_t n_bytes,
+                          uint32_t limit) noexcept nogil:
+    # The next burst asks for a little more than came: an idle queue costs one empty read.
+    q.depth = min(got + got // 8 + 1, limit)
+    _compat.counter_add(&q.base.packets, got)
+    _compat.counter_add(&q.base.bytes, n_bytes)
+
+
+cdef uint32_t rx_batch(tap_rxq_t *q, uring_t *r, mbuf_t **slots, uint32_t n,
+                       int32_t *results) noexcept nogil:
+    """Runs ``n`` reads; returns how many have a result, from the first on."""
+    cdef int index = uring_file(r, q.file_id, q.base.fd)
+    cdef int fd = q.base.fd if index < 0 else index
+    cdef uint8_t flags = 0 if index < 0 else <uint8_t>IOSQE_FIXED_FILE
+    cdef int buffer = uring_buffer(r, q.pool) if q.segs == 1 else -1
+    cdef uint32_t length = q.pool.data_room + q.hdr_len
+    cdef io_uring_cqe *cqes[RING_ENTRIES]
+    cdef io_uring_sqe *sqe
+    cdef iovec *iov
+    cdef uint32_t i, took, ready
+    for i in range(n):
+        sqe = io_uring_get_sqe(&r.ring)
+        if q.segs > 1:
+            iov = r.iovecs + i * q.segs
+            io_uring_prep_readv(sqe, fd, iov, rx_iovecs(q, slots + i * q.segs, iov), 0)
+        elif buffer >= 0:
+            io_uring_prep_read_fixed(sqe, fd, rx_start(q, slots[i]), length, 0, buffer)
+        else:
+            io_uring_prep_read(sqe, fd, rx_start(q, slots[i]), length, 0)
+        sqe.rw_flags = RWF_NOWAIT
+        sqe.flags = flags
+        sqe.user_data = i
+    took = uring_run(r, n)
+    ready = io_uring_cq_ready(&r.ring)
+    while ready < took:         # not seen to happen: NOWAIT completes inline
+        io_uring_submit_and_wait(&r.ring, took)
+        ready = io_uring_cq_ready(&r.ring)
+    ready = io_uring_peek_batch_cqe(&r.ring, cqes, took)
+    for i in range(ready):
+        results[cqes[i].user_data] = cqes[i].res
+    io_uring_cq_advance(&r.ring, ready)
+    return took
+
+
+cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil:
+    cdef tap_rxq_t *q = <tap_rxq_t *>base
+    cdef mbuf_t *slots[BATCH_SLOTS]
+    cdef int32_t results[RING_ENTRIES]
+    cdef uint32_t limit = min(q.entries, <uint32_t>BATCH_SLOTS // q.segs)
+    cdef uint32_t depth = q.depth
+    cdef uint32_t got = 0, reads, took, i
+    cdef uint64_t n_bytes = 0
+    cdef bint more = True
+    cdef int rc = 0
+    cdef uring_t *r = uring_enter(&rc)
+    if r == NULL:
+        if q.engine == ENGINE_AUTO:
+            return rx_syscall(base, out, n, error)
+        error[0] = -rc
+        return 0
+    while more and got < n:
+        reads = rx_slots(q, slots, min(depth, n - got, limit))
+        if reads == 0:
+            rx_no_buffers(q)
+            break
+        took = rx_batch(q, r, slots, reads, results)
+        for i in range(took):
+            if not rx_settle(q, slots + i * q.segs, results[i], out, &got, &n_bytes, error):
+                more = False
+        if took < reads:        # never read into: the ring is closed before it could be
+            pool_put(q.pool, slots + took * q.segs, (reads - took) * q.segs)
+            more = False
+        depth = min(2 * depth, limit)
+    uring_leave(r)
+    rx_count(q, got, n_bytes, limit)
+    return got
+
+
+cdef uint32_t rx_syscall(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil:
+    cdef tap_rxq_t *q = <tap_rxq_t *>base
+    cdef mbuf_t *slots[BATCH_SLOTS]
+    cdef mbuf_t **at
+    cdef iovec iov[SEGS_MAX]
+    cdef uint32_t limit = <uint32_t>BATCH_SLOTS // q.segs
+    cdef uint32_t depth = q.depth
+    cdef uint32_t got = 0, reads, done
+    cdef uint64_t n_bytes = 0
+    cdef bint more = True
+    cdef ssize_t rc
+    while more and got < n:
+        reads = rx_slots(q, slots, min(depth, n - got, limit))
+        if reads == 0:
+            rx_no_buffers(q)
+            break
+        done = 0
+        while more and done < reads:
+            at = slots + done * q.segs
+            if q.segs == 1:
+                rc = read(base.fd, rx_start(q, at[0]), q.pool.data_room + q.hdr_len)
+            else:
+                rc = readv(base.fd, iov, rx_iovecs(q, at, iov))
+            if rc < 0:
+                rc = -errno
+            more = rx_settle(q, at, <int32_t>rc, out, &got, &n_bytes, error)
+            done += 1
+        if done < reads:
+            pool_put(q.pool, slots + done * q.segs, (reads - done) * q.segs)
+        depth = min(2 * depth, limit)
+    rx_count(q, got, n_bytes, limit)
+    return got

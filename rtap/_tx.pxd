@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: BSD-3-Clause
+from libc.stdint cimport uint32_t, uint64_t
+
+from rtap._pool cimport mbuf_t
+from rtap._queue cimport txq_t
+
+
+cdef struct tap_txq_t:
+    txq_t base
+    uint64_t file_id
+    int engine                  # ENGINE_*
+    uint32_t entries            # most frames for each kernel entry
+    uint32_t hdr_len            # of the virtio-net header; 0 without
+    bint ordered                # link the writes: the kernel may stop taking them half-way
+
+
+cdef uint32_t tx_uring(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil
+cdef uint32_t tx_syscall(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil

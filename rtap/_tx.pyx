@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Transmit loops on a TAP or TUN descriptor, one for each engine.
+
+A frame in one private segment gets its virtio-net header written into the headroom and leaves from
+one place; chains and shared frames leave through an iovec with the header beside them, so that
+sending never writes into bytes that somebody else can see.
+"""
+
+from libc.errno cimport EAGAIN, EBADF, EINTR, EIO, ENOBUFS, ENOMEM, errno
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memmove, memset
+
+cimport rtap._compat as _compat
+from rtap._liburing cimport (
+    IOSQE_CQE_SKIP_SUCCESS, IOSQE_FIXED_FILE, IOSQE_IO_LINK, io_uring_cq_advance,
+    io_uring_cq_ready, io_uring_cqe, io_uring_get_sqe, io_uring_peek_batch_cqe,
+    io_uring_prep_write, io_uring_prep_write_fixed, io_uring_prep_writev, io_uring_sqe,
+    io_uring_submit_and_wait,
+)
+from rtap._linux cimport EBADFD, RWF_NOWAIT, iovec, write, writev
+from rtap._offload cimport VNET_HDR_LEN, keeps_vnet_hdr, vnet_hdr_from_mbuf
+from rtap._pool cimport mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_t, pool_t
+from rtap._queue cimport txq_t
+from rtap._uring cimport (
+    ENGINE_AUTO, RING_ENTRIES, RING_HEADERS, RING_IOVECS, uring_buffer, uring_enter, uring_file,
+    uring_leave, uring_run, uring_t,
+)
+
+cdef enum:
+    IOVECS_MAX = 1024           # UIO_MAXIOV: writev(2) refuses more
+
+
+cdef inline uint8_t *tx_in_place(tap_txq_t *q, mbuf_t *m) noexcept nogil:
+    """Where a frame of one private segment starts once its header is written into the headroom;
+    NULL when it cannot be sent from one place."""
+    if m.next != NULL:
+        return NULL
+    if q.hdr_len == 0:
+        return mbuf_data(m)
+    if m.data_off < q.hdr_len or not mbuf_is_private(m):
+        return NULL
+    cdef uint8_t *start = mbuf_data(m) - q.hdr_len
+    if keeps_vnet_hdr(m):
+        vnet_hdr_from_mbuf(m, start)
+    else:
+        memset(start, 0, VNET_HDR_LEN)
+    return start
+
+
+cdef uint32_t tx_iovecs(tap_txq_t *q, const mbuf_t *m, uint8_t *hdr, iovec *iov) noexcept nogil:
+    """Describes a frame of any shape, its header beside it; one too many for the kernel when it
+    has too many segments."""
+    cdef uint32_t n = 0
+    if q.hdr_len != 0:
+        vnet_hdr_from_mbuf(m, hdr)
+        iov[0].iov_base = hdr
+        iov[0].iov_len = q.hdr_len
+        n = 1
+    while m != NULL and n <= IOVECS_MAX:
+        iov[n].iov_base = mbuf_data(m)
+        iov[n].iov_len = m.data_len
+        n += 1
+        m = m.next
+    return n
+
+
+cdef uint32_t tx_prepare(tap_txq_t *q, uring_t *r, mbuf_t **v, uint32_t n) noexcept nogil:
+    """Prepares one write for each frame; returns how many (iovecs may run out before ``n``)."""
+    cdef int index = uring_file(r, q.file_id, q.base.fd)
+    cdef int fd = q.base.fd if index < 0 else index
+    cdef uint8_t flags = 0 if index < 0 else <uint8_t>IOSQE_FIXED_FILE
+    cdef pool_t *pool = NULL
+    cdef int buffer = -1
+    cdef uint32_t used = 0, i
+    cdef io_uring_sqe *sqe = NULL
+    cdef uint8_t *start
+    cdef iovec *iov
+    cdef mbuf_t *m
+    if r.skip_success:
+        flags |= <uint8_t>IOSQE_CQE_SKIP_SUCCESS
+    if q.ordered:
+        flags |= <uint8_t>IOSQE_IO_LINK
+    for i in range(n):
+        m = v[i]
+        start = tx_in_place(q, m)
+        if start == NULL:
+            if used + min(<uint32_t>m.nb_segs, <uint32_t>IOVECS_MAX) + 1 > RING_IOVECS:
+                n = i
+                break
+            sqe = io_uring_get_sqe(&r.ring)
+            iov = r.iovecs + used
+            used += tx_iovecs(q, m, r.headers + i * RING_HEADERS, iov)
+            io_uring_prep_writev(sqe, fd, iov, <uint32_t>(r.iovecs + used - iov), 0)
+        else:
+            if m.pool != pool:
+                pool = m.pool
+                buffer = uring_buffer(r, pool)
+            sqe = io_uring_get_sqe(&r.ring)
+            if buffer >= 0:
+                io_uring_prep_write_fixed(sqe, fd, start, m.data_len + q.hdr_len, 0, buffer)
+            else:
+                io_uring_prep_write(sqe, fd, start, m.data_len + q.hdr_len, 0)
+        sqe.rw_flags = RWF_NOWAIT
+        sqe.flags = flags
+        sqe.user_data = i
+    if q.ordered and sqe != NULL:
+        sqe.flags = flags & ~<uint8_t>IOSQE_IO_LINK
+    return n
+
+
+cdef bint tx_failures(tap_txq_t *q, uring_t *r, uint32_t took, int32_t *results) noexcept nogil:
+    """Collects what did not succeed into ``results`` (else 0); false when there was nothing."""
+    cdef io_uring_cqe *cqes[RING_ENTRIES]
+    cdef uint32_t ready, i, failed = took
+    if not r.skip_success:
+        while io_uring_cq_ready(&r.ring) < took:
+            io_uring_submit_and_wait(&r.ring, took)
+    ready = io_uring_peek_batch_cqe(&r.ring, cqes, RING_ENTRIES)
+    if ready == 0:
+        return False
+    memset(results, 0, took * sizeof(int32_t))
+    for i in range(ready):
+        if cqes[i].res < 0:
+            results[cqes[i].user_data] = cqes[i].res
+            failed = min(failed, <uint32_t>cqes[i].user_data)
+    io_uring_cq_advance(&r.ring, ready)
+    if q.ordered:               # a broken chain cancels its rest, silently where successes are
+        for i in range(failed + 1, took):
+            results[i] = -EAGAIN
+    return failed < took
+
+
+cdef uint32_t tx_sent(txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil:
+    """Counts and frees frames that the kernel took."""
+    cdef uint64_t n_bytes = 0
+    cdef uint32_t i
+    for i in range(n):
+        n_bytes += v[i].pkt_len
+    _compat.counter_add(&q.packets, n)
+    _compat.counter_add(&q.bytes, n_bytes)
+    mbuf_free_bulk(v, n)
+    return n
+
+
+cdef bint tx_failed(txq_t *q, int code, bint *retry, int *error) noexcept nogil:
+    """Judges one failed write: true when the frame is consumed, else it stays for the caller."""
+    if code == EAGAIN or code == ENOMEM or code == ENOBUFS or code == EINTR:
+        retry[0] = True
+        return False
+    if code == EBADFD or code == EBADF:
+        error[0] = code
+        return False
+    if code == EIO:
+        _compat.counter_add(&q.down, 1)
+    else:
+        _compat.counter_add(&q.refused, 1)
+    _compat.counter_add(&q.errors, 1)
+    return True
+
+
+cdef uint32_t tx_sort_out(tap_txq_t *q, mbuf_t **v, uint32_t n, const int32_t *results,
+                          bint *stop, int *error) noexcept nogil:
+    """Frees what was sent or refused and moves the unsent, in order, to the end of ``v[:n]``;
+    returns how many were consumed."""
+    cdef mbuf_t *unsent[RING_ENTRIES]
+    cdef uint32_t n_unsent = 0, consumed = 0, i
+    cdef bint retry = False
+    cdef int first = 0
+    for i in range(n):
+        if results[i] == 0:
+            consumed += tx_sent(&q.base, v + i, 1)
+        elif q.ordered and first != 0:
+            unsent[n_unsent] = v[i]
+            n_unsent += 1
+        elif tx_failed(&q.base, -results[i], &retry, error):
+            mbuf_free(v[i])
+            consumed += 1
+        else:
+            unsent[n_unsent] = v[i]
+            n_unsent += 1
+        if first == 0 and results[i] != 0:
+            first = results[i]
+    for i in range(n_unsent):
+        v[consumed + i] = unsent[i]
+    if retry:
+        _compat.counter_add(&q.base.full, 1)
+    stop[0] = retry or error[0] != 0
+    return consumed
+
+
+cdef uint32_t tx_uring(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil:
+    cdef tap_txq_t *q = <tap_txq_t *>base
+    cdef int32_t results[RING_ENTRIES]
+    cdef uint32_t done = 0, prepared, took
+    cdef bint stop = False, failures
+    cdef uring_t *r
+    cdef int rc = 0
+    while done < n and not stop:
+        r = uring_enter(&rc)
+        if r == NULL:
+            if q.engine == ENGINE_AUTO:
+                memmove(v, v + done, (n - done) * sizeof(mbuf_t *))
+                return done + tx_syscall(base, v, n - done, error)
+            error[0] = -rc
+            break
+        prepared = tx_prepare(q, r, v + done, min(n - done, q.entries))
+        took = uring_run(r, prepared)
+        failures = tx_failures(q, r, took, results)
+        uring_leave(r)          # frames are freed outside: a dying pool makes rings forget it
+        if failures:
+            done += tx_sort_out(q, v + done, took, results, &stop, error)
+        else:
+            done += tx_sent(base, v + done, took)
+        if took < prepared:
+            break
+    if done < n:
+        memmove(v, v + done, (n - done) * sizeof(mbuf_t *))
+    return done
+
+
+cdef uint32_t tx_syscall(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil:
+    cdef tap_txq_t *q = <tap_txq_t *>base
+    cdef uint8_t hdr[VNET_HDR_LEN]
+    cdef iovec iov[IOVECS_MAX + 1]
+    cdef uint32_t done = 0, settled = 0
+    cdef bint retry = False
+    cdef uint8_t *start
+    cdef ssize_t rc
+    cdef mbuf_t *m
+    while done < n:
+        m = v[done]
+        start = tx_in_place(q, m)
+        if start != NULL:
+            rc = write(base.fd, start, m.data_len + q.hdr_len)
+        else:
+            rc = writev(base.fd, iov, tx_iovecs(q, m, hdr, iov))
+        if rc >= 0:
+            done += 1
+            continue
+        rc = errno
+        tx_sent(base, v + settled, done - settled)
+        settled = done
+        if not tx_failed(base, <int>rc, &retry, error):
+            break
+        mbuf_free(m)
+        done += 1
+        settled = done
+    tx_sent(base, v + settled, done - settled)
+    if retry:
+        _compat.counter_add(&base.full, 1)
+    if done < n:
+        memmove(v, v + done, (n - done) * sizeof(mbuf_t *))
+    return done
