@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The control plane: TUN/TAP ioctls (:mod:`.tun`) and rtnetlink (:mod:`.netlink`)."""

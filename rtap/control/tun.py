@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every ioctl on ``/dev/net/tun`` that rtap makes (``linux/if_tun.h``).
+
+The functions take a descriptor and raise OSError through :func:`rtap.errors.raise_errno`;
+a deleted interface is a DeviceGone. They know nothing of devices and queues.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import platform
+import struct
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import NoReturn
+
+from rtap.errors import raise_errno
+
+__all__ = [
+    "DEV_PATH",
+    "VNET_HDR_LEN",
+    "QueueFlag",
+    "TunFeature",
+    "TunIface",
+    "attach_queue",
+    "check_ifname",
+    "device_netns",
+    "get_features",
+    "get_iface",
+    "open_control",
+    "open_queue",
+    "set_carrier",
+    "set_group",
+    "set_offload",
+    "set_owner",
+    "set_persist",
+    "set_queue_attached",
+    "set_sndbuf",
+]
+
+DEV_PATH = "/dev/net/tun"
+
+#: Bytes of ``struct virtio_net_hdr`` in front of each frame (virtio 1.2, 5.1.6).
+VNET_HDR_LEN = 10
+
+IFNAMSIZ = 16
+
+
+class QueueFlag(IntFlag):
+    """``ifr_flags`` of TUNSETIFF and TUNGETIFF."""
+
+    TUN = 0x0001
+    TAP = 0x0002
+    NAPI = 0x0010
+    NAPI_FRAGS = 0x0020
+    MULTI_QUEUE = 0x0100
+    ATTACH_QUEUE = 0x0200
+    DETACH_QUEUE = 0x0400
+    PERSIST = 0x0800
+    NO_PI = 0x1000
+    ONE_QUEUE = 0x2000
+    VNET_HDR = 0x4000
+    TUN_EXCL = 0x8000
+
+
+class TunFeature(IntFlag):
+    """``TUN_F_*``: what the kernel may leave undone in the frames it hands over."""
+
+    CSUM = 0x01
+    TSO4 = 0x02
+    TSO6 = 0x04
+    TSO_ECN = 0x08
+    UFO = 0x10
+    USO4 = 0x20
+    USO6 = 0x40
+
+
+def _ioctl_bits(machine: str) -> tuple[int, int, int, int]:
+    """(none, read, write, bits of the size field) of this architecture's ``asm/ioctl.h``."""
+    if machine.startswith(("ppc", "powerpc", "mips", "sparc", "alpha")):
+        return 1, 2, 4, 13
+    if machine.startswith("parisc"):
+        return 0, 1, 2, 14
+    return 0, 2, 1, 14
+
+
+_NONE, _READ, _WRITE, _SIZE_BITS = _ioctl_bits(platform.machine())
+
+
+def _ioc(direction: int, number: int, size: int) -> int:
+    # The direction sits above the size, the size above the type byte and the number byte.
+    return direction << (16 + _SIZE_BITS) | size << 16 | ord("T") << 8 | number
+
+
+_INT = struct.calcsize("i")
+TUNSETIFF = _ioc(_WRITE, 202, _INT)
+TUNSETPERSIST = _ioc(_WRITE, 203, _INT)
+TUNSETOWNER = _ioc(_WRITE, 204, _INT)
+TUNSETGROUP = _ioc(_WRITE, 206, _INT)
+TUNGETFEATURES = _ioc(_READ, 207, _INT)
+TUNSETOFFLOAD = _ioc(_WRITE, 208, _INT)
+TUNGETIFF = _ioc(_READ, 210, _INT)
+TUNSETSNDBUF = _ioc(_WRITE, 212, _INT)
+TUNSETVNETHDRSZ = _ioc(_WRITE, 216, _INT)
+TUNSETQUEUE = _ioc(_WRITE, 217, _INT)
+TUNSETVNETLE = _ioc(_WRITE, 220, _INT)
+TUNSETCARRIER = _ioc(_WRITE, 226, _INT)
+TUNGETDEVNETNS = _ioc(_NONE, 227, 0)
+
+# struct ifreq: the name, then a union whose largest member is struct ifmap (two longs and more).
+_IFREQ_SIZE = IFNAMSIZ + 2 * struct.calcsize("L") + 8
+
+
+def _ifreq(name: str, flags: int) -> bytes:
+    return struct.pack(f"{IFNAMSIZ}sH", os.fsencode(name), flags).ljust(_IFREQ_SIZE, b"\0")
+
+
+@dataclass(frozen=True)
+class TunIface:
+    """What TUNGETIFF says: the interface's present name and the flags it really has."""
+
+    name: str
+    flags: QueueFlag
+
+
+def check_ifname(name: str, *, pattern: bool = True) -> str:
+    """`name` if the kernel would take it as an interface name (``dev_valid_name``).
+
+    1 to 15 bytes, no slash, colon or white space, not ``.`` or ``..``; with `pattern` one ``%d``
+    stands for the first free number. ValueError says what is wrong.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"an interface name is a str, got {type(name).__name__}")
+    raw = os.fsencode(name)
+    if not 1 <= len(raw) < IFNAMSIZ:
+        raise ValueError(f"an interface name has 1 to 15 bytes, got {len(raw)}: {name!r}")
+    if name in (".", "..") or "\0" in name or any(c in b"/: \t\n\v\f\r\xa0" for c in raw):
+        raise ValueError(
+            f"an interface name is not . or .. and has no slash, colon or white space, got {name!r}"
+        )
+    if "%" in name.replace("%d", "", 1 if pattern else 0):
+        raise ValueError(
+            f"an interface name has no %{' but one %d' if pattern else ''}, got {name!r}"
+        )
+    return name
+
+
+def _fail(exc: OSError, operation: str, ifname: str = "", hint: str = "") -> NoReturn:
+    raise_errno(exc.errno or errno.EIO, operation, ifname, hint=hint)
+
+
+def _set_int(fd: int, request: int, value: int, operation: str, ifname: str) -> None:
+    try:
+        fcntl.ioctl(fd, request, struct.pack("i", value))
+    except OSError as exc:
+        _fail(exc, operation, ifname)
+
+
+def _set_value(fd: int, request: int, value: int, operation: str, ifname: str) -> None:
+    # These take the number itself where the others take a pointer to it.
+    try:
+        fcntl.ioctl(fd, request, value)
+    except OSError as exc:
+        _fail(exc, operation, ifname)
+
+
+def open_control() -> int:
+    """Open ``/dev/net/tun`` (close-on-exec, non-blocking); the caller owns the descriptor.
+
+    An interface that is later attached to it is looked for, and made, in the network namespace
+    the calling thread is in now.
+    """
+    try:
+        return os.open(DEV_PATH, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as exc:
+        hints = {
+            errno.ENOENT: "the tun module is not loaded (modprobe tun), or this container was not "
+            "given the device (--device /dev/net/tun)",
+            errno.ENXIO: "the tun module is not loaded (modprobe tun)",
+            errno.ENODEV: "the tun module is not loaded (modprobe tun)",
+            errno.EACCES: "the device's mode does not admit this user",
+            errno.EPERM: "this container is not allowed to use the device",
+        }
+        raise OSError(
+            exc.errno, f"open {DEV_PATH}: {exc.strerror}; {hints.get(exc.errno or 0, 'see tun(4)')}"
+        ) from None
+
+
+def get_features(fd: int) -> QueueFlag:
+    """The TUNSETIFF flags this kernel knows (TUNGETFEATURES)."""
+    try:
+        raw = fcntl.ioctl(fd, TUNGETFEATURES, bytes(_INT))
+    except OSError as exc:
+        _fail(exc, "TUNGETFEATURES")
+    return QueueFlag(struct.unpack("I", raw)[0])
+
+
+def attach_queue(fd: int, name: str, flags: QueueFlag) -> TunIface:
+    """TUNSETIFF: make or join interface `name` with descriptor `fd`; what came of it.
+
+    The flags given back may differ from those asked for: a second queue cannot change VNET_HDR.
+    """
+    # TUN_EXCL is a request, not a feature, and never among those.
+    missing = flags & ~get_features(fd) & ~QueueFlag.TUN_EXCL
+    if missing:
+        names = ", ".join(f"IFF_{f.name}" for f in QueueFlag if f & missing)
+        raise OSError(
+            errno.EOPNOTSUPP, f"the kernel's tun driver lacks {names}, which {name} needs"
+        )
+    try:
+        fcntl.ioctl(fd, TUNSETIFF, _ifreq(name, flags))
+    except OSError as exc:
+        hint = ""
+        if exc.errno == errno.EPERM:
+            hint = (
+                "making an interface, or using one that somebody else owns, needs CAP_NET_ADMIN "
+                "in its network namespace"
+            )
+        _fail(exc, "TUNSETIFF", name, hint)
+    return get_iface(fd)
+
+
+def open_queue(
+    name: str,
+    mode: str = "tap",
+    *,
+    multi_queue: bool = True,
+    vnet_hdr: bool = True,
+    napi: bool = False,
+    exclusive: bool = False,
+) -> tuple[int, TunIface]:
+    """A new queue descriptor on interface `name`, which is made where it does not exist.
+
+    `name` may hold one ``%d``. Frames carry no protocol information prefix, and with `vnet_hdr`
+    a little-endian virtio-net header of 10 bytes where the interface can still be given one:
+    look at ``VNET_HDR`` in the flags returned. `exclusive` only makes interfaces, it joins none.
+    Acts in the calling thread's network namespace.
+
+    Raises OSError: EBUSY for a single-queue interface in use, or any with `exclusive`, EINVAL for
+    one of another kind (not a TAP, or single-queue against multi-queue), EPERM without the right
+    to.
+    """
+    check_ifname(name)
+    if mode not in ("tap", "tun"):
+        raise ValueError(f"mode must be tap or tun, got {mode!r}")
+    flags = QueueFlag.NO_PI | (QueueFlag.TAP if mode == "tap" else QueueFlag.TUN)
+    if multi_queue:
+        flags |= QueueFlag.MULTI_QUEUE
+    if vnet_hdr:
+        flags |= QueueFlag.VNET_HDR
+    if napi:
+        flags |= QueueFlag.NAPI
+    if exclusive:
+        flags |= QueueFlag.TUN_EXCL
+    fd = open_control()
+    try:
+        iface = attach_queue(fd, name, flags)
+        if not iface.flags & QueueFlag.NO_PI:
+            raise OSError(
+                errno.EINVAL, f"{iface.name} is in use with packet information (no IFF_NO_PI)"
+            )
+        if iface.flags & QueueFlag.VNET_HDR:
+            _set_int(fd, TUNSETVNETHDRSZ, VNET_HDR_LEN, "TUNSETVNETHDRSZ", name)
+            _set_int(fd, TUNSETVNETLE, 1, "TUNSETVNETLE", name)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, iface
+
+
+def get_iface(fd: int, ifname: str = "") -> TunIface:
+    """TUNGETIFF: present name and flags of the interface behind `fd`. DeviceGone if deleted."""
+    try:
+        raw = fcntl.ioctl(fd, TUNGETIFF, bytes(_IFREQ_SIZE))
+    except OSError as exc:
+        _fail(exc, "TUNGETIFF", ifname)
+    name, flags = struct.unpack_from(f"{IFNAMSIZ}sH", raw)
+    return TunIface(os.fsdecode(name.partition(b"\0")[0]), QueueFlag(flags))
+
+
+def set_offload(fd: int, features: TunFeature, ifname: str = "") -> TunFeature:
+    """TUNSETOFFLOAD: allow the kernel to leave `features` undone; returns those it took.
+
+    USO4 and USO6 are dropped where the kernel (before 6.2) does not know them. Anything needs
+    CSUM (EINVAL else). Works on the interface, not on the queue.
+    """
+    uso = TunFeature.USO4 | TunFeature.USO6
+    try:
+        fcntl.ioctl(fd, TUNSETOFFLOAD, int(features))
+    except OSError as exc:
+        if exc.errno == errno.EINVAL and features & uso:
+            return set_offload(fd, features & ~uso, ifname)
+        _fail(exc, f"TUNSETOFFLOAD {features!r}", ifname)
+    return features
+
+
+def set_persist(fd: int, on: bool, ifname: str = "") -> None:
+    """TUNSETPERSIST: whether the interface outlives its last descriptor."""
+    _set_value(fd, TUNSETPERSIST, int(on), "TUNSETPERSIST", ifname)
+
+
+def set_owner(fd: int, uid: int, ifname: str = "") -> None:
+    """TUNSETOWNER: who may attach without CAP_NET_ADMIN; -1 for anybody."""
+    _set_value(fd, TUNSETOWNER, uid, f"TUNSETOWNER {uid}", ifname)
+
+
+def set_group(fd: int, gid: int, ifname: str = "") -> None:
+    """TUNSETGROUP: which group may attach without CAP_NET_ADMIN; -1 for any."""
+    _set_value(fd, TUNSETGROUP, gid, f"TUNSETGROUP {gid}", ifname)
+
+
+def set_sndbuf(fd: int, size: int, ifname: str = "") -> None:
+    """TUNSETSNDBUF: bytes that may wait in the stack before writes on `fd` give EAGAIN."""
+    _set_int(fd, TUNSETSNDBUF, size, f"TUNSETSNDBUF {size}", ifname)
+
+
+def set_carrier(fd: int, on: bool, ifname: str = "") -> None:
+    """TUNSETCARRIER: the interface's carrier, as a cable plugged in or not (Linux 5.0)."""
+    _set_int(fd, TUNSETCARRIER, int(on), "TUNSETCARRIER", ifname)
+
+
+def set_queue_attached(fd: int, attached: bool, ifname: str = "") -> None:
+    """TUNSETQUEUE: attach or detach one queue of a multi-queue interface.
+
+    A detached queue is sent nothing and loses what waited in it; writes still work. Attaching an
+    attached queue, or the reverse, is EINVAL.
+    """
+    flag = QueueFlag.ATTACH_QUEUE if attached else QueueFlag.DETACH_QUEUE
+    try:
+        fcntl.ioctl(fd, TUNSETQUEUE, _ifreq("", flag))
+    except OSError as exc:
+        _fail(exc, f"TUNSETQUEUE {flag.name}", ifname)
+
+
+def device_netns(fd: int, ifname: str = "") -> int:
+    """TUNGETDEVNETNS: a new descriptor of the network namespace the interface is in now.
+
+    Needs CAP_NET_ADMIN there (EPERM) and Linux 5.2.
+    """
+    try:
+        return fcntl.ioctl(fd, TUNGETDEVNETNS)
+    except OSError as exc:
+        _fail(exc, "TUNGETDEVNETNS", ifname)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Device arguments: ``net_rtap0,iface=foo0,persist``, as DPDK's ``--vdev`` takes them.
+
+A name, then comma-separated ``key`` or ``key=value`` (``rte_kvargs.h``). This module splits them;
+a driver then takes from them what it knows with :class:`DevArgs`, and what is left over is an
+error. Every refusal is a ValueError that names the offending piece.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+__all__ = ["DevArgs", "parse_devargs"]
+
+NAME_MAX = 63  # RTE_DEV_NAME_MAX_LEN less the terminator
+_NAME = re.compile(r"[A-Za-z0-9_.:-]+")
+
+
+@dataclass
+class DevArgs:
+    """A device name and its arguments; a value is None where there was no ``=``.
+
+    The ``take_`` methods remove what they return, :meth:`finish` refuses what nobody took.
+    """
+
+    name: str
+    args: dict[str, str | None] = field(default_factory=dict)
+
+    def take_flag(self, key: str) -> bool:
+        """True if `key` is there. It must stand alone."""
+        if key not in self.args:
+            return False
+        value = self.args.pop(key)
+        if value is not None:
+            raise ValueError(f"{self.name}: {key} takes no value, got {key + '=' + value!r}")
+        return True
+
+    def take_str(self, key: str, default: str) -> str:
+        """The value of `key`, which must not be missing or empty."""
+        if key not in self.args:
+            return default
+        value = self.args.pop(key)
+        if not value:
+            given = key if value is None else f"{key}="
+            raise ValueError(f"{self.name}: {key} needs a value ({key}=...), got {given!r}")
+        return value
+
+    def take_ifname(self, key: str, default: str) -> str:
+        """The value of `key` as an interface name of 1 to 15 bytes, ``%d`` allowed."""
+        from rtap.control.tun import check_ifname
+
+        value = self.take_str(key, default)
+        try:
+            return check_ifname(value)
+        except ValueError as exc:
+            raise ValueError(f"{self.name}: {key + '=' + value!r}: {exc}") from None
+
+    def finish(self, known: tuple[str, ...]) -> None:
+        """Refuse arguments that were not taken; `known` are the driver's keys, for the message."""
+        for key, value in self.args.items():
+            given = key if value is None else f"{key}={value}"
+            raise ValueError(
+                f"{self.name}: unknown device argument {given!r}, expected {', '.join(known)}"
+            )
+
+
+def parse_devargs(text: str) -> DevArgs:
+    """Split ``name[,key[=value]]...``. A key may appear once; empty pieces are refused."""
+    if not isinstance(text, str):
+        raise TypeError(f"device arguments are a str, got {type(text).__name__}")
+    name, *pieces = text.split(",")
+    if _NAME.fullmatch(name) is None or len(name) > NAME_MAX:
+        raise ValueError(
+            f"a device name has 1 to {NAME_MAX} letters, digits and _ . : -, got {name!r} "
+            f"in {text!r}"
+        )
+    parsed = DevArgs(name)
+    for piece in pieces:
+        key, equals, value = piece.partition("=")
+        if not key:
+            raise ValueError(f"{name}: a device argument is key or key=value, got {piece!r}")
+        if key in parsed.args:
+            raise ValueError(f"{name}: device argument {piece!r} given more than once")
+        parsed.args[key] = value if equals else None
+    return parsed

@@ -1,0 +1,596 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``net_rtap``: the ops table for Linux TAP and TUN interfaces, and :func:`open`.
+
+The device exists from probe on: its first descriptor is the first queue's. Stopping lowers the
+carrier and leaves the interface up, so that addresses and routes survive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import time
+import warnings
+from functools import partial
+
+from rtap._mempool import Mempool
+from rtap._ring import RxQueue, TxQueue
+from rtap.control import tun
+from rtap.control.attach import DYING_S, POLL_S, attach_first
+from rtap.control.netlink import MAX_MTU, MIN_MTU, Control, find_link
+from rtap.control.tun import QueueFlag, TunFeature
+from rtap.devargs import DevArgs
+from rtap.errors import DeviceGone
+from rtap.ethdev import EthDev
+from rtap.ether import MacAddr, MacLike
+from rtap.flags import RxOffload, TxOffload
+from rtap.netns import NetNS, NetNSLike, call_in, open_netns
+from rtap.ops import DescLim, DevInfo, EthConf, Link, PortConf, Stats, as_flags
+from rtap.registry import register_driver
+
+__all__ = ["NetRtap", "open", "rx_room"]
+
+DRIVER = "net_rtap"
+DEFAULT_IFNAME = "rtap%d"
+MAX_QUEUES = 128
+MAX_NB_DESC = 32768
+DEFAULT_NB_DESC = 64
+
+# An Ethernet header and two VLAN tags.
+_L2_MAX = 14 + 2 * 4
+# The longest a frame gets with LRO: an IPv6 header, whose length field does not count itself.
+_LRO_MAX = 65535 + 40
+_LRO = RxOffload.TCP_LRO | RxOffload.UDP_LRO
+
+#: IPV4_CKSUM is free of charge: the kernel never leaves an IPv4 header checksum undone.
+_RX_CAPA = RxOffload.CHECKSUM | _LRO | RxOffload.SCATTER
+_TX_CAPA = (
+    TxOffload.UDP_CKSUM
+    | TxOffload.TCP_CKSUM
+    | TxOffload.TCP_TSO
+    | TxOffload.UDP_TSO
+    | TxOffload.MULTI_SEGS
+)
+
+
+def _max_frame(mode: str, mtu: int, offloads: RxOffload) -> int:
+    payload = _LRO_MAX if offloads & _LRO else mtu
+    return payload + (_L2_MAX if mode == "tap" else 0)
+
+
+def rx_room(mtu: int = 1500, rx_offloads: RxOffload = RxOffload(0), mode: str = "tap") -> int:
+    """Bytes of data room a receive mbuf needs for the longest frame.
+
+    One byte more than the frame, by which a frame that was cut is told from one that just fits.
+    """
+    return _max_frame(mode, mtu, rx_offloads) + 1
+
+
+def _tun_features(offloads: RxOffload) -> TunFeature:
+    """What the kernel may leave undone for these receive offloads; ValueError if inconsistent."""
+    wanted = TunFeature(0)
+    if offloads & (RxOffload.UDP_CKSUM | RxOffload.TCP_CKSUM):
+        wanted |= TunFeature.CSUM
+    for lro, cksum, features in (
+        (
+            RxOffload.TCP_LRO,
+            RxOffload.TCP_CKSUM,
+            TunFeature.TSO4 | TunFeature.TSO6 | TunFeature.TSO_ECN,
+        ),
+        (RxOffload.UDP_LRO, RxOffload.UDP_CKSUM, TunFeature.USO4 | TunFeature.USO6),
+    ):
+        if offloads & lro:
+            if not offloads & cksum:
+                raise ValueError(
+                    f"rx_offloads: {lro.name} needs {cksum.name} too, the kernel hands over large "
+                    "frames only with the checksum left to do"
+                )
+            wanted |= features
+    return wanted
+
+
+def _rx_offloads(asked: RxOffload, features: TunFeature) -> RxOffload:
+    """`asked` without what the kernel refused."""
+    return asked if features & TunFeature.USO4 else asked & ~RxOffload.UDP_LRO
+
+
+class NetRtap:
+    """:class:`rtap.ops.EthDevOps` for one TAP or TUN interface."""
+
+    def __init__(
+        self,
+        port: int,
+        ifname: str = DEFAULT_IFNAME,
+        *,
+        mode: str = "tap",
+        persist: bool = False,
+        netns: NetNSLike = None,
+        sndbuf: int | None = None,
+        vnet_hdr: bool = True,
+    ) -> None:
+        if sndbuf is not None and (not isinstance(sndbuf, int) or sndbuf < 1):
+            raise ValueError(f"sndbuf must be None or a number of bytes, got {sndbuf!r}")
+        self._port = port
+        self._mode = mode
+        self._sndbuf = sndbuf
+        self._conf = EthConf()
+        self._fds: list[int] = []
+        self._rxq: dict[int, RxQueue] = {}
+        self._txq: dict[int, TxQueue] = {}
+        # imissed: drops counted while running, and the kernel's counter when that began; None
+        # while what it drops is not our reader's fault.
+        self._missed = 0
+        self._dropped_from: int | None = None
+        self._started = False
+
+        ns = open_netns(netns)
+        try:
+            fd, iface = attach_first(ns, tun.check_ifname(ifname), mode, vnet_hdr)
+            self._fds.append(fd)
+            self._name = iface.name
+            self._flags = iface.flags
+            self._prepare(fd)
+            link = find_link(ns.fd, iface.name)
+            if link is None:
+                raise DeviceGone(errno.ENODEV, f"{iface.name} vanished", iface.name)
+            self._control = Control(ns, link.index, iface.name, self._relocate)
+            if persist:
+                self.set_persist(True)
+        except BaseException:
+            self._close_fds(0)
+            ns.close()
+            raise
+
+    # -- descriptors
+
+    def _prepare(self, fd: int) -> None:
+        if self._sndbuf is not None:
+            tun.set_sndbuf(fd, self._sndbuf, self._name)
+
+    def _close_fds(self, keep: int) -> None:
+        # From the end: closing an earlier one would move the kernel's last queue into its place.
+        while len(self._fds) > keep:
+            os.close(self._fds.pop())
+
+    def _open_fds(self, n: int) -> None:
+        link = self._control.get()
+        multi = bool(self._flags & QueueFlag.MULTI_QUEUE)
+        vnet_hdr = bool(self._flags & QueueFlag.VNET_HDR)
+        before = len(self._fds)
+        attach = partial(
+            tun.open_queue, link.name, self._mode, multi_queue=multi, vnet_hdr=vnet_hdr
+        )
+        try:
+            while len(self._fds) < n:
+                fd, _ = call_in(self._control.netns.fd, attach)
+                self._fds.append(fd)
+                self._prepare(fd)
+            queues = self._control.get().queues
+            if queues is not None and queues < n:
+                # Renamed or moved meanwhile: these belong to a new interface of the old name.
+                raise DeviceGone(errno.ENODEV, f"{link.name} was renamed or moved", link.name)
+        except BaseException:
+            self._close_fds(before)
+            raise
+
+    def _relocate(self) -> tuple[NetNS, int] | None:
+        """Where the interface is now, asked of its descriptor; None when it is gone."""
+        if not self._fds:
+            return None
+        try:
+            fd = tun.device_netns(self._fds[0], self._name)
+        except OSError:
+            return None
+        try:
+            ns = NetNS.from_fd(fd)
+        finally:
+            os.close(fd)
+        try:
+            link = find_link(ns.fd, self.ifname)
+        except OSError:
+            link = None
+        if link is None:
+            ns.close()
+            return None
+        return ns, link.index
+
+    # -- device
+
+    def set_persist(self, on: bool) -> None:
+        """Whether the interface stays when the device is closed."""
+        tun.set_persist(self._fds[0], on, self._name)
+
+    @property
+    def persist(self) -> bool:
+        return bool(tun.get_iface(self._fds[0], self._name).flags & QueueFlag.PERSIST)
+
+    @property
+    def ifname(self) -> str:
+        name = tun.get_iface(self._fds[0], self._name).name
+        if name != self._name:
+            self._name = name
+            for queue in self._queues():
+                queue.name = name
+        return name
+
+    def dev_infos_get(self) -> DevInfo:
+        vnet_hdr = bool(self._flags & QueueFlag.VNET_HDR)
+        multi = bool(self._flags & QueueFlag.MULTI_QUEUE)
+        queues = MAX_QUEUES if multi else 1
+        ifname = self.ifname
+        link = self._control.get()
+        return DevInfo(
+            driver_name=DRIVER,
+            if_index=link.index,
+            min_mtu=MIN_MTU,
+            max_mtu=MAX_MTU if self._mode == "tap" else 65535,
+            min_rx_bufsize=rx_room(MIN_MTU, mode=self._mode),
+            max_rx_pktlen=_max_frame(self._mode, MAX_MTU, _LRO),
+            max_rx_queues=queues,
+            max_tx_queues=queues,
+            rx_offload_capa=_RX_CAPA if vnet_hdr else RxOffload.SCATTER,
+            tx_offload_capa=_TX_CAPA if vnet_hdr else TxOffload.MULTI_SEGS,
+            rx_desc_lim=DescLim(nb_max=MAX_NB_DESC),
+            tx_desc_lim=DescLim(nb_max=MAX_NB_DESC),
+            default_rxportconf=PortConf(ring_size=DEFAULT_NB_DESC),
+            default_txportconf=PortConf(ring_size=DEFAULT_NB_DESC),
+            ifname=ifname,
+            mode=self._mode,
+            mtu=link.mtu,
+            mac=link.mac,
+            persist=self.persist,
+            multi_queue=multi,
+            vnet_hdr=vnet_hdr,
+            rx_offloads=self._conf.rx_offloads,
+            tx_offloads=self._conf.tx_offloads,
+        )
+
+    def dev_configure(self, nb_rx_queues: int, nb_tx_queues: int, conf: EthConf) -> None:
+        if nb_rx_queues != nb_tx_queues:
+            raise ValueError(
+                "queues come in pairs: nb_rx_queues and nb_tx_queues must be equal, got "
+                f"{nb_rx_queues} and {nb_tx_queues}"
+            )
+        features = _tun_features(conf.rx_offloads)
+        self._release_queues()
+        self._close_fds(nb_rx_queues)
+        if len(self._fds) < nb_rx_queues:
+            self._open_fds(nb_rx_queues)
+        if self._flags & QueueFlag.VNET_HDR:
+            features = tun.set_offload(self._fds[0], features, self._name)
+        if conf.mtu is not None and conf.mtu != self.mtu_get():
+            self._control.set_mtu(conf.mtu)
+        self._conf = EthConf(
+            _rx_offloads(conf.rx_offloads, features),
+            conf.tx_offloads,
+            conf.mtu,
+            conf.engine,
+            conf.gil,
+        )
+
+    def dev_start(self) -> None:
+        for rxq in self._rxq.values():
+            rxq.purge()
+        for queue in self._queues():
+            queue.start()
+        try:
+            tun.set_carrier(self._fds[0], True, self._name)
+            link = self._control.get()
+            if not link.up:
+                self._control.set_up(True)
+        except BaseException:
+            self._stop_queues()
+            raise
+        self._started = True
+        self._dropped_from = link.stats.get("tx_dropped", 0)
+
+    def _stop_queues(self) -> None:
+        for queue in self._queues():
+            queue.stop()
+
+    def dev_stop(self) -> None:
+        self._started = False
+        self._stop_queues()
+        with contextlib.suppress(DeviceGone):
+            self.dev_set_link_down()
+
+    def dev_close(self) -> None:
+        self._started = False
+        try:
+            stays = self.persist
+        except OSError:
+            stays = True  # deleted: nothing to wait for
+        with contextlib.ExitStack() as stack:
+            # Last entered runs first, and whatever fails, the rest is still done.
+            stack.callback(self._control.close)
+            if not stays and not sys.is_finalizing():
+                stack.callback(self._await_gone)
+            stack.callback(self._close_fds, 0)
+            for queue in self._queues():
+                stack.callback(queue.close)
+        self._rxq.clear()
+        self._txq.clear()
+
+    def _await_gone(self) -> None:
+        deadline = time.monotonic() + DYING_S
+        while True:
+            try:
+                if self._control.peek() is None:
+                    return
+            except RuntimeError:
+                return  # the interpreter is exiting and starts no thread any more
+            if time.monotonic() > deadline:
+                warnings.warn(
+                    f"{self._name} outlives its device: another process holds a descriptor of it",
+                    ResourceWarning,
+                    stacklevel=2,
+                )
+                return
+            time.sleep(POLL_S)
+
+    def dev_forked(self) -> None:
+        self._close_fds(0)
+        self._control.close()
+
+    # -- queues
+
+    def _queues(self) -> list[RxQueue | TxQueue]:
+        return [*self._rxq.values(), *self._txq.values()]
+
+    def _release_queues(self) -> None:
+        for queue in self._queues():
+            queue.close()
+        self._rxq.clear()
+        self._txq.clear()
+
+    def rx_queue_setup(self, queue_id: int, nb_desc: int, pool: Mempool) -> RxQueue:
+        conf = self._conf
+        rxq = RxQueue(
+            self._fds[queue_id],
+            pool,
+            name=self.ifname,
+            queue_id=queue_id,
+            port=self._port,
+            nb_desc=nb_desc,
+            vnet_hdr=bool(self._flags & QueueFlag.VNET_HDR),
+            max_frame=_max_frame(self._mode, self.mtu_get(), conf.rx_offloads),
+            scatter=bool(conf.rx_offloads & RxOffload.SCATTER),
+            l2=self._mode == "tap",
+            engine=conf.engine,
+            gil=conf.gil,
+        )
+        self._rxq[queue_id] = rxq
+        return rxq
+
+    def rx_queue_release(self, queue_id: int) -> None:
+        self._rxq.pop(queue_id).close()
+
+    def tx_queue_setup(self, queue_id: int, nb_desc: int) -> TxQueue:
+        conf = self._conf
+        txq = TxQueue(
+            self._fds[queue_id],
+            name=self.ifname,
+            queue_id=queue_id,
+            port=self._port,
+            nb_desc=nb_desc,
+            vnet_hdr=bool(self._flags & QueueFlag.VNET_HDR),
+            ordered=self._sndbuf is not None,
+            engine=conf.engine,
+            gil=conf.gil,
+        )
+        self._txq[queue_id] = txq
+        return txq
+
+    def tx_queue_release(self, queue_id: int) -> None:
+        self._txq.pop(queue_id).close()
+
+    # -- control
+
+    def link_update(self) -> Link:
+        link = self._control.get()
+        return Link(link_status=link.up and link.carrier)
+
+    def dev_set_link_up(self) -> None:
+        tun.set_carrier(self._fds[0], True, self._name)
+        if self._started:
+            link = self._control.get()
+            if not link.up:
+                self._control.set_up(True)
+            if self._dropped_from is None:
+                self._dropped_from = link.stats.get("tx_dropped", 0)
+
+    def dev_set_link_down(self) -> None:
+        # What the kernel drops from here on was not missed, there is no cable.
+        self._missed = self._missed_now()
+        self._dropped_from = None
+        tun.set_carrier(self._fds[0], False, self._name)
+
+    def mac_addr_get(self) -> MacAddr:
+        return self._control.get().mac
+
+    def mac_addr_set(self, mac: MacAddr) -> None:
+        if self._mode == "tun":
+            raise ValueError(f"mac: {self._name} is a TUN interface and has no Ethernet address")
+        self._control.set_mac(mac)
+
+    def mtu_get(self) -> int:
+        return self._control.get().mtu
+
+    def mtu_set(self, mtu: int) -> None:
+        need = _max_frame(self._mode, mtu, self._conf.rx_offloads) + 1
+        for rxq in self._rxq.values():
+            slot = rxq.pool.data_room
+            room = (rxq.max_frame // slot + 1) * slot
+            if room < need:
+                raise ValueError(
+                    f"an MTU of {mtu} needs receive buffers of {need} bytes, queue "
+                    f"{rxq.queue_id} of {self._name} has {room}: open the device with this mtu, "
+                    "or stop it and set the queue up with another pool"
+                )
+        self._control.set_mtu(mtu)
+
+    # -- statistics
+
+    def _kernel_drops(self) -> int:
+        """Frames the kernel had for us and dropped: the netdev's tx_dropped, not rx_dropped."""
+        return self._control.get().stats.get("tx_dropped", 0)
+
+    def _missed_now(self) -> int:
+        if self._dropped_from is None:
+            return self._missed
+        try:
+            return self._missed + max(0, self._kernel_drops() - self._dropped_from)
+        except DeviceGone:
+            return self._missed
+
+    def stats_get(self) -> Stats:
+        stats = Stats(imissed=self._missed_now())
+        for _, rxq in sorted(self._rxq.items()):
+            rx = rxq.counters()
+            stats.q_ipackets.append(rx["packets"])
+            stats.q_ibytes.append(rx["bytes"])
+            stats.q_errors.append(rx["errors"])
+            stats.rx_nombuf += rx["nombuf"]
+        for _, txq in sorted(self._txq.items()):
+            tx = txq.counters()
+            stats.q_opackets.append(tx["packets"])
+            stats.q_obytes.append(tx["bytes"])
+            stats.oerrors += tx["errors"]
+        stats.ipackets = sum(stats.q_ipackets)
+        stats.ibytes = sum(stats.q_ibytes)
+        stats.ierrors = sum(stats.q_errors)
+        stats.opackets = sum(stats.q_opackets)
+        stats.obytes = sum(stats.q_obytes)
+        return stats
+
+    def stats_reset(self) -> None:
+        for queue in self._queues():
+            queue.reset_counters()
+        self._missed = 0
+        if self._dropped_from is not None:
+            with contextlib.suppress(DeviceGone):
+                self._dropped_from = self._kernel_drops()
+
+
+def _probe(args: DevArgs, port: int) -> NetRtap:
+    ifname = args.take_ifname("iface", DEFAULT_IFNAME)
+    persist = args.take_flag("persist")
+    args.finish(("iface=NAME", "persist"))
+    return NetRtap(port, ifname, persist=persist)
+
+
+register_driver(DRIVER, _probe, aliases=("eth_rtap",))
+
+
+def _pool_size(room: int, queues: int) -> int:
+    """Enough mbufs for a few bursts in hand on every queue, and tens of megabytes at most by
+    default (memory that is never touched is never used)."""
+    if room <= 4096:
+        return max(4096, 256 * queues)
+    if room <= 16384:
+        return max(2048, 128 * queues)
+    return max(512, 64 * queues)
+
+
+def open(  # noqa: A001 - rtap.open() reads like io.open()
+    name: str = "",
+    *,
+    queues: int = 1,
+    mtu: int | None = None,
+    mac: MacLike | None = None,
+    persist: bool = False,
+    rx_offloads: RxOffload | int = 0,
+    tx_offloads: TxOffload | int = 0,
+    mode: str = "tap",
+    nb_mbufs: int | None = None,
+    data_room: int | None = None,
+    engine: str = "auto",
+    gil: str = "auto",
+    netns: NetNSLike = None,
+    sndbuf: int | None = None,
+    nb_desc: int = DEFAULT_NB_DESC,
+) -> EthDev:
+    """Open a TAP (or TUN) interface and return its device, started, with a pool of its own.
+
+    Parameters
+    ----------
+    name
+        Interface name, or a pattern with ``%d`` ("tap%d"); "rtap%d" by default. An interface that
+        persists is taken over, one that does not exist is made.
+    queues
+        Queue pairs, 1 to 128. An existing single-queue interface has one.
+    mtu, mac
+        For the kernel's interface; None leaves what it has.
+    persist
+        Keep the interface when the device is closed.
+    rx_offloads, tx_offloads
+        For example ``RxOffload.TCP_CKSUM | RxOffload.TCP_LRO``: TCP arrives in frames of up to
+        64 KiB. LRO needs the checksum offload of the same protocol, and 64 KiB buffers unless
+        ``SCATTER`` is on too.
+    mode
+        "tap" for Ethernet frames, "tun" for IP packets.
+    nb_mbufs, data_room
+        Size of the pool; by default what the MTU, the offloads and the queues call for.
+    engine
+        "uring", "syscall", or "auto", the first that works here (``info().engine_reason``).
+    gil
+        "release" or "hold" the interpreter lock during a burst, or "auto".
+    netns
+        Where the interface is made: a :class:`NetNS`, a descriptor, a name of ``ip netns``, a
+        path; the calling thread's network namespace by default.
+    sndbuf
+        Bytes that may wait in the kernel's stack before sends fall short (TUNSETSNDBUF);
+        unlimited by default.
+    nb_desc
+        Most frames per kernel entry.
+
+    Raises ValueError or TypeError for arguments, OSError when the kernel refuses: PermissionError
+    without CAP_NET_ADMIN, FileNotFoundError without ``/dev/net/tun``, EBUSY for an interface that
+    another process has open. Nothing is left behind then.
+    """
+    if mode not in ("tap", "tun"):
+        raise ValueError(f"mode must be tap or tun, got {mode!r}")
+    conf = EthConf(
+        as_flags(rx_offloads, RxOffload, "rx_offloads"),
+        as_flags(tx_offloads, TxOffload, "tx_offloads"),
+        mtu,
+        engine,
+        gil,
+    )
+    _tun_features(conf.rx_offloads)
+    ifname = tun.check_ifname(name or DEFAULT_IFNAME)
+    address = None if mac is None else MacAddr(mac)
+
+    made: list[NetRtap] = []
+
+    def make(port: int) -> NetRtap:
+        made.append(NetRtap(port, ifname, mode=mode, netns=netns, sndbuf=sndbuf))
+        return made[0]
+
+    dev = EthDev._create(DRIVER, make, numbered=True)
+    try:
+        dev.configure(queues, queues, conf)
+        if address is not None:
+            dev.mac = address
+        if data_room is None:
+            data_room = 2048
+            if not conf.rx_offloads & RxOffload.SCATTER:
+                data_room = max(data_room, rx_room(dev.mtu, conf.rx_offloads, mode))
+        pool = Mempool(
+            _pool_size(data_room, queues) if nb_mbufs is None else nb_mbufs,
+            data_room,
+            name=dev.name,
+        )
+        for q in range(queues):
+            dev.rx_queue_setup(q, nb_desc, pool)
+            dev.tx_queue_setup(q, nb_desc)
+        dev.start()
+        if persist:
+            # Last, so that a failure leaves no interface behind.
+            made[0].set_persist(True)
+    except BaseException:
+        dev.close()
+        raise
+    return dev

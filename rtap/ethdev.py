@@ -1,0 +1,523 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The generic device layer: states, argument checks, and the methods people call.
+
+:class:`EthDev` drives one ops table (:mod:`rtap.ops`) and knows no driver. Control operations are
+serialised by a lock; bursts take none, they go straight to the queue objects, which keep their
+own state and refuse a second thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from enum import IntFlag
+from types import TracebackType
+from typing import Any, NoReturn
+
+from rtap import registry
+from rtap._burst import Burst
+from rtap._mempool import Mempool
+from rtap.errors import DeviceStateError, PoolEmpty
+from rtap.ether import MacAddr, MacLike
+from rtap.flags import flag_names
+from rtap.ops import DevInfo, EthConf, EthDevOps, Link, RxQueueOps, Stats, TxQueueOps
+
+__all__ = ["EthDev"]
+
+UNCONFIGURED = "unconfigured"
+CONFIGURED = "configured"
+STARTED = "started"
+STOPPED = "stopped"
+CLOSED = "closed"
+INHERITED = "inherited"
+
+_ALIVE = (UNCONFIGURED, CONFIGURED, STARTED, STOPPED)
+
+
+def _count(value: int, what: str, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{what} must be an int, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{what} must be {low} to {high}, got {value}")
+    return value
+
+
+def _capable(asked: IntFlag, capa: IntFlag, what: str) -> None:
+    unknown = int(asked) & ~int(capa)
+    if unknown:
+        raise ValueError(
+            f"{what}: this device cannot do {', '.join(flag_names(unknown, type(asked)))}; "
+            f"it can do {', '.join(flag_names(capa, type(asked))) or 'none'}"
+        )
+
+
+class EthDev:
+    """A network device: queue pairs that hand frames over in bursts, and its control operations.
+
+    Made by :func:`rtap.open`, which returns it started, or by :func:`rtap.probe`, which returns
+    it unconfigured. The states, and what leads from one to the next::
+
+        unconfigured --configure--> configured --start--> started --stop--> stopped
+                                        ^                    ^---start---------|
+                                        |-----------configure------------------|
+        any --close--> closed
+
+    A method called in a state that does not allow it raises DeviceStateError (a RuntimeError).
+    Control methods may be called from any thread; a queue is used by one thread at a time.
+
+    After ``os.fork`` a device belongs to the parent: in the child every method but ``close``
+    (which does nothing there) raises DeviceStateError, and the child's copies of the descriptors
+    are closed, so that the interface still goes away when the parent closes it.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_app_mac",
+        "_caps",
+        "_conf",
+        "_lock",
+        "_nb_queues",
+        "_ops",
+        "_pools",
+        "_rx",
+        "_rxq",
+        "_state",
+        "_tx",
+        "_txq",
+        "name",
+        "port_id",
+    )
+
+    #: The device's name in this process, "net_rtap0" for instance (see :func:`rtap.device`).
+    name: str
+    #: A small number, unique among this process's open devices; received mbufs carry it as `port`.
+    port_id: int
+
+    _state: str
+    _lock: threading.RLock
+    _ops: EthDevOps
+    _caps: DevInfo
+    _conf: EthConf
+    _nb_queues: tuple[int, int]
+    _pools: dict[int, Mempool]
+    _rxq: dict[int, RxQueueOps]
+    _txq: dict[int, TxQueueOps]
+    # Bound methods by queue number: what a burst costs in Python is one lookup here. Being dicts,
+    # they refuse negative numbers at no cost.
+    _rx: dict[int, Callable[[int, float | None], Burst]]
+    _tx: dict[int, Callable[[Burst], int]]
+    _app_mac: MacAddr | None
+
+    def __init__(self) -> None:
+        raise TypeError("devices are made by rtap.open() or rtap.probe()")
+
+    @classmethod
+    def _create(
+        cls, name: str, make_ops: Callable[[int], EthDevOps], numbered: bool = False
+    ) -> EthDev:
+        """A new device over the ops table that `make_ops` returns for its port number.
+
+        With `numbered`, `name` is a prefix that gets the lowest free number.
+        """
+        self = cls.__new__(cls)
+        self._state = CLOSED
+        self._lock = threading.RLock()
+        self._conf = EthConf()
+        self._nb_queues = (0, 0)
+        self._pools = {}
+        self._rxq, self._txq = {}, {}
+        self._rx, self._tx = {}, {}
+        self._app_mac = None
+        if numbered:
+            self.name, self.port_id = registry.reserve_numbered(name)
+        else:
+            self.name, self.port_id = name, registry.reserve(name)
+        try:
+            self._ops = make_ops(self.port_id)
+            self._state = UNCONFIGURED
+            self._caps = self._ops.dev_infos_get()
+            registry.publish(self.name, self)
+        except BaseException:
+            if self._state == UNCONFIGURED:
+                self.close()
+            registry.release(self.name, self.port_id)
+            raise
+        return self
+
+    # -- states
+
+    def _check(self, operation: str, *states: str) -> None:
+        state = self._state
+        if state in (states or _ALIVE):
+            return
+        if state == CLOSED:
+            raise DeviceStateError(f"{operation}: device {self.name} is closed")
+        if state == INHERITED:
+            raise DeviceStateError(
+                f"{operation}: device {self.name} was opened before fork() by the parent process "
+                "and cannot be used in this one"
+            )
+        raise DeviceStateError(
+            f"{operation}: device {self.name} is {state}, expected {' or '.join(states)}"
+        )
+
+    @property
+    def state(self) -> str:
+        """One of "unconfigured", "configured", "started", "stopped", "closed", "inherited"."""
+        return self._state
+
+    def configure(
+        self, nb_rx_queues: int = 1, nb_tx_queues: int = 1, conf: EthConf | None = None
+    ) -> None:
+        """Set the number of queues and the offloads; releases all queues set up before.
+
+        Not while started. ValueError for counts the device cannot have or that it cannot pair,
+        and for offloads it cannot do, which are named; nothing has changed then.
+        """
+        conf = EthConf() if conf is None else conf
+        if not isinstance(conf, EthConf):
+            raise TypeError(f"conf must be an EthConf, got {type(conf).__name__}")
+        with self._lock:
+            self._check("configure", UNCONFIGURED, CONFIGURED, STOPPED)
+            info = self._caps
+            _count(nb_rx_queues, "nb_rx_queues", 1, info.max_rx_queues)
+            _count(nb_tx_queues, "nb_tx_queues", 1, info.max_tx_queues)
+            _capable(conf.rx_offloads, info.rx_offload_capa, "rx_offloads")
+            _capable(conf.tx_offloads, info.tx_offload_capa, "tx_offloads")
+            if conf.mtu is not None:
+                _count(conf.mtu, "mtu", info.min_mtu, info.max_mtu)
+            try:
+                self._ops.dev_configure(nb_rx_queues, nb_tx_queues, conf)
+            except (ValueError, TypeError):
+                raise  # refused: all is as it was
+            except BaseException:
+                self._forget_queues(UNCONFIGURED, 0, 0)
+                raise
+            self._conf = conf
+            self._forget_queues(CONFIGURED, nb_rx_queues, nb_tx_queues)
+
+    def _forget_queues(self, state: str, nb_rx: int, nb_tx: int) -> None:
+        self._state = state
+        self._nb_queues = (nb_rx, nb_tx)
+        self._rxq, self._txq = {}, {}
+        self._rx, self._tx = {}, {}
+        self._pools = {}
+
+    def _drop_rx(self, q: int) -> None:
+        if self._rxq.pop(q, None) is not None:
+            self._rx.pop(q, None)
+            self._ops.rx_queue_release(q)
+
+    def _drop_tx(self, q: int) -> None:
+        if self._txq.pop(q, None) is not None:
+            self._tx.pop(q, None)
+            self._ops.tx_queue_release(q)
+
+    def rx_queue_setup(self, queue: int, nb_desc: int, pool: Mempool) -> None:
+        """Set receive queue `queue` up, or anew; its mbufs come from `pool`.
+
+        `nb_desc` is the most frames it takes from the kernel at a time. ValueError when the
+        pool's buffers are too small for the MTU and the offloads, with the size they need.
+        """
+        with self._lock:
+            self._check("rx_queue_setup", CONFIGURED, STOPPED)
+            _count(queue, "queue", 0, self._nb_queues[0] - 1)
+            limits = self._caps.rx_desc_lim
+            _count(nb_desc, "nb_desc", limits.nb_min, limits.nb_max)
+            if not isinstance(pool, Mempool):
+                raise TypeError(f"pool must be a Mempool, got {type(pool).__name__}")
+            self._drop_rx(queue)
+            rxq = self._ops.rx_queue_setup(queue, nb_desc, pool)
+            self._rxq[queue] = rxq
+            self._rx[queue] = rxq.rx_burst
+            self._pools[queue] = pool
+
+    def tx_queue_setup(self, queue: int, nb_desc: int) -> None:
+        """Set transmit queue `queue` up, or anew; it sends up to `nb_desc` frames at a time."""
+        with self._lock:
+            self._check("tx_queue_setup", CONFIGURED, STOPPED)
+            _count(queue, "queue", 0, self._nb_queues[1] - 1)
+            limits = self._caps.tx_desc_lim
+            _count(nb_desc, "nb_desc", limits.nb_min, limits.nb_max)
+            self._drop_tx(queue)
+            txq = self._ops.tx_queue_setup(queue, nb_desc)
+            self._txq[queue] = txq
+            self._tx[queue] = txq.tx_burst
+
+    def start(self) -> None:
+        """Bring the link up and let bursts begin. What was queued before is thrown away.
+
+        All queues must be set up. No effect when started already.
+        """
+        with self._lock:
+            self._check("start", CONFIGURED, STARTED, STOPPED)
+            if self._state == STARTED:
+                return
+            for what, n, there in (
+                ("rx", self._nb_queues[0], self._rxq.keys()),
+                ("tx", self._nb_queues[1], self._txq.keys()),
+            ):
+                missing = [str(q) for q in range(n) if q not in there]
+                if missing:
+                    raise DeviceStateError(
+                        f"start: device {self.name} needs {what}_queue_setup for queue "
+                        f"{', '.join(missing)}"
+                    )
+            self._ops.dev_start()
+            self._state = STARTED
+
+    def stop(self) -> None:
+        """Take the link down and end bursts, also those that wait in other threads.
+
+        Addresses and routes of the interface stay, and so do the counters. No effect when
+        stopped already.
+        """
+        with self._lock:
+            self._check("stop", STARTED, STOPPED)
+            if self._state == STARTED:
+                self._state = STOPPED
+                self._ops.dev_stop()
+
+    def close(self) -> None:
+        """Stop and release everything; returns when the interface is gone, unless it persists.
+
+        Idempotent. Bursts, mbufs, views and the pool live on as long as they are referred to.
+        """
+        with self._lock:
+            if self._state in (CLOSED, INHERITED):
+                return
+            self._state = CLOSED
+            self._rx, self._tx = {}, {}
+            self._rxq, self._txq = {}, {}
+            try:
+                self._ops.dev_close()
+            finally:
+                registry.release(self.name, self.port_id)
+
+    def _forked(self) -> None:
+        """In a forked child; see the class. No lock: its holder may not exist here."""
+        self._lock = threading.RLock()
+        if self._state not in (CLOSED, INHERITED):
+            self._state = INHERITED
+            self._rx, self._tx = {}, {}
+            self._ops.dev_forked()
+
+    # -- packets
+
+    def rx_burst(self, queue: int, n: int = 64, timeout: float | None = 0) -> Burst:
+        """Up to `n` frames that arrived on `queue`, in order; empty when there are none.
+
+        `timeout` is in seconds: 0 does not wait, None waits for ever, without the interpreter
+        lock; Ctrl-C ends it. Raises DeviceGone when the interface was deleted, DeviceStateError
+        when the device is not started or another thread is using the queue.
+        """
+        try:
+            burst = self._rx[queue]
+        except (KeyError, TypeError):
+            self._no_queue("rx_burst", queue, self._rx)
+        return burst(n, timeout)
+
+    def tx_burst(self, queue: int, burst: Burst) -> int:
+        """Send `burst` on `queue`, from the front; how many frames were taken.
+
+        Those are consumed and leave the burst: ``burst[0]`` is then the first unsent one. A short
+        count is not an error, the kernel has no room at the moment. Raises as :meth:`rx_burst`;
+        DeviceGone tells in `sent` how many frames went before.
+        """
+        try:
+            send = self._tx[queue]
+        except (KeyError, TypeError):
+            self._no_queue("tx_burst", queue, self._tx)
+        return send(burst)
+
+    def _no_queue(self, operation: str, queue: object, there: dict[int, Any]) -> NoReturn:
+        self._check(operation, STARTED)
+        if not isinstance(queue, int):
+            raise TypeError(f"{operation}: queue must be an int, got {type(queue).__name__}")
+        raise ValueError(f"{operation}: queue must be 0 to {len(there) - 1}, got {queue}")
+
+    def recv(self, timeout: float | None = None, queue: int = 0) -> bytes:
+        """One frame from `queue` as bytes; ``b""`` when none came within `timeout` seconds.
+
+        Waits for ever by default. PoolEmpty when all mbufs of the pool are in the caller's hands.
+        """
+        while True:
+            for mbuf in self.rx_burst(queue, 1, timeout):
+                return bytes(mbuf)
+            if self._pools[queue].available == 0:
+                raise PoolEmpty(f"recv: no free mbuf in the pool of device {self.name}")
+            if timeout is not None:
+                return b""
+
+    def send(self, frame: bytes, queue: int = 0) -> bool:
+        """Send one frame (any bytes-like object) on `queue`; False when there is no room for it.
+
+        PoolEmpty when all mbufs of the pool are in the caller's hands.
+        """
+        burst = Burst((self.pool.alloc(frame),))
+        return self.tx_burst(queue, burst) == 1
+
+    @property
+    def pool(self) -> Mempool:
+        """The mempool of the first receive queue. Stays readable after :meth:`close`."""
+        pool = self._pools.get(0)
+        if pool is not None:
+            return pool
+        self._check("pool", CONFIGURED, STARTED, STOPPED)
+        raise DeviceStateError(f"pool: device {self.name} needs rx_queue_setup for queue 0")
+
+    def rx_queue(self, queue: int) -> RxQueueOps:
+        """The receive queue object itself, for workers and edges that drive it directly."""
+        with self._lock:
+            self._check("rx_queue", CONFIGURED, STARTED, STOPPED)
+            try:
+                return self._rxq[queue]
+            except KeyError:
+                raise ValueError(f"rx_queue: queue {queue!r} is not set up") from None
+
+    def tx_queue(self, queue: int) -> TxQueueOps:
+        """The transmit queue object itself, for workers and edges that drive it directly."""
+        with self._lock:
+            self._check("tx_queue", CONFIGURED, STARTED, STOPPED)
+            try:
+                return self._txq[queue]
+            except KeyError:
+                raise ValueError(f"tx_queue: queue {queue!r} is not set up") from None
+
+    # -- control
+
+    @property
+    def ifname(self) -> str:
+        """The kernel interface's present name; empty where the device has none."""
+        with self._lock:
+            self._check("ifname")
+            return self._ops.ifname
+
+    def info(self) -> DevInfo:
+        """Names, limits, capabilities, and what is in use."""
+        with self._lock:
+            self._check("info")
+            info = self._ops.dev_infos_get()
+            queues: list[RxQueueOps | TxQueueOps] = [*self._rxq.values(), *self._txq.values()]
+            return replace(
+                info,
+                name=self.name,
+                state=self._state,
+                nb_rx_queues=self._nb_queues[0],
+                nb_tx_queues=self._nb_queues[1],
+                engine=queues[0].engine if queues else self._conf.engine,
+                engine_reason=queues[0].engine_reason if queues else "",
+            )
+
+    def link(self) -> Link:
+        """Whether the link is up (interface up and carrier there), asked of the kernel now."""
+        with self._lock:
+            self._check("link")
+            return self._ops.link_update()
+
+    def set_link_up(self) -> None:
+        """Plug the cable in: carrier on."""
+        with self._lock:
+            self._check("set_link_up")
+            self._ops.dev_set_link_up()
+
+    def set_link_down(self) -> None:
+        """Pull the cable: carrier off. Addresses and routes of the interface stay."""
+        with self._lock:
+            self._check("set_link_down")
+            self._ops.dev_set_link_down()
+
+    @property
+    def mac(self) -> MacAddr:
+        """The kernel interface's Ethernet address; all zero where it has none. Assignable."""
+        with self._lock:
+            self._check("mac")
+            return self._ops.mac_addr_get()
+
+    @mac.setter
+    def mac(self, value: MacLike) -> None:
+        mac = MacAddr(value)
+        if mac.is_multicast or not any(mac.packed):
+            raise ValueError(f"mac must be a unicast address, got {mac}")
+        with self._lock:
+            self._check("mac")
+            self._ops.mac_addr_set(mac)
+
+    @property
+    def app_mac(self) -> MacAddr:
+        """The address for the application's own frames: the other end of the wire from `mac`.
+
+        Derived from `mac`, and different from it, until one is assigned. The kernel sends no
+        frames to its own address, and finds a duplicate when both ends use one.
+        """
+        with self._lock:
+            self._check("app_mac")
+            if self._app_mac is not None:
+                return self._app_mac
+            mac = self._ops.mac_addr_get()
+            return mac.peer() if any(mac.packed) else mac
+
+    @app_mac.setter
+    def app_mac(self, value: MacLike) -> None:
+        mac = MacAddr(value)
+        if mac.is_multicast or not any(mac.packed):
+            raise ValueError(f"app_mac must be a unicast address, got {mac}")
+        with self._lock:
+            self._check("app_mac")
+            self._app_mac = mac
+
+    @property
+    def mtu(self) -> int:
+        """Bytes of the longest IP packet. Assignable; ValueError when the buffers are too small."""
+        with self._lock:
+            self._check("mtu")
+            return self._ops.mtu_get()
+
+    @mtu.setter
+    def mtu(self, value: int) -> None:
+        with self._lock:
+            self._check("mtu")
+            self._ops.mtu_set(_count(value, "mtu", self._caps.min_mtu, self._caps.max_mtu))
+
+    def stats(self) -> Stats:
+        """The counters since the last :meth:`stats_reset`. Stopping does not clear them."""
+        with self._lock:
+            self._check("stats")
+            return self._ops.stats_get()
+
+    def stats_reset(self) -> None:
+        """Set all counters to zero."""
+        with self._lock:
+            self._check("stats_reset")
+            self._ops.stats_reset()
+
+    # -- Python
+
+    def __enter__(self) -> EthDev:
+        self._check("with")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_state", CLOSED) in _ALIVE:
+            warnings.warn(f"unclosed device {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+    def __repr__(self) -> str:
+        text = f"<rtap.EthDev {self.name}"
+        if self._state in _ALIVE:
+            try:
+                ifname = self._ops.ifname
+            except OSError:
+                ifname = "gone"
+            text += f" ({ifname})" if ifname else ""
+        return f"{text} {self._state}>"
