@@ -10,10 +10,18 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from operator import index as as_index
+from sys import byteorder
+
 from rtap._mbuf cimport Mbuf, check_range, mbuf_wrap, wrap_index
 from rtap._pool cimport (
     MAX_DATA_ROOM, mbuf_data, mbuf_free_bulk, mbuf_read, mbuf_ref, mbuf_t, mbuf_write,
 )
+
+
+cdef bint is_bool(item):
+    """A Python or NumPy truth value, as opposed to an index."""
+    return isinstance(item, bool) or getattr(getattr(item, "dtype", None), "kind", "") == "b"
 
 
 cdef Burst burst_make(Py_ssize_t capacity):
@@ -166,9 +174,11 @@ cdef class Burst:
             start, stop, step = index.indices(self.n)
             part = burst_make(0)
             for i in range(start, stop, step):
-                part.push(self.v[i])
+                if i < self.n:      # the slice's own __index__ may have changed us
+                    part.push(self.v[i])
             return part
-        i = wrap_index(index, self.n, "burst")
+        i = as_index(index)
+        i = wrap_index(i, self.n, "burst")
         mbuf_ref(self.v[i])
         return mbuf_wrap(self.v[i])
 
@@ -187,13 +197,14 @@ cdef class Burst:
         cdef Burst part = burst_make(0)
         cdef Py_ssize_t i
         cdef list items = which.tolist() if hasattr(which, "tolist") else list(which)
-        if items and isinstance(items[0], bool):
+        if items and is_bool(items[0]):
             if len(items) != self.n:
                 raise ValueError(f"a mask of {len(items)} for a burst of {self.n}")
             for i in range(self.n):
                 if items[i]:
                     part.push(self.v[i])
             return part
+        items = [as_index(item) for item in items]
         for item in items:
             part.push(self.v[wrap_index(item, self.n, "burst")])
         return part
@@ -221,16 +232,16 @@ cdef class Burst:
 
     @ol_flags.setter
     def ol_flags(self, value):
+        # A flag is iterable and an array has __index__: of one number, both tests hold.
+        cdef bint one = isinstance(value, int) or not hasattr(value, "__iter__")
+        cdef list items = [value] * self.n if one else list(value)
+        cdef bytes flags = b"".join([as_index(item).to_bytes(8, byteorder) for item in items])
+        cdef const uint64_t *p = <const uint64_t *>PyBytes_AS_STRING(flags)
         cdef Py_ssize_t i
-        cdef list items
-        if hasattr(value, "__index__"):
-            items = [int(value)] * self.n
-        else:
-            items = [int(item) for item in value]
         if len(items) != self.n:
             raise ValueError(f"{len(items)} values of ol_flags for a burst of {self.n}")
         for i in range(self.n):
-            self.v[i].ol_flags = items[i]
+            self.v[i].ol_flags = p[i]
 
     def gather(self, Py_ssize_t offset, Py_ssize_t n):
         """Bytes ``offset .. offset + n`` of every frame: a (len, n) uint8 memoryview over a copy,

@@ -10,6 +10,7 @@ from cpython.buffer cimport (
     PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.number cimport PyNumber_Index
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cimport rtap._compat as _compat
@@ -21,14 +22,20 @@ from rtap._pool cimport (
 from rtap.errors import PoolEmpty
 
 
-cdef check_range(str what, value, low, high):
-    if not low <= value <= high:
-        raise ValueError(f"{what} must be {low}..{high}, got {value}")
-    return value
+cdef Py_ssize_t check_range(str what, value, Py_ssize_t low, Py_ssize_t high) except? -1:
+    """``value`` as an integer in low..high; TypeError or ValueError naming ``what``."""
+    try:
+        number = PyNumber_Index(value)
+    except TypeError:
+        raise TypeError(f"{what} must be an int, got {type(value).__name__}") from None
+    if not low <= number <= high:
+        raise ValueError(f"{what} must be {low}..{high}, got {number}")
+    return number
 
 
-cdef no_room(pool_t *p):
-    return PoolEmpty(f"too few free mbufs: {pool_available(p)} of {p.size} left")
+cdef no_room(pool_t *p, Py_ssize_t asked):
+    return PoolEmpty(f"too few free mbufs: {asked} asked for, {pool_available(p)} of {p.size} "
+                     "free")
 
 
 cdef Mbuf mbuf_wrap(mbuf_t *m):
@@ -96,7 +103,7 @@ cdef class Mbuf:
         Takes a header from the pool for each segment; PoolEmpty when there is none."""
         cdef mbuf_t *m = mbuf_clone(self.alive())
         if m == NULL:
-            raise no_room(self.m.pool)
+            raise no_room(self.m.pool, self.m.nb_segs)
         return mbuf_wrap(m)
 
     def __len__(self):
@@ -126,9 +133,9 @@ cdef class Mbuf:
             start, stop, step = index.indices(m.pkt_len)
             if step != 1:
                 return bytes(self)[index]
-            return copy_out(m, start, max(stop - start, 0))
+            return copy_out(self.alive(), start, max(stop - start, 0))
         start = wrap_index(index, m.pkt_len, "mbuf")
-        return copy_out(m, start, 1)[0]
+        return copy_out(self.alive(), start, 1)[0]
 
     def __setitem__(self, index, value):
         cdef Py_ssize_t start, stop, step
@@ -138,7 +145,7 @@ cdef class Mbuf:
         if not isinstance(index, slice):
             start = wrap_index(index, m.pkt_len, "mbuf")
             byte = check_range("a byte", value, 0, 255)
-            mbuf_write(m, start, &byte, 1)
+            mbuf_write(self.alive(), <uint32_t>start, &byte, 1)
             return
         start, stop, step = index.indices(m.pkt_len)
         if step != 1:
@@ -149,7 +156,8 @@ cdef class Mbuf:
             if view.len != stop - start:
                 raise ValueError(f"cannot put {view.len} bytes into {stop - start}: an mbuf grows "
                                  "by append() and prepend()")
-            mbuf_write(m, <uint32_t>start, <const uint8_t *>view.buf, <uint32_t>view.len)
+            mbuf_write(self.alive(), <uint32_t>start, <const uint8_t *>view.buf,
+                       <uint32_t>view.len)
         finally:
             PyBuffer_Release(&view)
 
@@ -336,5 +344,6 @@ cdef Py_ssize_t wrap_index(index, Py_ssize_t n, str what) except -1:
 
 cdef bytes copy_out(mbuf_t *m, Py_ssize_t offset, Py_ssize_t n):
     cdef bytes out = PyBytes_FromStringAndSize(NULL, n)
-    mbuf_read(m, <uint32_t>offset, <uint8_t *>PyBytes_AS_STRING(out), <uint32_t>n)
+    if mbuf_read(m, <uint32_t>offset, <uint8_t *>PyBytes_AS_STRING(out), <uint32_t>n) != n:
+        raise ValueError("the mbuf shrank while it was read")
     return out

@@ -6,14 +6,15 @@ from cpython.buffer cimport (
     PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_AS_STRING
+from libc.errno cimport EMSGSIZE
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport strerror
 
 from rtap._burst cimport Burst, burst_make
 from rtap._mbuf cimport Mbuf, check_range, mbuf_wrap, no_room
 from rtap._pool cimport (
-    MAX_DATA_ROOM, MIN_HEADROOM, mbuf_fill, mbuf_reset, mbuf_t, pool_available, pool_create,
-    pool_disown, pool_get, pool_t,
+    MAX_DATA_ROOM, MBUF_SEGS_MAX, MIN_HEADROOM, mbuf_fill, mbuf_reset, mbuf_t, pool_available,
+    pool_create, pool_disown, pool_get, pool_t,
 )
 
 
@@ -27,16 +28,17 @@ cdef class Mempool:
     """
 
     def __init__(self, n, data_room=2048, headroom=128, *, memfd=False, name=""):
-        cdef int rc
+        cdef Py_ssize_t slots, room, head
         cdef bytes label
+        cdef int rc
         if self.p != NULL:
             raise RuntimeError("a Mempool is made once")
-        check_range("n", n, 1, 1 << 24)
-        check_range("data_room", data_room, 64, MAX_DATA_ROOM)
-        check_range("headroom", headroom, MIN_HEADROOM, 4096)
+        slots = check_range("n", n, 1, 1 << 24)
+        room = check_range("data_room", data_room, 64, MAX_DATA_ROOM)
+        head = check_range("headroom", headroom, MIN_HEADROOM, 4096)
         self.name = name
         label = (name or "rtap").encode()
-        rc = pool_create(&self.p, n, data_room, headroom,
+        rc = pool_create(&self.p, <uint32_t>slots, <uint32_t>room, <uint32_t>head,
                          PyBytes_AS_STRING(label) if memfd else NULL)
         if rc != 0:
             self.p = NULL
@@ -114,32 +116,46 @@ cdef class Mempool:
         objects, or an ``(n, length)`` uint8 array.
         """
         cdef pool_t *p = self.alive()
-        cdef Py_ssize_t count = check_range("n", n, 0, p.size), i
-        cdef Burst burst = burst_make(count)
-        cdef uint32_t got = pool_get(p, burst.v, <uint32_t>count)
+        cdef Py_ssize_t count = check_range("n", n, 0, 1 << 24), i
+        cdef Burst burst
+        cdef list items
+        cdef uint32_t got
+        if count > <Py_ssize_t>p.size:
+            raise no_room(p, count)
+        burst = burst_make(count)
+        got = pool_get(p, burst.v, <uint32_t>count)
         for i in range(<Py_ssize_t>got):
             mbuf_reset(burst.v[i])
         burst.n = got
         if <Py_ssize_t>got < count:
-            raise no_room(p)
+            burst.free()
+            raise no_room(p, count)
         if data is None:
             return burst
         if PyObject_CheckBuffer(data):
             fill_from_buffer(burst, data)
             return burst
-        if len(data) != count:
-            raise ValueError(f"data has {len(data)} items for {count} mbufs")
-        for i, item in enumerate(data):
-            fill_one(burst.v[i], item)
+        items = list(data)
+        if len(items) != count:
+            raise ValueError(f"data has {len(items)} items for {count} mbufs")
+        for i in range(count):
+            fill_one(burst.v[i], items[i])
         return burst
 
 
 cdef mbuf_t *take_one(pool_t *p) except NULL:
     cdef mbuf_t *m
     if pool_get(p, &m, 1) == 0:
-        raise no_room(p)
+        raise no_room(p, 1)
     mbuf_reset(m)
     return m
+
+
+cdef fill_error(int rc, pool_t *p, Py_ssize_t asked):
+    if rc == -EMSGSIZE:
+        return ValueError(f"a frame has at most {MBUF_SEGS_MAX} segments, here of {p.data_room} "
+                          "bytes each")
+    return no_room(p, asked)
 
 
 cdef int fill_one(mbuf_t *m, data) except -1:
@@ -149,7 +165,7 @@ cdef int fill_one(mbuf_t *m, data) except -1:
     rc = mbuf_fill(m, <const uint8_t *>view.buf, view.len)
     PyBuffer_Release(&view)
     if rc != 0:
-        raise no_room(m.pool)
+        raise fill_error(rc, m.pool, m.nb_segs + 1)
     return 0
 
 
@@ -168,15 +184,16 @@ cdef int fill_from_buffer(Burst burst, data) except -1:
             if view.shape[1] > 1 and view.strides[1] != 1:
                 raise ValueError("the bytes of each row must be contiguous")
             for i in range(burst.n):
-                rc |= mbuf_fill(burst.v[i], <const uint8_t *>view.buf + i * view.strides[0],
-                                view.shape[1])
+                rc = rc or mbuf_fill(burst.v[i],
+                                     <const uint8_t *>view.buf + i * view.strides[0],
+                                     view.shape[1])
         elif view.ndim == 1 and (view.strides[0] == view.itemsize or view.len == 0):
             for i in range(burst.n):
-                rc |= mbuf_fill(burst.v[i], <const uint8_t *>view.buf, view.len)
+                rc = rc or mbuf_fill(burst.v[i], <const uint8_t *>view.buf, view.len)
         else:
             raise ValueError("data must be contiguous bytes or an (n, length) uint8 array")
     finally:
         PyBuffer_Release(&view)
-    if rc != 0 and burst.n > 0:
-        raise no_room(burst.v[0].pool)
+    if rc != 0:
+        raise fill_error(rc, burst.v[0].pool, burst.n)
     return 0

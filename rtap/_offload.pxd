@@ -9,11 +9,21 @@ from rtap._pool cimport mbuf_t
 cdef enum:
     VNET_HDR_LEN = 10           # struct virtio_net_hdr, without num_buffers
 
-    # rte_mbuf_core.h
-    RX_L4_CKSUM_BAD = 1 << 3
-    RX_L4_CKSUM_GOOD = 1 << 8
-    RX_L4_CKSUM_NONE = RX_L4_CKSUM_BAD | RX_L4_CKSUM_GOOD
-    RX_LRO = 1 << 16
+
+cdef extern from "rtap_compat.h":
+    # ol_flags, from rte_mbuf_core.h
+    const uint64_t RX_L4_CKSUM_BAD "RTAP_RX_L4_CKSUM_BAD"
+    const uint64_t RX_L4_CKSUM_GOOD "RTAP_RX_L4_CKSUM_GOOD"
+    const uint64_t RX_L4_CKSUM_NONE "RTAP_RX_L4_CKSUM_NONE"
+    const uint64_t RX_LRO "RTAP_RX_LRO"
+    const uint64_t TX_UDP_SEG "RTAP_TX_UDP_SEG"
+    const uint64_t TX_TUNNEL_MASK "RTAP_TX_TUNNEL_MASK"
+    const uint64_t TX_TCP_SEG "RTAP_TX_TCP_SEG"
+    const uint64_t TX_TCP_CKSUM "RTAP_TX_TCP_CKSUM"
+    const uint64_t TX_UDP_CKSUM "RTAP_TX_UDP_CKSUM"
+    const uint64_t TX_L4_MASK "RTAP_TX_L4_MASK"
+    const uint64_t TX_IP_CKSUM "RTAP_TX_IP_CKSUM"
+    const uint64_t TX_REQUESTS "RTAP_TX_REQUESTS"
 
 
 cdef inline bint keeps_vnet_hdr(const mbuf_t *m) noexcept nogil:
@@ -22,4 +32,6 @@ cdef inline bint keeps_vnet_hdr(const mbuf_t *m) noexcept nogil:
 
 
 cdef int vnet_hdr_to_mbuf(mbuf_t *m, const uint8_t *hdr, bint l2) noexcept nogil
+cdef int take_requests(mbuf_t **frame) noexcept nogil
+cdef int finish_checksum(mbuf_t **frame) noexcept nogil
 cdef void vnet_hdr_from_mbuf(const mbuf_t *m, uint8_t *hdr) noexcept nogil

@@ -16,6 +16,7 @@ cdef enum:
     POOL_CACHES = 16            # threads beyond that share caches; each has a lock
     MIN_HEADROOM = 16           # a virtio-net header (10 bytes) goes in front of every frame
     MAX_DATA_ROOM = 1 << 24
+    MBUF_SEGS_MAX = 0xffff
 
 
 cdef struct mbuf_t:
@@ -103,6 +104,7 @@ cdef inline void mbuf_ref(mbuf_t *m) noexcept nogil:
 
 ctypedef void (*pool_gone_fn)(uint64_t pool_id) noexcept nogil
 
+cdef uint32_t thread_number() noexcept nogil
 cdef void pool_on_gone(pool_gone_fn hook) noexcept nogil
 cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t headroom,
                      const char *memfd_name) noexcept nogil
@@ -117,3 +119,4 @@ cdef uint32_t mbuf_read(const mbuf_t *m, uint32_t offset, uint8_t *dst, uint32_t
 cdef uint32_t mbuf_write(mbuf_t *m, uint32_t offset, const uint8_t *src, uint32_t n) noexcept nogil
 cdef int mbuf_fill(mbuf_t *first, const uint8_t *src, size_t n) noexcept nogil
 cdef mbuf_t *mbuf_clone(mbuf_t *m) noexcept nogil
+cdef mbuf_t *mbuf_copy(const mbuf_t *m) noexcept nogil

@@ -7,7 +7,7 @@ a quiet pool lies in regularly spaced slots.  When the shared list runs dry the 
 of other threads are drained: no slot is out of reach because of where it was freed.
 """
 
-from libc.errno cimport ENOMEM, errno
+from libc.errno cimport EMSGSIZE, ENOMEM, errno
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove
@@ -33,13 +33,17 @@ if pthread_key_create(&thread_key, NULL) != 0:
     raise MemoryError("no pthread key left for the mbuf caches")
 
 
-cdef cache_t *thread_cache(pool_t *p) noexcept nogil:
-    """The calling thread's cache; threads are numbered on their first call."""
+cdef uint32_t thread_number() noexcept nogil:
+    """1 for the first thread that asks, 2 for the second, and so on."""
     cdef size_t number = <size_t>pthread_getspecific(thread_key)
     if number == 0:
         number = _compat.fetch_add(&threads_seen, 1) + 1
         pthread_setspecific(thread_key, <void *>number)
-    return &p.caches[number % POOL_CACHES]
+    return <uint32_t>number
+
+
+cdef inline cache_t *thread_cache(pool_t *p) noexcept nogil:
+    return &p.caches[thread_number() % POOL_CACHES]
 
 
 cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t headroom,
@@ -57,6 +61,9 @@ cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t head
     p.data_room = data_room
     p.headroom = headroom
     p.stride = (<size_t>headroom + data_room + SLOT_ALIGN - 1) & ~<size_t>(SLOT_ALIGN - 1)
+    if p.stride > <size_t>-1 // n:
+        pool_destroy(p)
+        return -ENOMEM
     p.arena_len = p.stride * n
     p.headers = <mbuf_t *>calloc(n, sizeof(mbuf_t))
     p.free_slots = <mbuf_t **>malloc(n * sizeof(mbuf_t *))
@@ -307,8 +314,8 @@ cdef uint32_t mbuf_write(mbuf_t *m, uint32_t offset, const uint8_t *src, uint32_
 cdef int mbuf_fill(mbuf_t *first, const uint8_t *src, size_t n) noexcept nogil:
     """Fills an empty frame, adding segments of its pool as needed.
 
-    0, or -ENOMEM when the pool has too few slots left: the frame is then as far as it got
-    and still the caller's to free."""
+    0; -ENOMEM when the pool has too few slots left, -EMSGSIZE when the bytes take more segments
+    than a frame can count.  The frame is then as far as it got and still the caller's to free."""
     cdef mbuf_t *tail = first
     cdef mbuf_t *seg
     cdef uint32_t room = first.pool.data_room
@@ -322,6 +329,8 @@ cdef int mbuf_fill(mbuf_t *first, const uint8_t *src, size_t n) noexcept nogil:
         n -= k
         if n == 0:
             return 0
+        if first.nb_segs == MBUF_SEGS_MAX:
+            return -EMSGSIZE
         if pool_get(first.pool, &seg, 1) == 0:
             return -ENOMEM
         mbuf_reset(seg)
@@ -346,6 +355,37 @@ cdef mbuf_t *mbuf_clone(mbuf_t *m) noexcept nogil:
         seg.refcnt = 1
         seg.next = NULL
         seg.direct = owner
+        if tail == NULL:
+            head = seg
+        else:
+            tail.next = seg
+        tail = seg
+        m = m.next
+    return head
+
+
+cdef mbuf_t *mbuf_copy(const mbuf_t *m) noexcept nogil:
+    """A frame of its own with the same bytes and metadata; NULL when the pool is empty."""
+    cdef mbuf_t *head = NULL
+    cdef mbuf_t *tail = NULL
+    cdef mbuf_t *seg
+    cdef uint32_t offset
+    while m != NULL:
+        if pool_get(m.pool, &seg, 1) == 0:
+            mbuf_free(head)
+            return NULL
+        mbuf_reset(seg)
+        offset = min(seg.data_off, seg.buf_len - m.data_len)
+        memcpy(&seg.packet_type, &m.packet_type,
+               sizeof(mbuf_t) - (<size_t>&m.packet_type - <size_t>m))
+        memcpy(seg.buf + offset, mbuf_data(m), m.data_len)
+        seg.ol_flags = m.ol_flags
+        seg.csum_at = m.csum_at - m.data_off + offset
+        seg.data_off = offset
+        seg.data_len = m.data_len
+        seg.pkt_len = m.pkt_len
+        seg.nb_segs = m.nb_segs
+        seg.port = m.port
         if tail == NULL:
             head = seg
         else:

@@ -20,6 +20,9 @@ cdef enum:
     GIL_RELEASE = 1
     GIL_HOLD = 2
 
+    # rxq_t.owned, txq_t.owned: 0, the number of the thread that bursts, or
+    OWNED_BY_WORKER = 0xffffffff
+
     BURST_MAX = 65535
 
 
@@ -29,7 +32,7 @@ cdef struct rxq_t:
     uint32_t (*burst)(rxq_t *q, mbuf_t **out, uint32_t n, int *error) noexcept nogil
     int fd                      # to wait on; -1 when there is nothing to wait for
     uint32_t state
-    uint32_t owned              # 1 while a thread bursts; see queue_own
+    uint32_t owned              # see OWNED_BY_WORKER
     uint64_t packets
     uint64_t bytes
     uint64_t errors             # frames lost to truncated, bad_vnet_hdr and read_errors
@@ -69,7 +72,7 @@ cdef class RxQueueBase:
     cdef readonly int nb_desc
     cdef readonly Mempool pool
 
-    cdef int own(self) except -1
+    cdef int own(self, uint32_t owner) except -1
     cdef void disown(self) noexcept
     cdef int checked(self) except -1
     cdef int run(self, Burst burst, uint32_t n) except? -1
@@ -85,7 +88,7 @@ cdef class TxQueueBase:
     cdef readonly int port
     cdef readonly int nb_desc
 
-    cdef int own(self) except -1
+    cdef int own(self, uint32_t owner) except -1
     cdef void disown(self) noexcept
     cdef int checked(self) except -1
 

@@ -12,7 +12,7 @@ cimport rtap._compat as _compat
 from rtap._burst cimport Burst, burst_make
 from rtap._linux cimport POLLIN, poll, pollfd, usleep
 from rtap._mbuf cimport check_range
-from rtap._pool cimport mbuf_t
+from rtap._pool cimport mbuf_t, thread_number
 from rtap._uring cimport fork_generation
 
 import math
@@ -54,11 +54,12 @@ cdef inline void gil_taken_back(gil_t *g, uint64_t asked) noexcept:
     g.hold_until = now + HOLD_NS if now - asked > SLOW_ACQUIRE_NS else 0
 
 
-cdef int queue_own(uint32_t *owned, uint32_t *state, uint32_t generation, queue) except -1:
+cdef int queue_own(uint32_t *owned, uint32_t owner, uint32_t *state, uint32_t generation,
+                   queue) except -1:
     if generation != fork_generation():
         raise DeviceStateError(f"{queue!r} was opened before fork() and belongs to the parent "
                                "process; open or attach the device in the child")
-    if not _compat.cas(owned, 0, 1):
+    if not _compat.cas(owned, 0, owner):
         raise DeviceStateError(f"{queue!r} is in use by another thread or worker")
     if _compat.load(state) != QUEUE_STARTED:
         _compat.store(owned, 0)
@@ -68,13 +69,17 @@ cdef int queue_own(uint32_t *owned, uint32_t *state, uint32_t generation, queue)
 
 
 cdef int queue_set_state(uint32_t *owned, uint32_t *state, uint32_t value) except -1:
-    """Changes the state and, unless to started, waits until the thread that bursts has left."""
+    """Changes the state and, unless to started, waits until the thread that bursts has left.
+
+    The caller itself may be in the middle of a burst: a signal handler runs inside its wait."""
+    cdef uint32_t owner = _compat.load(owned)
     _compat.store(state, value)
     if value == QUEUE_STARTED:
         return 0
-    while _compat.load(owned) != 0:
+    while owner != 0 and owner != thread_number():
         with nogil:
             usleep(200)
+        owner = _compat.load(owned)
         PyErr_CheckSignals()
     return 0
 
@@ -87,9 +92,9 @@ cdef class RxQueueBase:
             raise DeviceStateError(f"{self!r} is closed")
         return 0
 
-    cdef int own(self) except -1:
+    cdef int own(self, uint32_t owner) except -1:
         self.checked()
-        return queue_own(&self.q.owned, &self.q.state, self.generation, self)
+        return queue_own(&self.q.owned, owner, &self.q.state, self.generation, self)
 
     cdef void disown(self) noexcept:
         _compat.store(&self.q.owned, 0)
@@ -127,7 +132,7 @@ cdef class RxQueueBase:
         cdef Burst burst = burst_make(count)
         cdef uint64_t nombuf
         cdef int error
-        self.own()
+        self.own(thread_number())
         try:
             while True:
                 nombuf = self.q.nombuf
@@ -222,9 +227,9 @@ cdef class TxQueueBase:
             raise DeviceStateError(f"{self!r} is closed")
         return 0
 
-    cdef int own(self) except -1:
+    cdef int own(self, uint32_t owner) except -1:
         self.checked()
-        return queue_own(&self.q.owned, &self.q.state, self.generation, self)
+        return queue_own(&self.q.owned, owner, &self.q.state, self.generation, self)
 
     cdef void disown(self) noexcept:
         _compat.store(&self.q.owned, 0)
@@ -257,7 +262,7 @@ cdef class TxQueueBase:
         cdef uint32_t sent
         cdef uint64_t asked
         cdef int error = 0
-        self.own()
+        self.own(thread_number())
         q = self.q
         n = burst.lend(&v, &capacity)
         if gil_keep(&self.gil, n):

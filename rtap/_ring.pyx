@@ -15,10 +15,10 @@ from rtap._linux cimport read
 from rtap._mbuf cimport check_range
 from rtap._mempool cimport Mempool
 from rtap._offload cimport VNET_HDR_LEN
-from rtap._pool cimport pool_t
+from rtap._pool cimport pool_t, thread_number
 from rtap._queue cimport QUEUE_CLOSED, RxQueueBase, TxQueueBase, gil_mode, rxq_t, txq_t
 from rtap._rx cimport SEGS_MAX, rx_syscall, rx_uring, tap_rxq_t
-from rtap._tx cimport tap_txq_t, tx_syscall, tx_uring
+from rtap._tx cimport tap_txq_t, tx_syscall, tx_uring, tx_checked
 from rtap._uring cimport (
     ENGINE_AUTO, ENGINE_SYSCALL, ENGINE_URING, RING_ENTRIES, fork_generation, uring_costs,
     uring_forget_file, uring_new_file_id, uring_refusal,
@@ -128,7 +128,7 @@ cdef class RxQueue(RxQueueBase):
         cdef uint8_t scratch[64]
         cdef Py_ssize_t n = 0
         self.checked()
-        if not _compat.cas(&self.q.owned, 0, 1):
+        if not _compat.cas(&self.q.owned, 0, thread_number()):
             raise RuntimeError(f"{self!r} is in use by another thread or worker")
         with nogil:
             while n < PURGE_MAX and read(self.q.fd, scratch, sizeof(scratch)) > 0:
@@ -180,7 +180,8 @@ cdef class TxQueue(TxQueueBase):
             raise MemoryError("no memory for a tx queue")
         self.tap = q
         self.q = &q.base
-        q.base.burst = tx_syscall if number == ENGINE_SYSCALL else tx_uring
+        q.send = tx_syscall if number == ENGINE_SYSCALL else tx_uring
+        q.base.burst = tx_checked
         q.base.fd = fd
         q.file_id = uring_new_file_id()
         q.engine = number

@@ -7,6 +7,7 @@ from rtap._queue cimport txq_t
 
 cdef struct tap_txq_t:
     txq_t base
+    uint32_t (*send)(txq_t *q, mbuf_t **v, uint32_t n, int *error) noexcept nogil
     uint64_t file_id
     int engine                  # ENGINE_*
     uint32_t entries            # most frames for each kernel entry
@@ -15,4 +16,5 @@ cdef struct tap_txq_t:
 
 
 cdef uint32_t tx_uring(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil
+cdef uint32_t tx_checked(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil
 cdef uint32_t tx_syscall(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil

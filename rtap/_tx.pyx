@@ -18,7 +18,9 @@ from rtap._liburing cimport (
     io_uring_submit_and_wait,
 )
 from rtap._linux cimport EBADFD, RWF_NOWAIT, iovec, write, writev
-from rtap._offload cimport VNET_HDR_LEN, keeps_vnet_hdr, vnet_hdr_from_mbuf
+from rtap._offload cimport (
+    TX_REQUESTS, VNET_HDR_LEN, finish_checksum, keeps_vnet_hdr, take_requests, vnet_hdr_from_mbuf,
+)
 from rtap._pool cimport mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_t, pool_t
 from rtap._queue cimport txq_t
 from rtap._uring cimport (
@@ -251,3 +253,32 @@ cdef uint32_t tx_syscall(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexce
     if done < n:
         memmove(v, v + done, (n - done) * sizeof(mbuf_t *))
     return done
+
+
+cdef uint32_t tx_checked(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil:
+    """Every burst's way in: sees to what the application asked of single frames, does in software
+    what a descriptor without virtio-net headers cannot ask of the kernel, then sends."""
+    cdef tap_txq_t *q = <tap_txq_t *>base
+    cdef uint32_t kept = 0, seen = 0, sent
+    cdef int rc
+    while seen < n:
+        rc = 0
+        if v[seen].ol_flags & TX_REQUESTS:
+            rc = take_requests(&v[seen])
+        if rc == 0 and q.hdr_len == 0 and keeps_vnet_hdr(v[seen]):
+            rc = finish_checksum(&v[seen])
+        if rc == -ENOBUFS:
+            _compat.counter_add(&base.full, 1)
+            break
+        if rc == 0:
+            v[kept] = v[seen]
+            kept += 1
+        else:
+            _compat.counter_add(&base.refused, 1)
+            _compat.counter_add(&base.errors, 1)
+            mbuf_free(v[seen])
+        seen += 1
+    sent = q.send(base, v, kept, error)
+    if sent < kept or seen < n:
+        memmove(v + kept - sent, v + seen, (n - seen) * sizeof(mbuf_t *))
+    return seen - kept + sent

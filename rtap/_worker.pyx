@@ -20,7 +20,7 @@ from rtap._linux cimport (
 )
 from rtap._mbuf cimport check_range
 from rtap._pool cimport mbuf_free_bulk, mbuf_t
-from rtap._queue cimport QUEUE_STARTED, RxQueueBase, TxQueueBase, rxq_t, txq_t
+from rtap._queue cimport OWNED_BY_WORKER, QUEUE_STARTED, RxQueueBase, TxQueueBase, rxq_t, txq_t
 from rtap._uring cimport fork_generation
 
 from rtap.errors import DeviceStateError
@@ -33,7 +33,7 @@ cdef enum:
     WAIT_ADAPTIVE = 2
 
     SPIN_NS = 20_000            # an adaptive worker looks this long before it sleeps
-    SLEEP_MS = 200
+    SLEEP_MS = 20               # a queue that is stopped is let go of within this
     FRUITLESS_US = 200          # woken for frames that cannot be taken: no buffers, a full target
 
 cdef dict WAITS = {"poll": WAIT_POLL, "sleep": WAIT_SLEEP, "adaptive": WAIT_ADAPTIVE}
@@ -275,10 +275,10 @@ cdef class Worker:
         epoll_ctl(self.w.epfd, EPOLL_CTL_ADD, self.w.wake_fd, &event)
         for rx, tx, retry in self.routes:
             r = &self.w.routes[self.w.n_routes]
-            rx.own()
+            rx.own(OWNED_BY_WORKER)
             taken.append(rx)
             if not any(tx is other for other in taken):
-                tx.own()
+                tx.own(OWNED_BY_WORKER)
                 taken.append(tx)
                 r.owns_tx = True
             r.rx = rx.q

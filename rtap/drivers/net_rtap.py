@@ -91,6 +91,11 @@ def _tun_features(offloads: RxOffload) -> TunFeature:
     return wanted
 
 
+def _needs_header(conf: EthConf) -> bool:
+    """Whether frames must say more than their bytes do."""
+    return bool(conf.rx_offloads & ~RxOffload.SCATTER or conf.tx_offloads & ~TxOffload.MULTI_SEGS)
+
+
 def _rx_offloads(asked: RxOffload, features: TunFeature) -> RxOffload:
     """`asked` without what the kernel refused."""
     return asked if features & TunFeature.USO4 else asked & ~RxOffload.UDP_LRO
@@ -175,6 +180,37 @@ class NetRtap:
             self._close_fds(before)
             raise
 
+    def _negotiate_header(self, wanted: bool) -> None:
+        """Have virtio-net headers on every frame, or not: they cost a tenth of a small one.
+
+        The kernel settles that when an interface's first queue attaches, so the queues are closed
+        and the first one opened anew, the interface being kept alive for that moment.
+        """
+        if wanted == bool(self._flags & QueueFlag.VNET_HDR):
+            return
+        link = self._control.get()
+        multi = bool(self._flags & QueueFlag.MULTI_QUEUE)
+        attach = partial(tun.open_queue, link.name, self._mode, multi_queue=multi, vnet_hdr=wanted)
+        tun.set_offload(self._fds[0], TunFeature(0), self._name)
+        persist = self.persist
+        self.set_persist(True)
+        self._close_fds(0)
+        try:
+            fd, iface = call_in(self._control.netns.fd, attach)
+        except BaseException:
+            if not persist:
+                with contextlib.suppress(OSError):
+                    self._control.delete()
+            raise
+        self._fds.append(fd)
+        self._flags = iface.flags
+        self._prepare(fd)
+        self.set_persist(persist)
+        if wanted and not iface.flags & QueueFlag.VNET_HDR:
+            raise OSError(
+                errno.EBUSY, f"offloads need {link.name} for themselves, others have queues of it"
+            )
+
     def _relocate(self) -> tuple[NetNS, int] | None:
         """Where the interface is now, asked of its descriptor; None when it is gone."""
         if not self._fds:
@@ -230,8 +266,8 @@ class NetRtap:
             max_rx_pktlen=_max_frame(self._mode, MAX_MTU, _LRO),
             max_rx_queues=queues,
             max_tx_queues=queues,
-            rx_offload_capa=_RX_CAPA if vnet_hdr else RxOffload.SCATTER,
-            tx_offload_capa=_TX_CAPA if vnet_hdr else TxOffload.MULTI_SEGS,
+            rx_offload_capa=_RX_CAPA,
+            tx_offload_capa=_TX_CAPA,
             rx_desc_lim=DescLim(nb_max=MAX_NB_DESC),
             tx_desc_lim=DescLim(nb_max=MAX_NB_DESC),
             default_rxportconf=PortConf(ring_size=DEFAULT_NB_DESC),
@@ -255,11 +291,11 @@ class NetRtap:
             )
         features = _tun_features(conf.rx_offloads)
         self._release_queues()
+        self._negotiate_header(_needs_header(conf))
         self._close_fds(nb_rx_queues)
         if len(self._fds) < nb_rx_queues:
             self._open_fds(nb_rx_queues)
-        if self._flags & QueueFlag.VNET_HDR:
-            features = tun.set_offload(self._fds[0], features, self._name)
+        features = tun.set_offload(self._fds[0], features, self._name)
         if conf.mtu is not None and conf.mtu != self.mtu_get():
             self._control.set_mtu(conf.mtu)
         self._conf = EthConf(
@@ -566,7 +602,11 @@ def open(  # noqa: A001 - rtap.open() reads like io.open()
     made: list[NetRtap] = []
 
     def make(port: int) -> NetRtap:
-        made.append(NetRtap(port, ifname, mode=mode, netns=netns, sndbuf=sndbuf))
+        made.append(
+            NetRtap(
+                port, ifname, mode=mode, netns=netns, sndbuf=sndbuf, vnet_hdr=_needs_header(conf)
+            )
+        )
         return made[0]
 
     dev = EthDev._create(DRIVER, make, numbered=True)

@@ -49,6 +49,21 @@
 #define EBADFD 77
 #endif
 
+/* Bits of an mbuf's ol_flags that the kernels look at, with DPDK's values. */
+#define RTAP_RX_L4_CKSUM_BAD	(UINT64_C(1) << 3)
+#define RTAP_RX_L4_CKSUM_GOOD	(UINT64_C(1) << 8)
+#define RTAP_RX_L4_CKSUM_NONE	(RTAP_RX_L4_CKSUM_BAD | RTAP_RX_L4_CKSUM_GOOD)
+#define RTAP_RX_LRO		(UINT64_C(1) << 16)
+#define RTAP_TX_UDP_SEG		(UINT64_C(1) << 42)
+#define RTAP_TX_TUNNEL_MASK	(UINT64_C(0xf) << 45)
+#define RTAP_TX_TCP_SEG		(UINT64_C(1) << 50)
+#define RTAP_TX_TCP_CKSUM	(UINT64_C(1) << 52)
+#define RTAP_TX_UDP_CKSUM	(UINT64_C(3) << 52)
+#define RTAP_TX_L4_MASK		(UINT64_C(3) << 52)
+#define RTAP_TX_IP_CKSUM	(UINT64_C(1) << 54)
+#define RTAP_TX_REQUESTS \
+	(RTAP_TX_UDP_SEG | RTAP_TX_TCP_SEG | RTAP_TX_L4_MASK | RTAP_TX_IP_CKSUM)
+
 static inline uint32_t rtap_load(const uint32_t *p)
 {
 	return __atomic_load_n(p, __ATOMIC_ACQUIRE);
