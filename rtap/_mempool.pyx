@@ -11,10 +11,10 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport strerror
 
 from rtap._burst cimport Burst, burst_make
-from rtap._mbuf cimport Mbuf, check_range, mbuf_wrap, no_room
+from rtap._mbuf cimport check_range, mbuf_wrap, no_room
 from rtap._pool cimport (
-    MAX_DATA_ROOM, MBUF_SEGS_MAX, MIN_HEADROOM, mbuf_fill, mbuf_reset, mbuf_t, pool_available,
-    pool_create, pool_disown, pool_get, pool_t,
+    MAX_DATA_ROOM, MBUF_SEGS_MAX, MIN_HEADROOM, mbuf_fill, mbuf_free, mbuf_reset, mbuf_t,
+    pool_available, pool_create, pool_disown, pool_get, pool_t,
 )
 
 
@@ -55,9 +55,12 @@ cdef class Mempool:
         return self.p
 
     def close(self):
-        """Unmaps the arena.  BufferError while any of its buffers is in use."""
+        """Unmaps the arena; idempotent.  BufferError while any of its buffers is in use or a queue
+        receives into it."""
         if self.p == NULL:
             return
+        if self.queues:
+            raise BufferError(f"{self.queues} open rx queues receive into the mempool")
         if self.in_use:
             raise BufferError(f"{self.in_use} of {self.size} mbufs are in use")
         pool_disown(self.p)
@@ -104,10 +107,7 @@ cdef class Mempool:
     def alloc(self, data=None):
         """One mbuf, empty or holding ``data`` (any buffer; longer than ``data_room`` chains
         segments).  PoolEmpty when there are too few buffers."""
-        cdef Mbuf mbuf = mbuf_wrap(take_one(self.alive()))
-        if data is not None:
-            fill_one(mbuf.m, data)
-        return mbuf
+        return mbuf_wrap(alloc_one(self.alive(), data))
 
     def alloc_burst(self, n, data=None):
         """A :class:`Burst` of ``n`` mbufs, all or none (PoolEmpty).
@@ -143,11 +143,18 @@ cdef class Mempool:
         return burst
 
 
-cdef mbuf_t *take_one(pool_t *p) except NULL:
+cdef mbuf_t *alloc_one(pool_t *p, data) except NULL:
+    """A frame with one reference, holding ``data`` unless that is None."""
     cdef mbuf_t *m
     if pool_get(p, &m, 1) == 0:
         raise no_room(p, 1)
     mbuf_reset(m)
+    if data is not None:
+        try:
+            fill_one(m, data)
+        except BaseException:
+            mbuf_free(m)
+            raise
     return m
 
 

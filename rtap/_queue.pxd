@@ -91,6 +91,7 @@ cdef class TxQueueBase:
     cdef int own(self, uint32_t owner) except -1
     cdef void disown(self) noexcept
     cdef int checked(self) except -1
+    cdef uint32_t run(self, mbuf_t **v, uint32_t n, int *error) noexcept
 
 
 cdef int gil_mode(str name) except -1

@@ -12,7 +12,8 @@ cimport rtap._compat as _compat
 from rtap._burst cimport Burst, burst_make
 from rtap._linux cimport POLLIN, poll, pollfd, usleep
 from rtap._mbuf cimport check_range
-from rtap._pool cimport mbuf_t, thread_number
+from rtap._mempool cimport Mempool, alloc_one
+from rtap._pool cimport mbuf_free, mbuf_t, thread_number
 from rtap._uring cimport fork_generation
 
 import math
@@ -89,7 +90,7 @@ cdef class RxQueueBase:
 
     cdef int checked(self) except -1:
         if self.q == NULL:
-            raise DeviceStateError(f"{self!r} is closed")
+            raise DeviceStateError("the queue was never initialised")
         return 0
 
     cdef int own(self, uint32_t owner) except -1:
@@ -111,6 +112,8 @@ cdef class RxQueueBase:
     def start(self):
         """Bursts are allowed from now on."""
         self.checked()
+        if self.q.state == QUEUE_CLOSED:
+            raise DeviceStateError(f"{self!r} is closed")
         queue_set_state(&self.q.owned, &self.q.state, QUEUE_STARTED)
 
     def stop(self):
@@ -224,7 +227,7 @@ cdef class TxQueueBase:
 
     cdef int checked(self) except -1:
         if self.q == NULL:
-            raise DeviceStateError(f"{self!r} is closed")
+            raise DeviceStateError("the queue was never initialised")
         return 0
 
     cdef int own(self, uint32_t owner) except -1:
@@ -240,6 +243,8 @@ cdef class TxQueueBase:
     def start(self):
         """Bursts are allowed from now on."""
         self.checked()
+        if self.q.state == QUEUE_CLOSED:
+            raise DeviceStateError(f"{self!r} is closed")
         queue_set_state(&self.q.owned, &self.q.state, QUEUE_STARTED)
 
     def stop(self):
@@ -256,24 +261,46 @@ cdef class TxQueueBase:
         ``errors``.  DeviceGone (with ``.sent``) when the interface is deleted, RuntimeError when
         the queue is stopped or used by another thread.
         """
-        cdef txq_t *q
         cdef mbuf_t **v
         cdef Py_ssize_t n, capacity
         cdef uint32_t sent
-        cdef uint64_t asked
         cdef int error = 0
         self.own(thread_number())
-        q = self.q
         n = burst.lend(&v, &capacity)
-        if gil_keep(&self.gil, n):
-            sent = q.burst(q, v, <uint32_t>n, &error)
-        else:
-            with nogil:
-                sent = q.burst(q, v, <uint32_t>n, &error)
-                asked = _compat.now_ns()
-            gil_taken_back(&self.gil, asked)
+        sent = self.run(v, <uint32_t>n, &error)
         self.disown()
         burst.give_back(v, n - sent, capacity)
         if error != 0:
             raise_errno(error, "tx_burst", self.name, sent)
+        return sent
+
+    def send(self, frame, Mempool pool not None):
+        """Sends one frame, any bytes-like object, from a buffer of ``pool``: a burst of one
+        without the objects around it.  False when the kernel takes no more now."""
+        cdef mbuf_t *m = alloc_one(pool.alive(), frame)
+        cdef uint32_t sent
+        cdef int error = 0
+        try:
+            self.own(thread_number())
+        except BaseException:
+            mbuf_free(m)
+            raise
+        sent = self.run(&m, 1, &error)
+        self.disown()
+        if sent == 0:
+            mbuf_free(m)
+        if error != 0:
+            raise_errno(error, "send", self.name, sent)
+        return sent == 1
+
+    cdef uint32_t run(self, mbuf_t **v, uint32_t n, int *error) noexcept:
+        cdef txq_t *q = self.q
+        cdef uint32_t sent
+        cdef uint64_t asked
+        if gil_keep(&self.gil, n):
+            return q.burst(q, v, n, error)
+        with nogil:
+            sent = q.burst(q, v, n, error)
+            asked = _compat.now_ns()
+        gil_taken_back(&self.gil, asked)
         return sent

@@ -105,6 +105,7 @@ cdef class RxQueue(RxQueueBase):
         q.l2 = l2
         q.port = <uint16_t>port
         self.pool = pool
+        pool.queues += 1
         self.name = name
         self.queue_id = queue_id
         self.port = port
@@ -114,14 +115,19 @@ cdef class RxQueue(RxQueueBase):
 
     def __dealloc__(self):
         if self.tap != NULL:
-            if self.tap.base.state != QUEUE_CLOSED and self.generation == fork_generation():
-                uring_forget_file(self.tap.file_id)
+            if self.tap.base.state != QUEUE_CLOSED:
+                if self.generation == fork_generation():
+                    uring_forget_file(self.tap.file_id)
+                if self.pool is not None:
+                    self.pool.queues -= 1
             free(self.tap)
 
     def close(self):
         """Stops, and drops the rings' references on the descriptor; idempotent.  Does not close
         the descriptor.  The counters stay readable."""
-        close_queue(self, &self.q.state, self.generation, self.tap.file_id)
+        self.checked()
+        if close_queue(self, &self.q.state, self.generation, self.tap.file_id):
+            self.pool.queues -= 1
 
     def purge(self):
         """Throws away the frames that wait in the kernel; returns how many.  Uncounted."""
@@ -143,6 +149,7 @@ cdef class RxQueue(RxQueueBase):
         bad_vnet_hdr (header does not fit the frame) + read_errors; nombuf (bursts that found a
         frame and no free mbuf)."""
         cdef rxq_t *q = self.q
+        self.checked()
         return {
             "packets": _compat.counter_read(&q.packets),
             "bytes": _compat.counter_read(&q.bytes),
@@ -156,6 +163,7 @@ cdef class RxQueue(RxQueueBase):
     def reset_counters(self):
         """Sets every counter to zero."""
         cdef rxq_t *q = self.q
+        self.checked()
         q.packets = q.bytes = q.errors = q.nombuf = 0
         q.truncated = q.bad_vnet_hdr = q.read_errors = 0
 
@@ -203,6 +211,7 @@ cdef class TxQueue(TxQueueBase):
     def close(self):
         """Stops, and drops the rings' references on the descriptor; idempotent.  Does not close
         the descriptor.  The counters stay readable."""
+        self.checked()
         close_queue(self, &self.q.state, self.generation, self.tap.file_id)
 
     def counters(self):
@@ -211,6 +220,7 @@ cdef class TxQueue(TxQueueBase):
         packets, bytes (frames the kernel took); errors = refused (EINVAL and the like, one frame
         each) + down (the interface was down, EIO); full (bursts that the kernel cut short)."""
         cdef txq_t *q = self.q
+        self.checked()
         return {
             "packets": _compat.counter_read(&q.packets),
             "bytes": _compat.counter_read(&q.bytes),
@@ -223,14 +233,16 @@ cdef class TxQueue(TxQueueBase):
     def reset_counters(self):
         """Sets every counter to zero."""
         cdef txq_t *q = self.q
+        self.checked()
         q.packets = q.bytes = q.errors = q.refused = q.down = q.full = 0
 
 
-cdef int close_queue(queue, uint32_t *state, uint32_t generation, uint64_t file_id) except -1:
+cdef bint close_queue(queue, uint32_t *state, uint32_t generation, uint64_t file_id) except -1:
+    """Closes a queue that is not closed yet; true when it was not."""
     if _compat.load(state) == QUEUE_CLOSED:
-        return 0
+        return False
     if generation == fork_generation():
         queue.stop()
         uring_forget_file(file_id)
     _compat.store(state, QUEUE_CLOSED)
-    return 0
+    return True

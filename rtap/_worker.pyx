@@ -15,8 +15,7 @@ from libc.stdlib cimport calloc, free
 
 cimport rtap._compat as _compat
 from rtap._linux cimport (
-    EFD_CLOEXEC, EFD_NONBLOCK, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, close,
-    epoll_create1, epoll_ctl, epoll_event, epoll_wait, eventfd, usleep, write,
+    EFD_CLOEXEC, EFD_NONBLOCK, POLLIN, close, eventfd, poll, pollfd, usleep, write,
 )
 from rtap._mbuf cimport check_range
 from rtap._pool cimport mbuf_free_bulk, mbuf_t
@@ -60,8 +59,7 @@ cdef struct worker_t:
     uint32_t burst
     uint32_t stop
     int wait
-    int epfd
-    int wake_fd
+    pollfd *fds                 # the wake-up, then each route's descriptor
 
 
 cdef void route_end(worker_t *w, route_t *r, int error) noexcept nogil:
@@ -69,8 +67,7 @@ cdef void route_end(worker_t *w, route_t *r, int error) noexcept nogil:
         mbuf_free_bulk(r.frames, r.n)
         _compat.counter_add(&r.drops, r.n)
         r.n = 0
-    if r.rx.fd >= 0:
-        epoll_ctl(w.epfd, EPOLL_CTL_DEL, r.rx.fd, NULL)
+    w.fds[1 + (r - w.routes)].fd = -1
     _compat.store(&r.error, error)
     _compat.store(&r.active, 0)
     route_leave(w, r)
@@ -122,7 +119,6 @@ cdef void route_leave(worker_t *w, route_t *ended) noexcept nogil:
 
 
 cdef void worker_loop(worker_t *w) noexcept nogil:
-    cdef epoll_event events[16]
     cdef uint64_t idle_since = 0, now
     cdef uint32_t fruitless = 0, active, i
     cdef bint moved
@@ -147,7 +143,9 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
             idle_since = now
         if w.wait == WAIT_ADAPTIVE and now - idle_since < SPIN_NS:
             continue
-        ready = epoll_wait(w.epfd, events, 16, SLEEP_MS)
+        # Not an epoll set: a descriptor that is in one wakes it for every frame, at the sender's
+        # expense, also while nobody sleeps.
+        ready = poll(w.fds, 1 + w.n_routes, SLEEP_MS)
         idle_since = 0
         if ready > 0:
             fruitless += 1
@@ -184,6 +182,7 @@ cdef class Worker:
     cdef object __weakref__
     cdef list routes            # (rx queue, tx queue, retry)
     cdef uint32_t generation
+    cdef int wake_fd
     cdef readonly object cpu
     cdef readonly str wait
     cdef readonly str name
@@ -198,15 +197,16 @@ cdef class Worker:
                              f"{sorted(os.sched_getaffinity(0))}")
         self.w.burst = check_range("burst", burst, 1, WORKER_BURST_MAX)
         self.w.wait = WAITS[wait]
-        self.w.epfd = self.w.wake_fd = -1
         self.wait = wait
         self.cpu = cpu
         self.name = name
         self.routes = []
+        self.wake_fd = -1
         self.generation = fork_generation()
 
     def __dealloc__(self):
         free(self.w.routes)
+        free(self.w.fds)
 
     def __repr__(self):
         return (f"<Worker {self.name} {'running' if self.running else 'stopped'}, "
@@ -242,9 +242,11 @@ cdef class Worker:
             raise DeviceStateError("the worker has no route: call forward() first")
         self.join()
         free(self.w.routes)
+        free(self.w.fds)
         self.w.n_routes = 0
         self.w.routes = <route_t *>calloc(len(self.routes), sizeof(route_t))
-        if self.w.routes == NULL:
+        self.w.fds = <pollfd *>calloc(len(self.routes) + 1, sizeof(pollfd))
+        if self.w.routes == NULL or self.w.fds == NULL:
             raise MemoryError("no memory for the routes")
         taken = []
         try:
@@ -256,23 +258,20 @@ cdef class Worker:
         except BaseException:
             for queue in taken:
                 disown(queue)
-            self.close_descriptors()
+            self.close_wake_fd()
             self.thread = None
             raise
         running.add(self)
 
     cdef int take(self, list taken) except -1:
-        cdef epoll_event event
         cdef RxQueueBase rx
         cdef TxQueueBase tx
         cdef route_t *r
-        self.w.epfd = epoll_create1(EPOLL_CLOEXEC)
-        self.w.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-        if self.w.epfd < 0 or self.w.wake_fd < 0:
+        self.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        if self.wake_fd < 0:
             raise OSError("the process has no descriptor left for a worker")
-        event.events = EPOLLIN
-        event.data.u32 = 0
-        epoll_ctl(self.w.epfd, EPOLL_CTL_ADD, self.w.wake_fd, &event)
+        self.w.fds[0].fd = self.wake_fd
+        self.w.fds[0].events = POLLIN
         for rx, tx, retry in self.routes:
             r = &self.w.routes[self.w.n_routes]
             rx.own(OWNED_BY_WORKER)
@@ -286,8 +285,8 @@ cdef class Worker:
             r.retry = retry
             r.active = 1
             self.w.n_routes += 1
-            if rx.q.fd >= 0 and epoll_ctl(self.w.epfd, EPOLL_CTL_ADD, rx.q.fd, &event) != 0:
-                raise OSError(f"cannot wait on {rx!r}")
+            self.w.fds[self.w.n_routes].fd = rx.q.fd
+            self.w.fds[self.w.n_routes].events = POLLIN
         return 0
 
     def _main(self):
@@ -301,7 +300,7 @@ cdef class Worker:
         cdef uint64_t one = 1
         if self.running:
             _compat.store(&self.w.stop, 1)
-            write(self.w.wake_fd, &one, sizeof(one))
+            write(self.wake_fd, &one, sizeof(one))
         self.join()
 
     def join(self, timeout=None):
@@ -311,16 +310,14 @@ cdef class Worker:
             if self.thread.is_alive():
                 return False
         self.thread = None
-        self.close_descriptors()
+        self.close_wake_fd()
         running.discard(self)
         return True
 
-    cdef int close_descriptors(self) except -1:
-        if self.w.epfd >= 0:
-            close(self.w.epfd)
-        if self.w.wake_fd >= 0:
-            close(self.w.wake_fd)
-        self.w.epfd = self.w.wake_fd = -1
+    cdef int close_wake_fd(self) except -1:
+        if self.wake_fd >= 0:
+            close(self.wake_fd)
+        self.wake_fd = -1
         return 0
 
     def __enter__(self):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import IntFlag
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rtap import registry
 from rtap._burst import Burst
@@ -23,6 +23,9 @@ from rtap.errors import DeviceStateError, PoolEmpty
 from rtap.ether import MacAddr, MacLike
 from rtap.flags import flag_names
 from rtap.ops import DevInfo, EthConf, EthDevOps, Link, RxQueueOps, Stats, TxQueueOps
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ["EthDev"]
 
@@ -351,13 +354,15 @@ class EthDev:
             if timeout is not None:
                 return b""
 
-    def send(self, frame: bytes, queue: int = 0) -> bool:
+    def send(self, frame: Buffer, queue: int = 0) -> bool:
         """Send one frame (any bytes-like object) on `queue`; False when there is no room for it.
 
         PoolEmpty when all mbufs of the pool are in the caller's hands.
         """
-        burst = Burst((self.pool.alloc(frame),))
-        return self.tx_burst(queue, burst) == 1
+        txq = self._txq.get(queue)
+        if txq is None:
+            self._no_queue("send", queue, self._tx)
+        return txq.send(frame, self.pool)
 
     @property
     def pool(self) -> Mempool:

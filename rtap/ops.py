@@ -16,6 +16,8 @@ from rtap.ether import MacAddr
 from rtap.flags import MbufFlag, RxOffload, TxOffload
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from rtap._burst import Burst
     from rtap._mempool import Mempool
 
@@ -194,6 +196,7 @@ class TxQueueOps(Protocol):
     @property
     def engine_reason(self) -> str: ...
     def tx_burst(self, burst: Burst) -> int: ...
+    def send(self, frame: Buffer, pool: Mempool) -> bool: ...
 
 
 class EthDevOps(Protocol):

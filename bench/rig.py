@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The rigs that benchmarks run in: namespaces, counters, the closed loop, the C yardsticks.
+
+Frames move only in anonymous namespaces, which vanish with the process, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, final
+
+from bench.measure import Sample
+from rtap.netns import NetNS
+
+HERE = Path(__file__).resolve().parent
+BUILD = HERE.parent / "build" / "bench"
+
+ETHERTYPE = 0x88B5
+"""IEEE 802 local experimental ethertype 1: nothing in the kernel takes these frames."""
+FRAME = 64
+SEQ_OFFSET = 16
+"""Where the 64-bit sequence number sits in a benchmark frame, host byte order."""
+HEADER = bytes.fromhex("020000000002020000000001") + ETHERTYPE.to_bytes(2, "big")
+"""Destination that no interface has, source, ethertype."""
+
+# The columns of /proc/net/dev.
+_RX = ("bytes", "packets", "errors", "dropped", "fifo", "frame", "compressed", "multicast")
+_TX = ("bytes", "packets", "errors", "dropped", "fifo", "collisions", "carrier", "compressed")
+_COUNTERS = [f"rx_{name}" for name in _RX] + [f"tx_{name}" for name in _TX]
+
+
+def frame(seq: int, length: int = FRAME) -> bytes:
+    """A benchmark frame of ``length`` bytes that carries ``seq``."""
+    head = HEADER.ljust(SEQ_OFFSET, b"\0") + seq.to_bytes(8, sys.byteorder)
+    return head.ljust(length, b"\0")
+
+
+def programs(names: Sequence[str] = ("write64", "forward")) -> dict[str, Path]:
+    """Build the C yardsticks (into ``build/bench``) and return their paths.
+
+    Raises RuntimeError with the compiler's words when they cannot be built.
+    """
+    done = subprocess.run(
+        ["make", "-s", "-C", str(HERE / "c"), f"OUT={BUILD}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"the C yardsticks do not build:\n{done.stdout}{done.stderr}")
+    return {name: BUILD / name for name in names}
+
+
+@contextlib.contextmanager
+def namespace() -> Iterator[NetNS]:
+    """A namespace in which new interfaces have no IPv6, so that only our frames move."""
+    with NetNS() as ns:
+        ns.call(_no_ipv6)
+        yield ns
+
+
+def _no_ipv6() -> None:
+    for scope in ("all", "default"):
+        with contextlib.suppress(OSError):
+            Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").write_text("1")
+
+
+def run(ns: NetNS, command: str) -> None:
+    """Run a command line (split at blanks) in ``ns``; RuntimeError with its words when it fails."""
+    done = ns.run(command.split(), capture_output=True, text=True, timeout=30)
+    if done.returncode:
+        raise RuntimeError(f"{command}: {done.stdout}{done.stderr}".strip())
+
+
+@final
+class Counters:
+    """The kernel's interface counters of one namespace, readable from any thread in ~20 us.
+
+    A descriptor of ``/proc/net/dev`` shows the namespace it was opened in for ever.
+    """
+
+    def __init__(self, ns: NetNS) -> None:
+        self._fd: int = ns.call(os.open, "/proc/thread-self/net/dev", os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, ifname: str) -> dict[str, int]:
+        """All counters of one interface. KeyError when it does not exist."""
+        wanted = ifname.encode()
+        for line in os.pread(self._fd, 65536, 0).splitlines():
+            name, colon, rest = line.partition(b":")
+            if colon and name.strip() == wanted:
+                return dict(zip(_COUNTERS, map(int, rest.split()), strict=True))
+        raise KeyError(ifname)
+
+    def close(self) -> None:
+        """Close the descriptor; idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Counters:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def process_cpu_ns(pid: int) -> int:
+    """CPU time of another process, in nanoseconds; exact to a scheduler tick (1-4 ms)."""
+    return time.clock_gettime_ns(~pid << 3 | 2)  # CPUCLOCK_SCHED of a pid, see clock_getcpuclockid
+
+
+@final
+class CProgram:
+    """A C yardstick in a namespace, run slice by slice over its stdin and stdout.
+
+    ``count`` (interface name, counter) makes :meth:`slice` take the frames from the kernel, which
+    must agree with what the program says.
+    """
+
+    def __init__(self, ns: NetNS, argv: Sequence[str], count: tuple[str, str] | None = None):
+        self._count = count
+        self._counters = Counters(ns)
+        self.process: subprocess.Popen[str] = ns.popen(
+            list(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        try:
+            self.interfaces = self._reply("ready")
+        except BaseException:
+            self.close()
+            raise
+
+    def _reply(self, word: str = "", timeout: float = 10.0) -> list[str]:
+        assert self.process.stdout is not None
+        if not select.select([self.process.stdout], [], [], timeout)[0]:
+            raise TimeoutError(f"{self.process.args!r} does not answer")
+        fields = self.process.stdout.readline().split()
+        if not fields or (word and fields[0] != word):
+            raise RuntimeError(f"{self.process.args!r} answered {' '.join(fields)!r}")
+        return fields[1:] if word else fields
+
+    def command(self, line: str, answer: str) -> list[str]:
+        """Send a command line and return the fields behind the word ``answer``."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        return self._reply(answer)
+
+    def slice(self, seconds: float) -> Sample:
+        """One slice; RuntimeError when a frame failed or the kernel counted other than the program.
+
+        Counters are read before and after, outside the program's own clock.
+        """
+        assert self.process.stdin is not None
+        before = self._kernel()
+        self.process.stdin.write(f"go {seconds:.6f}\n")
+        frames, cpu, wall, errors = map(int, self._reply(timeout=seconds + 10))
+        moved = self._kernel() - before if self._count else frames
+        if errors or moved != frames:
+            raise RuntimeError(
+                f"{self.process.args!r}: {frames} frames, {errors} errors, kernel counted {moved}"
+            )
+        return Sample(moved, wall / 1e9, cpu)
+
+    def _kernel(self) -> int:
+        if self._count is None:
+            return 0
+        return self._counters.read(self._count[0])[self._count[1]]
+
+    def close(self) -> None:
+        """End the program (its interfaces go with it); idempotent."""
+        self._counters.close()
+        with contextlib.suppress(OSError):
+            self.process.communicate(timeout=2)
+        end(self.process)
+
+    def __enter__(self) -> CProgram:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def end(process: subprocess.Popen[Any], grace: float = 2.0) -> None:
+    """End a process that we started: asked politely first, killed after ``grace`` seconds."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(grace)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
+
+
+def redirect(ns: NetNS, source: str, target: str) -> None:
+    """Send every frame that comes in on ``source`` out of ``target`` (tc ingress, mirred).
+
+    u32 with an empty match takes all frames; matchall is not in every kernel.
+    """
+    run(ns, f"tc qdisc add dev {source} ingress")
+    run(
+        ns,
+        f"tc filter add dev {source} parent ffff: protocol all u32 match u32 0 0 "
+        f"action mirred egress redirect dev {target}",
+    )
+
+
+LOOP_FRAMES = 512
+"""Frames that go round in a closed loop: enough for full bursts, few enough for any queue."""
+
+
+def c_sender(ns: NetNS, mode: str, ifname: str, *options: str) -> CProgram:
+    """The C sender in ``mode`` write or uring, counted by the kernel's rx_packets."""
+    program = programs()["write64"]
+    argv = [str(program), "--mode", mode, "--ifname", ifname, *options]
+    return CProgram(ns, argv, (ifname, "rx_packets"))
+
+
+def c_forwarder(ns: NetNS, mode: str, a: str = "A", b: str = "B") -> CProgram:
+    """The C closed loop in ``mode`` read, uring or uring1: built, redirected and preloaded.
+
+    The namespace must have no interfaces of these names yet. Counted by what A transmitted.
+    """
+    program = programs()["forward"]
+    loop = CProgram(ns, [str(program), "--mode", mode, "--in", a, "--out", b], (a, "tx_packets"))
+    try:
+        redirect(ns, b, a)
+        loop.command(f"preload {LOOP_FRAMES}", "preloaded")
+    except BaseException:
+        loop.close()
+        raise
+    return loop
+
+
+@final
+class BusyThread:
+    """One pure-Python thread that never waits, to measure what shares the GIL with it.
+
+    It runs on the CPUs that its maker is not pinned to, so that they share nothing but the GIL.
+    """
+
+    def __init__(self) -> None:
+        self._stop = False
+        self.laps = 0
+        every = set(range(os.cpu_count() or 1))
+        self._cpus = every - os.sched_getaffinity(0) or every
+        self._thread = threading.Thread(target=self._spin, name="busy", daemon=True)
+
+    def _spin(self) -> None:
+        os.sched_setaffinity(0, self._cpus)
+        while not self._stop:
+            for _ in range(1000):
+                pass
+            self.laps += 1
+
+    def __enter__(self) -> BusyThread:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop = True
+        self._thread.join()
