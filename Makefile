@@ -48,6 +48,7 @@ lint: build
 	@$(PYTHON3) tools/lint.py
 
 bench: build
+	@RTAP_BENCH=1 tools/setup
 	@$(PYTHON3) -m pytest bench --benchmark-only
 	@$(PYTHON3) -m bench.run $(ARGS)
 
