@@ -198,6 +198,7 @@ cdef class Burst:
         cdef Py_ssize_t i
         cdef list items = which.tolist() if hasattr(which, "tolist") else list(which)
         if items and is_bool(items[0]):
+            items = [bool(item) for item in items]
             if len(items) != self.n:
                 raise ValueError(f"a mask of {len(items)} for a burst of {self.n}")
             for i in range(self.n):
@@ -285,7 +286,7 @@ cdef class Burst:
         """The first ``n`` bytes of every frame as one writable (len, n) uint8 memoryview, no copy.
 
         ValueError unless the frames lie in regularly spaced slots, as those of one
-        ``alloc_burst`` or of a receive burst from a quiet pool do; ``gather`` always works."""
+        ``alloc_burst`` from a quiet pool do and received ones seldom; ``gather`` always works."""
         cdef Py_ssize_t i, stride = n
         check_range("n", n, 1, MAX_DATA_ROOM)
         if self.n > 1:

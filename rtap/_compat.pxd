@@ -9,6 +9,7 @@ cdef extern from "rtap_compat.h" nogil:
     void store "rtap_store" (uint32_t *p, uint32_t v)
     uint32_t fetch_add "rtap_fetch_add" (uint32_t *p, uint32_t v)
     uint32_t sub_fetch "rtap_sub_fetch" (uint32_t *p, uint32_t v)
+    uint32_t exchange "rtap_exchange" (uint32_t *p, uint32_t v)
     bint cas "rtap_cas" (uint32_t *p, uint32_t expected, uint32_t desired)
     uint64_t counter_read "rtap_counter_read" (const uint64_t *p)
     void counter_add "rtap_counter_add" (uint64_t *p, uint64_t v)

@@ -5,8 +5,10 @@ from rtap._pool cimport mbuf_t, pool_t
 cdef class Mbuf:
     cdef mbuf_t *m              # one reference; NULL after free()
     cdef Py_ssize_t exports     # live buffers over the bytes
+    cdef bint part              # a later segment: its frame has the length
 
     cdef mbuf_t *alive(self) except NULL
+    cdef mbuf_t *whole(self) except NULL
 
 
 cdef Mbuf mbuf_wrap(mbuf_t *m)              # steals the reference

@@ -90,6 +90,11 @@ cdef class Mbuf:
             raise ValueError("the mbuf was freed")
         return self.m
 
+    cdef mbuf_t *whole(self) except NULL:
+        if self.part:
+            raise ValueError("a later segment cannot be resized: use the frame's first mbuf")
+        return self.alive()
+
     def free(self):
         """Drops this reference now; idempotent.  BufferError while a view of it exists."""
         if self.exports > 0:
@@ -98,7 +103,8 @@ cdef class Mbuf:
         self.m = NULL
 
     def clone(self):
-        """A second frame over the same bytes, with its own window and metadata.
+        """A second frame over the same bytes, with its own window and metadata.  The headroom is
+        shared too: what one prepends, the other may overwrite.
 
         Takes a header from the pool for each segment; PoolEmpty when there is none."""
         cdef mbuf_t *m = mbuf_clone(self.alive())
@@ -179,8 +185,10 @@ cdef class Mbuf:
 
     @property
     def next(self):
-        """The next segment as an :class:`Mbuf` of its own (the rest of the chain), or None."""
+        """The rest of the chain from the next segment on as an :class:`Mbuf`, or None.  It reads
+        and writes; the frame is resized through its first mbuf only."""
         cdef mbuf_t *seg = self.alive().next
+        cdef Mbuf rest
         cdef mbuf_t *s = seg
         cdef uint32_t length = 0
         cdef uint16_t count = 0
@@ -193,12 +201,14 @@ cdef class Mbuf:
         seg.pkt_len = length
         seg.nb_segs = count
         mbuf_ref(seg)
-        return mbuf_wrap(seg)
+        rest = mbuf_wrap(seg)
+        rest.part = True
+        return rest
 
     def prepend(self, Py_ssize_t n):
         """Grows the frame by ``n`` bytes at the front, out of the headroom; returns a writable
         view of the new bytes.  ValueError when the headroom is shorter."""
-        cdef mbuf_t *m = self.alive()
+        cdef mbuf_t *m = self.whole()
         check_range("n", n, 0, m.data_off)
         m.data_off -= <uint32_t>n
         m.data_len += <uint32_t>n
@@ -208,7 +218,7 @@ cdef class Mbuf:
     def append(self, Py_ssize_t n):
         """Grows the frame by ``n`` bytes at the end of its last segment; returns a writable view
         of the new bytes.  ValueError when the tailroom is shorter."""
-        cdef mbuf_t *m = self.alive()
+        cdef mbuf_t *m = self.whole()
         cdef mbuf_t *last = last_segment(m)
         cdef uint8_t *start = mbuf_data(last) + last.data_len
         check_range("n", n, 0, mbuf_tailroom(last))
@@ -219,7 +229,7 @@ cdef class Mbuf:
     def adj(self, Py_ssize_t n):
         """Cuts ``n`` bytes off the front by moving the window; they must lie in the first
         segment."""
-        cdef mbuf_t *m = self.alive()
+        cdef mbuf_t *m = self.whole()
         check_range("n", n, 0, m.data_len)
         m.data_off += <uint32_t>n
         m.data_len -= <uint32_t>n
@@ -228,7 +238,7 @@ cdef class Mbuf:
     def trim(self, Py_ssize_t n):
         """Cuts ``n`` bytes off the end by moving the window; they must lie in the last
         segment."""
-        cdef mbuf_t *m = self.alive()
+        cdef mbuf_t *m = self.whole()
         cdef mbuf_t *last = last_segment(m)
         check_range("n", n, 0, last.data_len)
         last.data_len -= <uint32_t>n

@@ -6,6 +6,7 @@ cdef class Mempool:
     cdef pool_t *p
     cdef readonly str name
     cdef int queues             # that receive into it
+    cdef int pid                # of the process that made it
 
     cdef pool_t *alive(self) except NULL
 

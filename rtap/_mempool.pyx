@@ -9,6 +9,7 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from libc.errno cimport EMSGSIZE
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport strerror
+from posix.unistd cimport getpid
 
 from rtap._burst cimport Burst, burst_make
 from rtap._mbuf cimport check_range, mbuf_wrap, no_room
@@ -40,6 +41,7 @@ cdef class Mempool:
         label = (name or "rtap").encode()
         rc = pool_create(&self.p, <uint32_t>slots, <uint32_t>room, <uint32_t>head,
                          PyBytes_AS_STRING(label) if memfd else NULL)
+        self.pid = getpid()
         if rc != 0:
             self.p = NULL
             raise MemoryError(f"cannot map {n} buffers of {data_room} + {headroom} bytes: "
@@ -52,6 +54,9 @@ cdef class Mempool:
     cdef pool_t *alive(self) except NULL:
         if self.p == NULL:
             raise ValueError("the mempool is closed")
+        if self.p.memfd >= 0 and self.pid != getpid():
+            raise RuntimeError("a memfd mempool was made before fork(): its bytes are shared with "
+                               "the parent process, its free list is not")
         return self.p
 
     def close(self):

@@ -27,6 +27,9 @@ cdef enum:
     ETHERTYPE_VLAN = 0x8100
     ETHERTYPE_IPV6 = 0x86DD
     ETHERTYPE_QINQ = 0x88A8
+    IPPROTO_TCP = 6
+    IPPROTO_UDP = 17
+    IPV4_FRAGMENT = 0x3fff      # offset and "more fragments"
     TCP_CSUM_OFFSET = 16
     UDP_CSUM_OFFSET = 6
     TCP_CWR = 0x80              # in the fourteenth byte of the TCP header
@@ -71,30 +74,31 @@ cdef int ip_offset(const uint8_t *h, uint32_t n, bint l2, uint32_t *l2_len) noex
     return 0
 
 
-cdef int check_gso(uint32_t gso_type, uint32_t gso_size, uint32_t csum_offset, bint needs_csum,
-                   int version) noexcept nogil:
+cdef int check_gso(uint32_t gso_type, uint32_t gso_size, uint32_t csum_offset, int version,
+                   uint32_t protocol) noexcept nogil:
+    """Whether a super-frame's kind fits its IP version and protocol; 0 or -EINVAL."""
     cdef uint32_t kind = gso_type & ~<uint32_t>VIRTIO_NET_HDR_GSO_ECN
+    cdef bint udp = kind == VIRTIO_NET_HDR_GSO_UDP_L4
     if gso_size == 0 or gso_size == 0xffff:
         return -EINVAL
-    if kind == VIRTIO_NET_HDR_GSO_TCPV4:
-        if version != 4:
+    if udp:
+        if gso_type != kind or version == 0:
             return -EINVAL
-    elif kind == VIRTIO_NET_HDR_GSO_TCPV6:
-        if version != 6:
-            return -EINVAL
-    elif kind != VIRTIO_NET_HDR_GSO_UDP_L4 or version == 0 or kind != gso_type:
+    elif (kind != VIRTIO_NET_HDR_GSO_TCPV4 or version != 4) and (
+            kind != VIRTIO_NET_HDR_GSO_TCPV6 or version != 6):
         return -EINVAL
-    if needs_csum:
-        if csum_offset != (UDP_CSUM_OFFSET if kind == VIRTIO_NET_HDR_GSO_UDP_L4
-                           else TCP_CSUM_OFFSET):
-            return -EINVAL
+    if csum_offset != (UDP_CSUM_OFFSET if udp else TCP_CSUM_OFFSET):
+        return -EINVAL
+    if version == 4 and protocol != (IPPROTO_UDP if udp else IPPROTO_TCP):
+        return -EINVAL
     return 0
 
 
 cdef int vnet_hdr_to_mbuf(mbuf_t *m, const uint8_t *hdr, bint l2) noexcept nogil:
     """Takes a received header into the mbuf; ``l2`` is false on a TUN device.
 
-    0, or -EINVAL when the header does not fit the frame it came with."""
+    0, or -EINVAL when the header does not fit the frame it came with.  Its hdr_len is not looked
+    at: the kernel's own says the whole frame, or leaves VLAN tags out."""
     cdef uint8_t headers[HEADERS_MAX]
     cdef const uint8_t *h = m.buf + m.data_off
     cdef uint32_t n = m.data_len
@@ -104,25 +108,32 @@ cdef int vnet_hdr_to_mbuf(mbuf_t *m, const uint8_t *hdr, bint l2) noexcept nogil
     cdef uint32_t csum_start = le16(hdr + 6)
     cdef uint32_t csum_offset = le16(hdr + 8)
     cdef bint needs_csum = flags & VIRTIO_NET_HDR_F_NEEDS_CSUM
-    cdef uint32_t l2_len
+    cdef uint32_t l2_len, l3_least = 0, protocol = 0
     cdef int version
     if m.next != NULL and n < HEADERS_MAX:
         n = mbuf_read(m, 0, headers, HEADERS_MAX)
         h = headers
     version = ip_offset(h, n, l2, &l2_len)
     m.l2_len = <uint16_t>l2_len
+    if version == 4:
+        if l2_len + 20 > n:
+            return -EINVAL
+        l3_least = (h[l2_len] & 15) * 4
+        protocol = h[l2_len + 9]
+    elif version == 6:
+        l3_least = 40
     if gso_type != VIRTIO_NET_HDR_GSO_NONE:
-        if check_gso(gso_type, gso_size, csum_offset, needs_csum, version) != 0:
+        if not needs_csum or check_gso(gso_type, gso_size, csum_offset, version, protocol) != 0:
+            return -EINVAL
+        if version == 4 and be16(h + l2_len + 6) & IPV4_FRAGMENT:
             return -EINVAL
         m.ol_flags |= RX_LRO
         m.gso_type = <uint8_t>gso_type
         m.tso_segsz = <uint16_t>gso_size
     if needs_csum:
-        if csum_start < l2_len or csum_start + csum_offset + 2 > m.pkt_len:
+        if csum_start < l2_len + l3_least or csum_start + csum_offset + 2 > m.pkt_len:
             return -EINVAL
         if version != 0:
-            if csum_start < l2_len + (20 if version == 4 else 40):
-                return -EINVAL
             m.l3_len = <uint16_t>(csum_start - l2_len)
             if csum_offset == TCP_CSUM_OFFSET and csum_start + 20 <= n:
                 m.l4_len = (h[csum_start + 12] >> 4) * 4
@@ -244,6 +255,8 @@ cdef int take_requests(mbuf_t **frame) noexcept nogil:
             return -EINVAL
         l4_bytes = total - m.l3_len
     elif version == 6 and m.l3_len >= 40:
+        if be16(h + l3 + 4) + 40 < m.l3_len:
+            return -EINVAL
         l4_bytes = be16(h + l3 + 4) + 40 - m.l3_len
     else:
         return -EINVAL
@@ -275,7 +288,7 @@ cdef int take_requests(mbuf_t **frame) noexcept nogil:
     m.ol_flags = m.ol_flags & ~RX_LRO | RX_L4_CKSUM_NONE
     put_be16(h + l4 + m.csum_offset, fold16(
         sum_be16(h + l3 + (12 if version == 4 else 8), 8 if version == 4 else 32)
-        + (17 if udp else 6) + l4_bytes))
+        + (IPPROTO_UDP if udp else IPPROTO_TCP) + l4_bytes))
     if asked & (TX_TCP_SEG | TX_UDP_SEG) and l4_bytes > <uint32_t>m.l4_len + m.tso_segsz:
         if m.tso_segsz == 0 or asked & TX_TUNNEL_MASK:
             return -EINVAL

@@ -70,6 +70,7 @@ cdef struct pool_t:
     uint32_t orphaned           # 0 owned, 1 caches closed, 2 the last slot frees the arena
     mbuf_t **free_slots
     cache_t *caches
+    pool_t *next_pool           # all pools of the process
 
 
 cdef inline void mbuf_reset(mbuf_t *m) noexcept nogil:

@@ -15,8 +15,8 @@ from libc.string cimport memcpy, memmove
 cimport rtap._compat as _compat
 from rtap._linux cimport (
     MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED, MFD_CLOEXEC, PROT_READ,
-    PROT_WRITE, close, ftruncate, madvise, memfd_create, mmap, munmap, pthread_getspecific,
-    pthread_key_create, pthread_key_t, pthread_setspecific,
+    PROT_WRITE, close, ftruncate, madvise, memfd_create, mmap, munmap, pthread_atfork,
+    pthread_getspecific, pthread_key_create, pthread_key_t, pthread_setspecific,
 )
 
 cdef enum:
@@ -24,13 +24,12 @@ cdef enum:
     SLOT_ALIGN = 64
     HUGE_PAGE = 1 << 21
 
+cdef pool_t *all_pools = NULL
+cdef uint32_t pools_lock = 0
 cdef uint32_t pools_made = 0
 cdef uint32_t threads_seen = 0
 cdef pool_gone_fn gone_hook = NULL
 cdef pthread_key_t thread_key
-
-if pthread_key_create(&thread_key, NULL) != 0:
-    raise MemoryError("no pthread key left for the mbuf caches")
 
 
 cdef uint32_t thread_number() noexcept nogil:
@@ -49,6 +48,7 @@ cdef inline cache_t *thread_cache(pool_t *p) noexcept nogil:
 cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t headroom,
                      const char *memfd_name) noexcept nogil:
     """Maps the arena; ``memfd_name`` puts it in a memfd.  0 or -errno."""
+    global all_pools
     cdef pool_t *p = <pool_t *>calloc(1, sizeof(pool_t))
     cdef int flags = MAP_PRIVATE | MAP_ANONYMOUS
     cdef int rc
@@ -94,6 +94,10 @@ cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t head
         p.free_slots[i] = m
     p.n_free = n
     p.id = _compat.fetch_add(&pools_made, 1) + 1
+    _compat.lock(&pools_lock)
+    p.next_pool = all_pools
+    all_pools = p
+    _compat.unlock(&pools_lock)
     out[0] = p
     return 0
 
@@ -104,7 +108,18 @@ cdef void pool_on_gone(pool_gone_fn hook) noexcept nogil:
     gone_hook = hook
 
 
+cdef void pool_unlist(pool_t *p) noexcept nogil:
+    cdef pool_t **link = &all_pools
+    _compat.lock(&pools_lock)
+    while link[0] != NULL and link[0] != p:
+        link = &link[0].next_pool
+    if link[0] == p:
+        link[0] = p.next_pool
+    _compat.unlock(&pools_lock)
+
+
 cdef void pool_destroy(pool_t *p) noexcept nogil:
+    pool_unlist(p)
     if gone_hook != NULL and p.id != 0:
         gone_hook(p.id)
     if p.arena != NULL:
@@ -137,15 +152,46 @@ cdef void pool_disown(pool_t *p) noexcept nogil:
         pool_destroy(p)
 
 
-cdef uint32_t pool_available(pool_t *p) noexcept nogil:
-    cdef uint32_t total = 0, i
+cdef void pool_lock_all(pool_t *p) noexcept nogil:
+    """Every lock of a pool, in the order in which they nest."""
+    cdef uint32_t i
     for i in range(<uint32_t>POOL_CACHES):
         _compat.lock(&p.caches[i].lock)
-        total += p.caches[i].n
-        _compat.unlock(&p.caches[i].lock)
     _compat.lock(&p.lock)
-    total += p.n_free
+
+
+cdef void pool_unlock_all(pool_t *p) noexcept nogil:
+    cdef uint32_t i
     _compat.unlock(&p.lock)
+    for i in range(<uint32_t>POOL_CACHES):
+        _compat.unlock(&p.caches[i].lock)
+
+
+cdef void before_fork() noexcept nogil:
+    """No other thread is half-way through a free list while the child's copy is made."""
+    cdef pool_t *p
+    _compat.lock(&pools_lock)
+    p = all_pools
+    while p != NULL:
+        pool_lock_all(p)
+        p = p.next_pool
+
+
+cdef void after_fork() noexcept nogil:
+    cdef pool_t *p = all_pools
+    while p != NULL:
+        pool_unlock_all(p)
+        p = p.next_pool
+    _compat.unlock(&pools_lock)
+
+
+cdef uint32_t pool_available(pool_t *p) noexcept nogil:
+    cdef uint32_t total, i
+    pool_lock_all(p)            # slots move between the lists: one at a time counts some twice
+    total = p.n_free
+    for i in range(<uint32_t>POOL_CACHES):
+        total += p.caches[i].n
+    pool_unlock_all(p)
     return total
 
 
@@ -182,7 +228,7 @@ cdef uint32_t pool_get(pool_t *p, mbuf_t **out, uint32_t n) noexcept nogil:
     cdef cache_t *own = thread_cache(p)
     cdef uint32_t got, i
     _compat.lock(&own.lock)
-    if own.n < n and n <= CACHE_BLOCK:
+    if own.n < n and n <= CACHE_BLOCK and _compat.load_relaxed(&p.orphaned) == 0:
         own.n += shared_get(p, own.slots + own.n, CACHE_BLOCK)
     got = cache_take(own, out, n)
     _compat.unlock(&own.lock)
@@ -304,7 +350,7 @@ cdef uint32_t mbuf_write(mbuf_t *m, uint32_t offset, const uint8_t *src, uint32_
             k = m.data_len - offset
             if k > n - done:
                 k = n - done
-            memcpy(mbuf_data(m) + offset, src + done, k)
+            memmove(mbuf_data(m) + offset, src + done, k)    # may be a view of the same frame
             done += k
             offset = 0
         m = m.next
@@ -393,3 +439,9 @@ cdef mbuf_t *mbuf_copy(const mbuf_t *m) noexcept nogil:
         tail = seg
         m = m.next
     return head
+
+
+if pthread_key_create(&thread_key, NULL) != 0:
+    raise MemoryError("no pthread key left for the mbuf caches")
+if pthread_atfork(before_fork, after_fork, after_fork) != 0:
+    raise MemoryError("cannot watch for fork")

@@ -5,6 +5,7 @@ Kernels return counts and errno values; these shells release the GIL once for ea
 raise.  A queue belongs to one thread while that thread bursts; a second one gets an error.
 """
 
+cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -69,22 +70,30 @@ cdef int queue_own(uint32_t *owned, uint32_t owner, uint32_t *state, uint32_t ge
     return 0
 
 
-cdef int queue_set_state(uint32_t *owned, uint32_t *state, uint32_t value) except -1:
-    """Changes the state and, unless to started, waits until the thread that bursts has left.
+cdef int queue_set_state(uint32_t *owned, uint32_t *state, uint32_t value, uint32_t generation,
+                         queue) except -1:
+    """Changes the state and, unless to started, waits until the thread that bursts has left: that
+    takes a burst, or 20 ms for one that waits.
 
     The caller itself may be in the middle of a burst: a signal handler runs inside its wait."""
-    cdef uint32_t owner = _compat.load(owned)
-    _compat.store(state, value)
+    cdef uint32_t owner
+    if generation != fork_generation():
+        raise DeviceStateError(f"{queue!r} was opened before fork() and belongs to the parent "
+                               "process")
+    if _compat.load(state) == QUEUE_CLOSED:
+        raise DeviceStateError(f"{queue!r} is closed")
+    _compat.exchange(state, value)      # before owned is read, as queue_own does it the other way
     if value == QUEUE_STARTED:
         return 0
+    owner = _compat.load(owned)
     while owner != 0 and owner != thread_number():
         with nogil:
             usleep(200)
         owner = _compat.load(owned)
-        PyErr_CheckSignals()
     return 0
 
 
+@cython.no_gc_clear
 cdef class RxQueueBase:
     """Receive side of one queue; see :class:`rtap._ring.RxQueue`."""
 
@@ -112,15 +121,13 @@ cdef class RxQueueBase:
     def start(self):
         """Bursts are allowed from now on."""
         self.checked()
-        if self.q.state == QUEUE_CLOSED:
-            raise DeviceStateError(f"{self!r} is closed")
-        queue_set_state(&self.q.owned, &self.q.state, QUEUE_STARTED)
+        queue_set_state(&self.q.owned, &self.q.state, QUEUE_STARTED, self.generation, self)
 
     def stop(self):
         """Ends waits in progress (within 20 ms) and refuses further bursts."""
         self.checked()
-        if self.q.state == QUEUE_STARTED:
-            queue_set_state(&self.q.owned, &self.q.state, QUEUE_STOPPED)
+        if self.q.state != QUEUE_CLOSED:
+            queue_set_state(&self.q.owned, &self.q.state, QUEUE_STOPPED, self.generation, self)
 
     def rx_burst(self, n=64, timeout=0):
         """Up to ``n`` frames that have arrived, as a :class:`rtap.Burst`, in order.
@@ -222,6 +229,7 @@ cdef bint wait_readable(rxq_t *q, uint64_t deadline) noexcept nogil:
     return False
 
 
+@cython.no_gc_clear
 cdef class TxQueueBase:
     """Transmit side of one queue; see :class:`rtap._ring.TxQueue`."""
 
@@ -243,15 +251,13 @@ cdef class TxQueueBase:
     def start(self):
         """Bursts are allowed from now on."""
         self.checked()
-        if self.q.state == QUEUE_CLOSED:
-            raise DeviceStateError(f"{self!r} is closed")
-        queue_set_state(&self.q.owned, &self.q.state, QUEUE_STARTED)
+        queue_set_state(&self.q.owned, &self.q.state, QUEUE_STARTED, self.generation, self)
 
     def stop(self):
         """Refuses further bursts, once the one in progress is over."""
         self.checked()
-        if self.q.state == QUEUE_STARTED:
-            queue_set_state(&self.q.owned, &self.q.state, QUEUE_STOPPED)
+        if self.q.state != QUEUE_CLOSED:
+            queue_set_state(&self.q.owned, &self.q.state, QUEUE_STOPPED, self.generation, self)
 
     def tx_burst(self, Burst burst not None):
         """Sends frames from the front of ``burst``; returns how many it took.
@@ -277,9 +283,12 @@ cdef class TxQueueBase:
     def send(self, frame, Mempool pool not None):
         """Sends one frame, any bytes-like object, from a buffer of ``pool``: a burst of one
         without the objects around it.  False when the kernel takes no more now."""
-        cdef mbuf_t *m = alloc_one(pool.alive(), frame)
+        cdef mbuf_t *m
         cdef uint32_t sent
         cdef int error = 0
+        if frame is None:
+            raise TypeError("a frame is a bytes-like object, not None")
+        m = alloc_one(pool.alive(), frame)
         try:
             self.own(thread_number())
         except BaseException:

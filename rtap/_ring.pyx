@@ -7,6 +7,7 @@ kernels and containers without io_uring.  Which is faster depends on what a syst
 ``auto`` measures both once for each process.
 """
 
+cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
@@ -16,7 +17,9 @@ from rtap._mbuf cimport check_range
 from rtap._mempool cimport Mempool
 from rtap._offload cimport VNET_HDR_LEN
 from rtap._pool cimport pool_t, thread_number
-from rtap._queue cimport QUEUE_CLOSED, RxQueueBase, TxQueueBase, gil_mode, rxq_t, txq_t
+from rtap._queue cimport (
+    QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, TxQueueBase, gil_mode, rxq_t, txq_t,
+)
 from rtap._rx cimport SEGS_MAX, rx_syscall, rx_uring, tap_rxq_t
 from rtap._tx cimport tap_txq_t, tx_syscall, tx_uring, tx_checked
 from rtap._uring cimport (
@@ -25,6 +28,8 @@ from rtap._uring cimport (
 )
 
 import errno as errno_names
+
+from rtap.errors import DeviceStateError
 
 cdef enum:
     PURGE_MAX = 1 << 20
@@ -51,6 +56,7 @@ cdef tuple choose_engine(str engine, int fd):
     return ENGINE_URING, "uring", "asked for"
 
 
+@cython.no_gc_clear
 cdef class RxQueue(RxQueueBase):
     """Receives frames from a TAP or TUN descriptor into the mbufs of ``pool``.
 
@@ -58,8 +64,8 @@ cdef class RxQueue(RxQueueBase):
     name:      interface name, for messages
     nb_desc:   most frames for each kernel entry (1..32768; the ring takes 256 at once)
     vnet_hdr:  the descriptor has IFF_VNET_HDR with the 10-byte little-endian header
-    max_frame: longest legal frame in bytes, without that header; what is longer is counted in
-               ``truncated`` and dropped
+    max_frame: longest legal frame in bytes, without that header; buffers hold one byte more, and
+               a frame that fills its buffer is counted in ``truncated`` and dropped
     scatter:   frames longer than the pool's ``data_room`` become chains; else such a pool is
                refused with ValueError
     l2:        Ethernet frames (TAP); False for IP packets (TUN)
@@ -91,6 +97,8 @@ cdef class RxQueue(RxQueueBase):
         q = <tap_rxq_t *>calloc(1, sizeof(tap_rxq_t))
         if q == NULL:
             raise MemoryError("no memory for an rx queue")
+        self.pool = pool
+        pool.queues += 1
         self.tap = q
         self.q = &q.base
         q.base.burst = rx_syscall if number == ENGINE_SYSCALL else rx_uring
@@ -104,8 +112,6 @@ cdef class RxQueue(RxQueueBase):
         q.segs = segs
         q.l2 = l2
         q.port = <uint16_t>port
-        self.pool = pool
-        pool.queues += 1
         self.name = name
         self.queue_id = queue_id
         self.port = port
@@ -118,8 +124,7 @@ cdef class RxQueue(RxQueueBase):
             if self.tap.base.state != QUEUE_CLOSED:
                 if self.generation == fork_generation():
                     uring_forget_file(self.tap.file_id)
-                if self.pool is not None:
-                    self.pool.queues -= 1
+                self.pool.queues -= 1
             free(self.tap)
 
     def close(self):
@@ -134,8 +139,14 @@ cdef class RxQueue(RxQueueBase):
         cdef uint8_t scratch[64]
         cdef Py_ssize_t n = 0
         self.checked()
+        if self.generation != fork_generation():
+            raise DeviceStateError(f"{self!r} was opened before fork() and belongs to the parent "
+                                   "process")
         if not _compat.cas(&self.q.owned, 0, thread_number()):
-            raise RuntimeError(f"{self!r} is in use by another thread or worker")
+            raise DeviceStateError(f"{self!r} is in use by another thread or worker")
+        if _compat.load(&self.q.state) == QUEUE_CLOSED:
+            self.disown()
+            raise DeviceStateError(f"{self!r} is closed")
         with nogil:
             while n < PURGE_MAX and read(self.q.fd, scratch, sizeof(scratch)) > 0:
                 n += 1
@@ -168,6 +179,7 @@ cdef class RxQueue(RxQueueBase):
         q.truncated = q.bad_vnet_hdr = q.read_errors = 0
 
 
+@cython.no_gc_clear
 cdef class TxQueue(TxQueueBase):
     """Sends frames to a TAP or TUN descriptor; arguments as for :class:`RxQueue`.
 
@@ -238,11 +250,13 @@ cdef class TxQueue(TxQueueBase):
 
 
 cdef bint close_queue(queue, uint32_t *state, uint32_t generation, uint64_t file_id) except -1:
-    """Closes a queue that is not closed yet; true when it was not."""
+    """Closes a queue that is not closed yet; true for the one caller who did."""
     if _compat.load(state) == QUEUE_CLOSED:
         return False
     if generation == fork_generation():
         queue.stop()
+        if not _compat.cas(state, QUEUE_STOPPED, QUEUE_CLOSED):
+            return False
         uring_forget_file(file_id)
-    _compat.store(state, QUEUE_CLOSED)
-    return True
+        return True
+    return _compat.exchange(state, QUEUE_CLOSED) != QUEUE_CLOSED

@@ -47,7 +47,7 @@ cdef bint rx_accept(tap_rxq_t *q, mbuf_t **slots, uint32_t n) noexcept nogil:
     cdef mbuf_t *m = slots[0]
     cdef mbuf_t *tail = m
     cdef uint32_t room = q.pool.data_room
-    cdef uint32_t left, i, used = 1
+    cdef uint32_t left, used = 1
     if n >= q.segs * room + q.hdr_len:
         _compat.counter_add(&q.base.truncated, 1)
         _compat.counter_add(&q.base.errors, 1)
@@ -68,8 +68,6 @@ cdef bint rx_accept(tap_rxq_t *q, mbuf_t **slots, uint32_t n) noexcept nogil:
         used += 1
     m.nb_segs = <uint16_t>used
     if used < q.segs:
-        for i in range(used, q.segs):
-            slots[i].refcnt = 0
         pool_put(q.pool, slots + used, q.segs - used)
     if q.hdr_len != 0:
         # The first two bytes are flags and gso_type: nearly always there is nothing to do.
@@ -169,7 +167,7 @@ cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexce
     cdef int32_t results[RING_ENTRIES]
     cdef uint32_t limit = min(q.entries, <uint32_t>BATCH_SLOTS // q.segs)
     cdef uint32_t depth = q.depth
-    cdef uint32_t got = 0, reads, took, i
+    cdef uint32_t got = 0, asked = 0, reads, took, i
     cdef uint64_t n_bytes = 0
     cdef bint more = True
     cdef int rc = 0
@@ -179,11 +177,12 @@ cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexce
             return rx_syscall(base, out, n, error)
         error[0] = -rc
         return 0
-    while more and got < n:
-        reads = rx_slots(q, slots, min(depth, n - got, limit))
+    while more and asked < n:   # not "got": frames that are dropped must not prolong a burst
+        reads = rx_slots(q, slots, min(depth, n - asked, limit))
         if reads == 0:
             rx_no_buffers(q)
             break
+        asked += reads
         took = rx_batch(q, r, slots, reads, results)
         for i in range(took):
             if not rx_settle(q, slots + i * q.segs, results[i], out, &got, &n_bytes, error):
@@ -204,15 +203,16 @@ cdef uint32_t rx_syscall(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noex
     cdef iovec iov[SEGS_MAX]
     cdef uint32_t limit = <uint32_t>BATCH_SLOTS // q.segs
     cdef uint32_t depth = q.depth
-    cdef uint32_t got = 0, reads, done
+    cdef uint32_t got = 0, asked = 0, reads, done
     cdef uint64_t n_bytes = 0
     cdef bint more = True
     cdef ssize_t rc
-    while more and got < n:
-        reads = rx_slots(q, slots, min(depth, n - got, limit))
+    while more and asked < n:   # not "got": frames that are dropped must not prolong a burst
+        reads = rx_slots(q, slots, min(depth, n - asked, limit))
         if reads == 0:
             rx_no_buffers(q)
             break
+        asked += reads
         done = 0
         while more and done < reads:
             at = slots + done * q.segs

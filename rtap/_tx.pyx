@@ -279,6 +279,6 @@ cdef uint32_t tx_checked(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexce
             mbuf_free(v[seen])
         seen += 1
     sent = q.send(base, v, kept, error)
-    if sent < kept or seen < n:
+    if seen < n:
         memmove(v + kept - sent, v + seen, (n - seen) * sizeof(mbuf_t *))
     return seen - kept + sent

@@ -21,8 +21,8 @@ from rtap._liburing cimport (
     register_buffers_sparse, update_buffer,
 )
 from rtap._linux cimport (
-    O_CLOEXEC, O_WRONLY, RWF_NOWAIT, close, open_file, pthread_atfork, pthread_getspecific,
-    pthread_key_create, pthread_key_t, pthread_setspecific, sched_yield, write,
+    EOPNOTSUPP, O_CLOEXEC, O_WRONLY, RWF_NOWAIT, close, open_file, pthread_atfork,
+    pthread_getspecific, pthread_key_create, pthread_key_t, pthread_setspecific, sched_yield, write,
 )
 from rtap._pool cimport pool_on_gone, pool_t
 
@@ -284,8 +284,11 @@ cdef int probe_read(int fd) noexcept nogil:
             result = cqe.res
             io_uring_cq_advance(&r.ring, 1)
         else:
-            r.broken = True     # it went asynchronous: closing the ring ends it
+            # It went asynchronous.  Closing the ring ends it, some time later: until then the
+            # kernel may write into the buffer, which is given up.
+            r.broken = True
             result = -ENOSYS
+            buf = NULL
     if r != NULL:
         uring_leave(r)
     free(buf)
@@ -310,8 +313,8 @@ cdef str uring_refusal(int fd):
         reason = f"io_uring is blocked here ({strerror(-rc).decode()})"
     else:
         reason = f"io_uring reads on TAP descriptors fail here ({strerror(-rc).decode()})"
-    if rc != -ENOMEM:           # the memory lock limit may be relieved later
-        known[forks] = reason
+    if reason == "" or rc == -ENOSYS or rc == -EPERM or rc == -EOPNOTSUPP:
+        known[forks] = reason   # anything else may be this descriptor's, or this moment's
     return reason
 
 

@@ -6,6 +6,7 @@ queue when that queue is stopped or its interface is gone, and goes on with the 
 """
 
 import atexit
+import contextlib
 import os
 import threading
 import weakref
@@ -15,7 +16,8 @@ from libc.stdlib cimport calloc, free
 
 cimport rtap._compat as _compat
 from rtap._linux cimport (
-    EFD_CLOEXEC, EFD_NONBLOCK, POLLIN, close, eventfd, poll, pollfd, usleep, write,
+    EFD_CLOEXEC, EFD_NONBLOCK, POLLIN, close, eventfd, poll, pollfd, sched_yield, usleep,
+    write,
 )
 from rtap._mbuf cimport check_range
 from rtap._pool cimport mbuf_free_bulk, mbuf_t
@@ -31,7 +33,7 @@ cdef enum:
     WAIT_SLEEP = 1
     WAIT_ADAPTIVE = 2
 
-    SPIN_NS = 20_000            # an adaptive worker looks this long before it sleeps
+    SPIN_NS = 100_000           # an adaptive worker looks this long, yielding, before it sleeps
     SLEEP_MS = 20               # a queue that is stopped is let go of within this
     FRUITLESS_US = 200          # woken for frames that cannot be taken: no buffers, a full target
 
@@ -76,6 +78,7 @@ cdef void route_end(worker_t *w, route_t *r, int error) noexcept nogil:
 cdef bint route_run(worker_t *w, route_t *r) noexcept nogil:
     """One burst along a route; true when frames moved."""
     cdef uint32_t sent
+    cdef uint64_t lost
     cdef int error = 0
     if (_compat.load_relaxed(&r.rx.state) != QUEUE_STARTED
             or _compat.load_relaxed(&r.tx.state) != QUEUE_STARTED):
@@ -88,9 +91,12 @@ cdef bint route_run(worker_t *w, route_t *r) noexcept nogil:
                 route_end(w, r, error)
             return False
         _compat.counter_add(&r.rx_packets, r.n)
+    lost = r.tx.errors
     sent = r.tx.burst(r.tx, r.frames, r.n, &error)
+    lost = r.tx.errors - lost   # consumed, not sent; we are the queue's only writer
     r.n -= sent
-    _compat.counter_add(&r.tx_packets, sent)
+    _compat.counter_add(&r.tx_packets, sent - lost)
+    _compat.counter_add(&r.drops, lost)
     if error != 0:
         route_end(w, r, error)
     elif r.n > 0 and r.retry:
@@ -121,15 +127,16 @@ cdef void route_leave(worker_t *w, route_t *ended) noexcept nogil:
 cdef void worker_loop(worker_t *w) noexcept nogil:
     cdef uint64_t idle_since = 0, now
     cdef uint32_t fruitless = 0, active, i
-    cdef bint moved
+    cdef bint moved, in_hand
     cdef int ready
     while _compat.load_relaxed(&w.stop) == 0:
-        moved = False
+        moved = in_hand = False
         active = 0
         for i in range(w.n_routes):
             if w.routes[i].active != 0:
                 moved |= route_run(w, &w.routes[i])
                 active += w.routes[i].active
+                in_hand |= w.routes[i].n > 0
         if active == 0:
             break
         if moved:
@@ -138,10 +145,14 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
             continue
         if w.wait == WAIT_POLL:
             continue
+        if in_hand:             # a full target does not say when it has room
+            usleep(FRUITLESS_US)
+            continue
         now = _compat.now_ns()
         if idle_since == 0:
             idle_since = now
         if w.wait == WAIT_ADAPTIVE and now - idle_since < SPIN_NS:
+            sched_yield()
             continue
         # Not an epoll set: a descriptor that is in one wakes it for every frame, at the sender's
         # expense, also while nobody sleeps.
@@ -163,7 +174,8 @@ cdef object running = weakref.WeakSet()
 def _stop_all():
     """The interpreter must not take its objects down under a running worker."""
     for worker in list(running):
-        worker.stop()
+        with contextlib.suppress(Exception):
+            worker.stop()
 
 
 cdef class Worker:
@@ -171,7 +183,7 @@ cdef class Worker:
 
     cpu:   core to pin the thread to, or None
     wait:  what it does when nothing arrives: "poll" spins, "sleep" waits on the descriptors,
-           "adaptive" spins for 20 microseconds, then waits
+           "adaptive" looks for 100 microseconds, yielding, then waits
     burst: most frames moved at once along a route (1..512)
 
     Context manager: started on entry, stopped on exit.  Can be started again after a stop.
@@ -179,6 +191,7 @@ cdef class Worker:
 
     cdef worker_t w
     cdef object thread
+    cdef object lock            # of start and of what follows the end
     cdef object __weakref__
     cdef list routes            # (rx queue, tx queue, retry)
     cdef uint32_t generation
@@ -201,12 +214,17 @@ cdef class Worker:
         self.cpu = cpu
         self.name = name
         self.routes = []
-        self.wake_fd = -1
+        self.lock = threading.RLock()
         self.generation = fork_generation()
+
+    def __cinit__(self):
+        self.wake_fd = -1
 
     def __dealloc__(self):
         free(self.w.routes)
         free(self.w.fds)
+        if self.wake_fd >= 0:
+            close(self.wake_fd)
 
     def __repr__(self):
         return (f"<Worker {self.name} {'running' if self.running else 'stopped'}, "
@@ -236,11 +254,16 @@ cdef class Worker:
 
     def start(self):
         """Takes the queues and starts the thread.  RuntimeError when a queue is in use."""
-        if self.running:
-            raise DeviceStateError(f"{self!r} is running")
-        if not self.routes:
-            raise DeviceStateError("the worker has no route: call forward() first")
-        self.join()
+        with self.lock:
+            if self.running:
+                raise DeviceStateError(f"{self!r} is running")
+            if not self.routes:
+                raise DeviceStateError("the worker has no route: call forward() first")
+            self.tidy_up()
+            self.launch()
+
+    cdef int launch(self) except -1:
+        cdef list taken = []
         free(self.w.routes)
         free(self.w.fds)
         self.w.n_routes = 0
@@ -248,20 +271,22 @@ cdef class Worker:
         self.w.fds = <pollfd *>calloc(len(self.routes) + 1, sizeof(pollfd))
         if self.w.routes == NULL or self.w.fds == NULL:
             raise MemoryError("no memory for the routes")
-        taken = []
         try:
             self.take(taken)
             self.w.stop = 0
             self.generation = fork_generation()
             self.thread = threading.Thread(target=self._main, name=self.name, daemon=True)
+            running.add(self)
             self.thread.start()
         except BaseException:
-            for queue in taken:
-                disown(queue)
-            self.close_wake_fd()
-            self.thread = None
+            if self.thread is not None and self.thread.ident is not None:
+                self.stop()     # Ctrl-C came when it ran already: it gives the queues back
+            else:
+                for queue in taken:
+                    disown(queue)
+                self.tidy_up()
             raise
-        running.add(self)
+        return 0
 
     cdef int take(self, list taken) except -1:
         cdef RxQueueBase rx
@@ -290,10 +315,15 @@ cdef class Worker:
         return 0
 
     def _main(self):
-        if self.cpu is not None:
-            os.sched_setaffinity(0, {self.cpu})
-        with nogil:
-            worker_loop(&self.w)
+        try:
+            if self.cpu is not None:
+                os.sched_setaffinity(0, {self.cpu})
+        except BaseException:
+            _compat.store(&self.w.stop, 1)
+            raise
+        finally:
+            with nogil:         # also when it is to end at once: it gives the queues back
+                worker_loop(&self.w)
 
     def stop(self):
         """Ends the thread after the burst in hand and gives the queues back; idempotent."""
@@ -305,19 +335,22 @@ cdef class Worker:
 
     def join(self, timeout=None):
         """Waits until the thread has ended (seconds, or None); true when it has."""
-        if self.thread is not None and self.generation == fork_generation():
-            self.thread.join(timeout)
-            if self.thread.is_alive():
+        thread = self.thread
+        if thread is not None and self.generation == fork_generation():
+            thread.join(timeout)
+            if thread.is_alive():
                 return False
-        self.thread = None
-        self.close_wake_fd()
-        running.discard(self)
+        with self.lock:
+            if self.thread is thread:       # nobody tidied up or started it again meanwhile
+                self.tidy_up()
         return True
 
-    cdef int close_wake_fd(self) except -1:
+    cdef int tidy_up(self) except -1:
+        self.thread = None
         if self.wake_fd >= 0:
             close(self.wake_fd)
         self.wake_fd = -1
+        running.discard(self)
         return 0
 
     def __enter__(self):

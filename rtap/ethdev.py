@@ -211,6 +211,7 @@ class EthDev:
     def _drop_rx(self, q: int) -> None:
         if self._rxq.pop(q, None) is not None:
             self._rx.pop(q, None)
+            self._pools.pop(q, None)
             self._ops.rx_queue_release(q)
 
     def _drop_tx(self, q: int) -> None:

@@ -213,6 +213,10 @@ class NetRtap:
         self._flags = iface.flags
         self._prepare(fd)
         self.set_persist(persist)
+        if not link.carrier:
+            tun.set_carrier(fd, False, link.name)  # which attaching had raised
+        if not link.carrier:
+            tun.set_carrier(fd, False, self._name)  # which attaching has raised
         if wanted and not iface.flags & QueueFlag.VNET_HDR:
             raise OSError(
                 errno.EBUSY, f"offloads need {link.name} for themselves, others have queues of it"

@@ -66,7 +66,7 @@
 
 static inline uint32_t rtap_load(const uint32_t *p)
 {
-	return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+	return __atomic_load_n(p, __ATOMIC_SEQ_CST);
 }
 
 static inline uint32_t rtap_load_relaxed(const uint32_t *p)
@@ -84,6 +84,13 @@ static inline uint32_t rtap_fetch_add(uint32_t *p, uint32_t v)
 	return __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL);
 }
 
+/* Sequentially consistent, as is rtap_cas: of two threads that each write one
+ * word and then read the other's, at least one sees the other's write. */
+static inline uint32_t rtap_exchange(uint32_t *p, uint32_t v)
+{
+	return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST);
+}
+
 /* Subtracts and returns what is left. */
 static inline uint32_t rtap_sub_fetch(uint32_t *p, uint32_t v)
 {
@@ -93,7 +100,7 @@ static inline uint32_t rtap_sub_fetch(uint32_t *p, uint32_t v)
 /* 1 when *p went from `from` to `to`, else 0. */
 static inline int rtap_cas(uint32_t *p, uint32_t from, uint32_t to)
 {
-	return __atomic_compare_exchange_n(p, &from, to, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+	return __atomic_compare_exchange_n(p, &from, to, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 }
 
 /* Statistics have one writer and many readers: plain stores would tear on
