@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What holds for the whole suite: which build is tested, and what may be skipped."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+BUILD = os.environ.get("RTAP_TEST_BUILD")
+# Test modules import their helpers from here, and pytest's importlib mode adds nothing to the path.
+sys.path.append(str(Path(__file__).resolve().parent))
+pytest_plugins = ["support"]
+
+NO_SKIPS = os.environ.get("RTAP_NO_SKIPS", "") not in ("", "0")
+
+# Times on a shared machine say nothing about the code, hence no deadline.
+settings.register_profile(
+    "rtap", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("fuzz", parent=settings.get_profile("rtap"), max_examples=20_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "rtap"))
+
+skipped: list[str] = []
+
+
+def package_directory() -> Path:
+    spec = find_spec("rtap")
+    if spec is None or spec.origin is None:
+        raise pytest.UsageError("rtap cannot be imported: run make build")
+    return Path(spec.origin).resolve().parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    found = package_directory()
+    if not BUILD:
+        return
+    wanted = (config.rootpath / BUILD).resolve()
+    if found.parent != wanted:
+        raise pytest.UsageError(f"the tests were to run on {wanted}, but rtap comes from {found}")
+    # Where the children of a test, run with python -c or -m, look first.
+    os.chdir(wanted)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"rtap: {'checked' if BUILD else 'release'} build in {package_directory()}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() == 0:
+        return
+    for item in items:
+        if item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if report.skipped:
+        skipped.append(report.nodeid)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and not hasattr(report, "wasxfail"):
+        skipped.append(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if NO_SKIPS and skipped and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if NO_SKIPS and skipped:
+        terminalreporter.section("skipped, where none may be (RTAP_NO_SKIPS)", sep="=", red=True)
+        for nodeid in skipped:
+            terminalreporter.line(nodeid)

@@ -1,0 +1,453 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What several test modules share: namespaces, TAP devices, packet sockets, frames.
+
+Loaded as a plugin by conftest.py, so its fixtures are there without an import; the rest is
+imported: ``from support import Tap, frame``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import functools
+import gc
+import json
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import pytest
+
+import rtap
+from rtap._mempool import Mempool
+from rtap._ring import RxQueue, TxQueue
+from rtap.control import tun
+from rtap.control.tun import TunFeature
+from rtap.netns import NetNS
+
+#: Local experimental ethertype 1 (IEEE 802): no protocol of the kernel wants it.
+ETHERTYPE = 0x88B5
+ETH_P_ALL = 0x0003
+VNET_HDR_LEN = 10
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+SO_SNDBUFFORCE = 32
+SOL_PACKET = 263
+PACKET_IGNORE_OUTGOING = 23  # linux/if_packet.h
+
+T = TypeVar("T")
+
+ENGINES = ("uring", "syscall")
+_IO_URING_SETUP = 425
+
+LOCAL = bytes.fromhex("020000000001")
+REMOTE = bytes.fromhex("020000000002")
+BROADCAST = b"\xff" * 6
+
+
+def pytest_collection_finish() -> None:
+    """Full collections are then quick: tests that force one need not walk all of pytest."""
+    gc.collect()
+    gc.freeze()
+
+
+# ---- what this machine can do
+
+
+@functools.cache
+def no_devices() -> str:
+    """Why TAP devices in namespaces cannot be made here, in one sentence; "" when they can."""
+    if os.geteuid() != 0:
+        return "needs root to make network namespaces and TAP devices"
+    if not os.path.exists("/dev/net/tun"):
+        return "needs /dev/net/tun"
+    try:
+        NetNS().close()
+    except OSError as exc:
+        return f"needs network namespaces: {exc.strerror}"
+    return ""
+
+
+@functools.cache
+def no_io_uring() -> str:
+    """Why io_uring cannot be used here, in one sentence; "" when it can."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    libc.syscall(ctypes.c_long(_IO_URING_SETUP), ctypes.c_uint(1), None)
+    code = ctypes.get_errno()
+    return "" if code == errno.EFAULT else f"needs io_uring: {os.strerror(code)}"
+
+
+def skip_without_devices() -> None:
+    if no_devices():
+        pytest.skip(no_devices())
+
+
+def skip_without_engine(engine: str) -> None:
+    if engine == "uring" and no_io_uring():
+        pytest.skip(no_io_uring())
+
+
+#: ``@both_engines`` on a test that takes ``engine``, where the fixture does not fit.
+both_engines = pytest.mark.parametrize("engine", ENGINES)
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    """Each packet engine in turn."""
+    name: str = request.param
+    skip_without_engine(name)
+    return name
+
+
+# ---- namespaces
+
+
+def _disable_ipv6() -> None:
+    for conf in ("all", "default"):
+        path = f"/proc/sys/net/ipv6/conf/{conf}/disable_ipv6"
+        if os.path.exists(path):
+            with open(path, "w") as f:
+                f.write("1")
+
+
+def quiet_netns() -> NetNS:
+    """A namespace without IPv6, in which no interface sends a frame of its own accord."""
+    ns = NetNS()
+    try:
+        ns.call(_disable_ipv6)
+    except BaseException:
+        ns.close()
+        raise
+    return ns
+
+
+@pytest.fixture
+def netns() -> Iterator[NetNS]:
+    """A private network namespace with IPv6 off."""
+    skip_without_devices()
+    with quiet_netns() as ns:
+        yield ns
+
+
+@pytest.fixture
+def netns2() -> Iterator[NetNS]:
+    """A second one."""
+    skip_without_devices()
+    with quiet_netns() as ns:
+        yield ns
+
+
+def ip(ns: NetNS, *args: str) -> str:
+    """Runs ip(8) in a namespace and returns what it printed."""
+    done = ns.run(["ip", *args], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise OSError(f"ip {' '.join(args)}: {done.stderr.strip()}")
+    out: str = done.stdout
+    return out
+
+
+def link(ns: NetNS, ifname: str) -> dict[str, Any]:
+    """One link as ``ip -j -s -d link`` describes it."""
+    found: list[dict[str, Any]] = json.loads(
+        ip(ns, "-j", "-s", "-d", "link", "show", "dev", ifname)
+    )
+    return found[0]
+
+
+def netdev(ns: NetNS, ifname: str) -> dict[str, int]:
+    """The kernel's counters, seen from the kernel: what rtap sends is in ``rx_packets``."""
+    stats = link(ns, ifname)["stats64"]
+    return {f"{way}_{name}": n for way in ("rx", "tx") for name, n in stats[way].items()}
+
+
+def links(ns: NetNS) -> list[str]:
+    return [entry["ifname"] for entry in json.loads(ip(ns, "-j", "link"))]
+
+
+# ---- packet sockets
+
+
+class PacketSocket(socket.socket):
+    """AF_PACKET, SOCK_RAW on one interface: the kernel's end of a TAP device.
+
+    Deaf to what goes out through the same interface.
+    """
+
+    def __init__(self, ns: NetNS, ifname: str, protocol: int = ETHERTYPE, rcvbuf: int = 0) -> None:
+        fd = ns.call(self._open, ifname, protocol, rcvbuf)
+        super().__init__(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol), fileno=fd)
+
+    @staticmethod
+    def _open(ifname: str, protocol: int, rcvbuf: int) -> int:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as s:
+            s.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+            if rcvbuf:
+                s.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, rcvbuf)
+                s.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, rcvbuf)
+            s.bind((ifname, protocol))
+            s.settimeout(5)
+            return s.detach()
+
+    def frames(self, n: int, timeout: float = 5) -> list[bytes]:
+        """The next ``n`` frames; fewer when ``timeout`` seconds pass without one."""
+        got: list[bytes] = []
+        self.settimeout(timeout)
+        while len(got) < n:
+            try:
+                got.append(self.recv(1 << 17))
+            except TimeoutError:
+                break
+        return got
+
+    def drain(self) -> list[bytes]:
+        """All frames that are there now."""
+        got: list[bytes] = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                got.append(self.recv(1 << 17, socket.MSG_DONTWAIT))
+        return got
+
+
+# ---- TAP devices without the device layer
+
+
+class Tap:
+    """One TAP descriptor on an interface of a namespace, up, and the queues on it."""
+
+    def __init__(
+        self,
+        ns: NetNS,
+        name: str = "tap0",
+        *,
+        mtu: int = 0,
+        vnet_hdr: bool = True,
+        multi_queue: bool = False,
+        features: TunFeature | int = 0,
+        mac: bytes = LOCAL,
+        mode: str = "tap",
+        up: bool = True,
+    ) -> None:
+        self.ns = ns
+        self.vnet_hdr = vnet_hdr
+        self.l2 = mode == "tap"
+        self._stack = contextlib.ExitStack()
+        self.fd, iface = ns.call(
+            tun.open_queue, name, mode, vnet_hdr=vnet_hdr, multi_queue=multi_queue
+        )
+        self._stack.callback(self._close_fd)
+        try:
+            self.name = iface.name
+            if features:
+                tun.set_offload(self.fd, TunFeature(features), self.name)
+            how = ["address", mac.hex(":"), "multicast", "off"] if self.l2 else ["multicast", "off"]
+            if mtu:
+                how += ["mtu", str(mtu)]
+            ip(ns, "link", "set", "dev", self.name, *how, *(["up"] if up else []))
+        except BaseException:
+            self.close()
+            raise
+
+    def _close_fd(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def rx(self, pool: Mempool, *, start: bool = True, **options: Any) -> RxQueue:
+        """A receive queue on the descriptor, closed before it."""
+        options.setdefault("vnet_hdr", self.vnet_hdr)
+        options.setdefault("l2", self.l2)
+        queue = RxQueue(self.fd, pool, name=self.name, **options)
+        self._stack.callback(queue.close)
+        if start:
+            queue.start()
+        return queue
+
+    def tx(self, *, start: bool = True, **options: Any) -> TxQueue:
+        """A send queue on the descriptor, closed before it."""
+        options.setdefault("vnet_hdr", self.vnet_hdr)
+        queue = TxQueue(self.fd, name=self.name, **options)
+        self._stack.callback(queue.close)
+        if start:
+            queue.start()
+        return queue
+
+    def packets(self, protocol: int = ETHERTYPE, rcvbuf: int = 0) -> PacketSocket:
+        """A packet socket on the interface."""
+        return self._stack.enter_context(PacketSocket(self.ns, self.name, protocol, rcvbuf))
+
+    def set(self, *args: str) -> None:
+        """``ip link set NAME args``."""
+        ip(self.ns, "link", "set", "dev", self.name, *args)
+
+    def counters(self) -> dict[str, int]:
+        return netdev(self.ns, self.name)
+
+    def waiting(self) -> bool:
+        """Whether a frame (or an error) waits in the kernel."""
+        return bool(select.select([self.fd], [], [], 0)[0])
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def __enter__(self) -> Tap:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@pytest.fixture
+def tap(netns: NetNS) -> Iterator[Tap]:
+    """``tap0``, MTU 1500, up, with virtio-net headers and no offloads."""
+    with Tap(netns) as device:
+        yield device
+
+
+# ---- frames
+
+
+def frame(seq: int = 0, length: int = 64, dst: bytes = LOCAL, src: bytes = REMOTE) -> bytes:
+    """An Ethernet frame of ``length`` (at least 14) bytes, unlike that of any other ``seq``."""
+    head = dst + src + struct.pack("!H", ETHERTYPE)
+    number = struct.pack("!Q", seq)
+    body = length - len(head)
+    if body <= len(number):
+        return head + number[len(number) - body :]
+    return head + number + pattern(seq, body - len(number))
+
+
+_PATTERN = bytes(range(251)) * 600  # a prime period: no two neighbouring slots look alike
+
+
+def pattern(seed: int, n: int) -> bytes:
+    start = seed * 31 % 251
+    return _PATTERN[start : start + n]
+
+
+def seq_of(data: bytes) -> int:
+    """The number that :func:`frame` put in."""
+    number: int = struct.unpack_from("!Q", data, 14)[0]
+    return number
+
+
+# ---- waiting, children
+
+
+def eventually(check: Callable[[], bool], what: str, timeout: float = 5.0) -> None:
+    """Waits until ``check()`` holds, and fails after ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while not check():
+        if time.monotonic() > deadline:
+            pytest.fail(f"within {timeout} s not: {what}")
+        time.sleep(0.002)
+
+
+class Task(threading.Thread, Generic[T]):
+    """A started thread with a result."""
+
+    def __init__(self, fn: Callable[..., T], *args: Any) -> None:
+        super().__init__(daemon=True)
+        self._fn = fn
+        self._args = args
+        self._result: list[T] = []
+        self._failure: BaseException | None = None
+        self.ended = 0.0
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._result.append(self._fn(*self._args))
+        except BaseException as exc:  # noqa: BLE001 - handed to who asks for the result
+            self._failure = exc
+        self.ended = time.monotonic()
+
+    def result(self, timeout: float = 60) -> T:
+        """What the function returned, or what it raised."""
+        self.join(timeout)
+        if self.is_alive():
+            pytest.fail(f"a thread is still running after {timeout} s")
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        return self._result[0]
+
+
+def python(
+    code: str, *args: str, timeout: float = 60, warnings: str = "always"
+) -> subprocess.CompletedProcess[str]:
+    """Runs Python code in a process of its own, every warning shown unless told otherwise."""
+    return subprocess.run(
+        [sys.executable, "-W", warnings, "-X", "faulthandler", "-c", textwrap.dedent(code), *args],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        **child_place(),
+    )
+
+
+def child_environment() -> dict[str, str]:
+    """An environment in which a child imports the rtap and the helpers of this process."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+
+
+def child_place() -> dict[str, Any]:
+    """Options of subprocess with which ``python -c`` imports what this process did.
+
+    With ``-c`` and ``-m`` Python looks into the current directory before anything else.
+    """
+    package = os.path.dirname(rtap.__file__)
+    return {"cwd": os.path.dirname(package), "env": child_environment()}
+
+
+def settle(pool: Mempool) -> int:
+    """Slots in use once all garbage is collected."""
+    gc.collect()
+    return pool.in_use
+
+
+def fds() -> int:
+    """Open descriptors of this process."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def block_io_uring(code: int) -> None:
+    """Makes system calls 425 to 427 fail with ``code`` in this process, for ever (seccomp(2))."""
+
+    def bpf(op: int, jt: int, jf: int, k: int) -> bytes:
+        return struct.pack("HBBI", op, jt, jf, k)
+
+    load_word, jump_if_ge, jump_if_gt, ret = 0x20, 0x35, 0x25, 0x06
+    errno_action, allow = 0x00050000, 0x7FFF0000
+    program = b"".join(
+        (
+            bpf(load_word, 0, 0, 0),  # seccomp_data.nr
+            bpf(jump_if_ge, 0, 2, _IO_URING_SETUP),
+            bpf(jump_if_gt, 1, 0, _IO_URING_SETUP + 2),
+            bpf(ret, 0, 0, errno_action | code),
+            bpf(ret, 0, 0, allow),
+        )
+    )
+    buffer = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("HP", len(program) // 8, ctypes.addressof(buffer))
+    libc = ctypes.CDLL(None, use_errno=True)
+    no_new_privs, set_seccomp, mode_filter = 38, 22, 2
+    if libc.prctl(no_new_privs, 1, 0, 0, 0) or libc.prctl(
+        set_seccomp, mode_filter, ctypes.c_char_p(header), 0, 0
+    ):
+        raise OSError(ctypes.get_errno(), "seccomp")

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Links seen and changed through rtnetlink: renamed, moved, deleted, under load and overruns."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyroute2
+import pytest
+from support import fds, ip, link, links
+
+from rtap import DeviceGone, MacAddr, NetNS
+from rtap.control import tun
+from rtap.control.netlink import IFF_ALLMULTI, IFF_PROMISC, Control, LinkState, find_link
+
+
+@pytest.fixture
+def fd(netns: NetNS) -> Iterator[int]:
+    """A descriptor of ``tap0``."""
+    fd, _ = netns.call(tun.open_queue, "tap0")
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def control(netns: NetNS, fd: int) -> Iterator[Control]:
+    """Control of ``tap0``, able to find it again where its descriptor says it is."""
+
+    def relocate() -> tuple[NetNS, int] | None:
+        try:
+            there = tun.device_netns(fd)
+        except DeviceGone:
+            return None
+        try:
+            ns = NetNS.from_fd(there)
+        finally:
+            os.close(there)
+        moved = find_link(ns.fd, tun.get_iface(fd).name)
+        if moved is None:
+            ns.close()
+            return None
+        return ns, moved.index
+
+    state = find_link(netns.fd, "tap0")
+    assert state is not None
+    control = Control(NetNS.from_fd(netns.fd), state.index, "tap0", relocate)
+    yield control
+    control.close()
+
+
+def test_find_link(netns: NetNS, fd: int) -> None:
+    state = find_link(netns.fd, "tap0")
+    assert state is not None
+    shown = link(netns, "tap0")
+    assert state.index == shown["ifindex"]
+    assert (state.name, state.mtu, state.mac) == ("tap0", shown["mtu"], shown["address"])
+    assert (state.kind, state.persist, state.queues, state.up) == ("tun", False, 1, False)
+    assert type(state.mac) is MacAddr
+    assert find_link(netns.fd, "tap1") is None
+
+
+def test_other_kinds_of_link(netns: NetNS) -> None:
+    ip(netns, "link", "add", "v0", "type", "veth", "peer", "v1")
+    lo, veth = find_link(netns.fd, "lo"), find_link(netns.fd, "v0")
+    assert lo is not None
+    assert veth is not None
+    assert (lo.kind, lo.tun, lo.queues, lo.mac) == ("", {}, None, "00:00:00:00:00:00")
+    assert (veth.kind, veth.tun, veth.persist) == ("veth", {}, False)
+
+
+def test_queues_of_a_single_queue_device_are_not_told(netns: NetNS) -> None:
+    fd, _ = netns.call(tun.open_queue, "one", multi_queue=False)
+    try:
+        state = find_link(netns.fd, "one")
+        assert state is not None
+        assert state.queues is None
+    finally:
+        os.close(fd)
+
+
+def test_queues_counts_detached_ones(netns: NetNS, fd: int, control: Control) -> None:
+    second, _ = netns.call(tun.open_queue, "tap0")
+    try:
+        assert control.get().queues == 2
+        tun.set_queue_attached(second, False)
+        assert control.get().queues == 2
+    finally:
+        os.close(second)
+    assert control.get().queues == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "seen", "expected"),
+    [
+        (lambda c: c.set_mtu(9000), lambda s: s.mtu, 9000),
+        (lambda c: c.set_mtu(68), lambda s: s.mtu, 68),
+        (lambda c: c.set_mtu(65521), lambda s: s.mtu, 65521),
+        (lambda c: c.set_mac(MacAddr("02:00:00:00:00:07")), lambda s: s.mac, "02:00:00:00:00:07"),
+        (lambda c: c.set_up(True), lambda s: (s.up, s.carrier), (True, True)),
+        (lambda c: c.set_carrier(False), lambda s: s.carrier, False),
+        (
+            lambda c: c.set_flags(IFF_PROMISC, IFF_PROMISC),
+            lambda s: s.flags & (IFF_PROMISC | IFF_ALLMULTI),
+            IFF_PROMISC,
+        ),
+        (lambda c: c.set_flags(IFF_ALLMULTI, IFF_ALLMULTI), lambda s: s.flags & 0x300, 0x200),
+    ],
+)
+def test_changes(
+    control: Control,
+    change: Callable[[Control], None],
+    seen: Callable[[LinkState], object],
+    expected: object,
+) -> None:
+    control.set_up(True)
+    change(control)
+    assert seen(control.get()) == expected
+
+
+def test_flags_outside_the_mask_stay(control: Control) -> None:
+    control.set_up(True)
+    control.set_flags(IFF_PROMISC, IFF_PROMISC)
+    control.set_flags(0, IFF_ALLMULTI)
+    assert control.get().flags & IFF_PROMISC
+    control.set_flags(0, IFF_PROMISC)
+    assert control.get().up
+    assert not control.get().flags & IFF_PROMISC
+
+
+def test_txqueuelen(netns: NetNS, control: Control) -> None:
+    control.set_txqueuelen(17)
+    assert link(netns, "tap0")["txqlen"] == 17
+
+
+@pytest.mark.parametrize("mtu", [67, 65522])
+def test_refusals_say_what_was_asked(control: Control, mtu: int) -> None:
+    with pytest.raises(OSError, match=f"set the MTU to {mtu} on tap0") as caught:
+        control.set_mtu(mtu)
+    assert caught.value.errno == errno.EINVAL
+    assert not isinstance(caught.value, DeviceGone)
+
+
+def test_follows_renames(netns: NetNS, control: Control) -> None:
+    ip(netns, "link", "set", "tap0", "name", "other0")
+    assert control.get().name == control.name == "other0"
+    control.set_mtu(1400)
+    assert link(netns, "other0")["mtu"] == 1400
+
+
+def test_follows_to_another_namespace_and_back(
+    netns: NetNS, netns2: NetNS, control: Control
+) -> None:
+    for here, there in ((netns, netns2), (netns2, netns), (netns, netns2)):
+        ip(here, "link", "set", "tap0", "netns", there.path)
+        control.set_mtu(1300)
+        assert control.netns.inode == there.inode
+        assert link(there, "tap0")["mtu"] == 1300
+
+
+def test_moved_and_renamed_with_its_index_taken(
+    netns: NetNS, netns2: NetNS, control: Control
+) -> None:
+    index = control.index
+    ip(netns2, "link", "add", "x0", "index", str(index), "type", "bridge")
+    ip(netns, "link", "set", "tap0", "netns", netns2.path, "name", "moved0")
+    ip(netns, "link", "add", "y0", "type", "bridge")
+    control.set_mtu(1300)
+    assert control.index != index
+    assert link(netns2, "moved0")["mtu"] == 1300
+    assert link(netns2, "x0")["mtu"] == 1500
+
+
+def test_deleted(netns: NetNS, control: Control) -> None:
+    assert control.peek() is not None
+    control.delete()
+    assert links(netns) == ["lo"]
+    assert control.peek() is None
+    for call in (control.get, lambda: control.set_mtu(1400), control.delete):
+        with pytest.raises(DeviceGone, match="tap0") as caught:
+            call()
+        assert caught.value.ifname == "tap0"
+
+
+def test_peek_does_not_follow(netns: NetNS, netns2: NetNS, control: Control) -> None:
+    ip(netns, "link", "set", "tap0", "netns", netns2.path)
+    assert control.peek() is None
+    assert control.get().name == "tap0"
+    assert control.peek() is not None
+
+
+def test_close_is_idempotent(control: Control) -> None:
+    control.close()
+    control.close()
+    with pytest.raises(ValueError, match="closed"):
+        control.get()
+
+
+# ---- sockets
+
+
+def test_no_descriptor_stays(control: Control) -> None:
+    control.get()
+    before = fds()
+    for n in range(50):
+        control.set_mtu(1000 + n)
+        with pytest.raises(OSError, match="MTU"):
+            control.set_mtu(1)
+        assert find_link(control.netns.fd, "nope") is None
+    assert fds() == before
+
+
+def test_inside_a_running_loop(control: Control) -> None:
+    async def change() -> int:
+        control.set_mtu(1234)
+        return control.get().mtu
+
+    assert asyncio.run(change()) == 1234
+
+
+def test_many_threads_at_once(netns: NetNS, control: Control) -> None:
+    failures: list[BaseException] = []
+    seen: list[int] = []
+
+    def work(n: int) -> None:
+        try:
+            for _ in range(20):
+                control.set_mtu(1000 + n)
+                seen.append(control.get().mtu)
+        except BaseException as exc:  # noqa: BLE001 - shown below
+            failures.append(exc)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert len(seen) == 160
+    assert set(seen) <= set(range(1000, 1008))
+
+
+class Broken:
+    """Stands for ``pyroute2.IPRoute``: the first requests end in an error."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.opened = self.closed = 0
+        self.real = pyroute2.IPRoute
+        monkeypatch.setattr(pyroute2, "IPRoute", self.open)
+
+    def open(self) -> Broken:
+        self.opened += 1
+        self.socket = self.real()
+        return self
+
+    def link(self, *args: Any, **kwargs: Any) -> Any:
+        if self.failures:
+            raise self.failures.pop(0)
+        return self.socket.link(*args, **kwargs)
+
+    def close(self) -> None:
+        self.closed += 1
+        self.socket.close()
+
+
+@pytest.mark.parametrize("kind", [OSError, pyroute2.NetlinkError])
+@pytest.mark.parametrize("code", [errno.ENOBUFS, errno.EINTR])
+def test_an_overrun_is_answered_with_a_new_socket(
+    control: Control, monkeypatch: pytest.MonkeyPatch, kind: Any, code: int
+) -> None:
+    broken = Broken(monkeypatch, kind(code, "overrun"), kind(code, "overrun"))
+    control.set_mtu(1100)
+    assert (broken.opened, broken.closed) == (3, 3)
+    monkeypatch.undo()
+    assert control.get().mtu == 1100
+
+
+@pytest.mark.parametrize("kind", [OSError, pyroute2.NetlinkError])
+def test_overruns_without_end(control: Control, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+    broken = Broken(monkeypatch, *[kind(errno.ENOBUFS, "overrun")] * 99)
+    with pytest.raises(OSError, match="set the MTU to 1100 on tap0") as caught:
+        control.set_mtu(1100)
+    assert caught.value.errno == errno.ENOBUFS
+    assert broken.opened == broken.closed <= 5
+
+
+def test_other_errors_are_not_tried_again(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Broken(monkeypatch, pyroute2.NetlinkError(errno.EPERM, "no"))
+    with pytest.raises(PermissionError, match="set the MTU to 1100 on tap0"):
+        control.set_mtu(1100)
+    assert (broken.opened, broken.closed) == (1, 1)
