@@ -10,8 +10,8 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+import sys
 from operator import index as as_index
-from sys import byteorder
 
 from rtap._mbuf cimport Mbuf, check_range, mbuf_wrap, wrap_index
 from rtap._pool cimport (
@@ -236,7 +236,7 @@ cdef class Burst:
         # A flag is iterable and an array has __index__: of one number, both tests hold.
         cdef bint one = isinstance(value, int) or not hasattr(value, "__iter__")
         cdef list items = [value] * self.n if one else list(value)
-        cdef bytes flags = b"".join([as_index(item).to_bytes(8, byteorder) for item in items])
+        cdef bytes flags = b"".join([as_index(item).to_bytes(8, sys.byteorder) for item in items])
         cdef const uint64_t *p = <const uint64_t *>PyBytes_AS_STRING(flags)
         cdef Py_ssize_t i
         if len(items) != self.n:

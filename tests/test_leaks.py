@@ -1,0 +1,410 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Nothing is left behind: after a thousand lives, after a violent end, after a failure halfway."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import gc
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from rigs import iproute
+from support import (
+    PacketSocket,
+    Tap,
+    child_environment,
+    eventually,
+    fds,
+    frame,
+    link,
+    settle,
+    skip_without_devices,
+)
+
+import rtap
+from rtap import DeviceGone, EthConf, EthDev, Mempool, NetNS, RxOffload, registry
+from rtap import opening as opening_module
+from rtap.control import netlink, tun
+from rtap.drivers import net_rtap
+
+MB = 1 << 20
+
+
+def memory() -> tuple[int, int]:
+    """Bytes of address space and of resident memory of this process."""
+    with open("/proc/self/statm") as f:
+        size, resident = map(int, f.read().split()[:2])
+    return size * resource.getpagesize(), resident * resource.getpagesize()
+
+
+def names(ns: NetNS) -> list[str]:
+    return [name for _, name in ns.call(socket.if_nameindex)]
+
+
+@contextmanager
+def nothing_left(ns: NetNS, *stays: str) -> Iterator[None]:
+    """Descriptors, threads, devices, names and interfaces afterwards are those of before."""
+    gc.collect()
+    before, threads = fds(), threading.active_count()
+    yield
+    gc.collect()
+    assert names(ns) == ["lo", *stays]
+    assert rtap.devices() == []
+    assert registry._devices == {}
+    assert registry._ports == {}
+    assert threading.active_count() == threads
+    assert fds() == before
+
+
+def use(dev: EthDev) -> None:
+    for q in range(dev.info().nb_rx_queues):
+        assert dev.send(frame(), queue=q)
+        dev.rx_burst(q)
+
+
+# ---- many lives
+
+
+@pytest.mark.parametrize("cycles", [500])
+def test_a_thousand_times_open_and_close(netns: NetNS, engine: str, cycles: int) -> None:
+    """500 for each engine."""
+    pools = []
+    for n in range(cycles + 50):
+        if n == 50:  # caches are filled by then
+            gc.collect()
+            before, size = fds(), memory()
+        with rtap.open("t0", netns=netns, engine=engine) as dev:
+            assert dev.send(frame(n))
+            dev.rx_burst(0)
+            pools.append(dev.pool)
+        assert pools.pop().in_use == 0
+        assert names(netns) == ["lo"]
+    gc.collect()
+    now = memory()
+    assert fds() == before
+    # A single forgotten arena is 9 MB of address space.
+    assert now[0] - size[0] < 64 * MB
+    assert now[1] - size[1] < 8 * MB
+    assert registry._devices == {}
+
+
+def test_a_thousand_times_stop_and_start(netns: NetNS, engine: str) -> None:
+    with (
+        rtap.open("t0", netns=netns, engine=engine, queues=2) as dev,
+        PacketSocket(netns, "t0") as kernel,
+    ):
+        use(dev)
+        assert len(kernel.frames(2)) == 2
+        gc.collect()
+        before, size = fds(), memory()
+        for n in range(500):
+            dev.stop()
+            dev.start()
+            assert dev.send(frame(n), queue=n % 2)
+            assert kernel.recv(2000) == frame(n)
+            kernel.send(frame(n))
+            if n % 100 == 0:
+                eventually(lambda: any(len(dev.rx_burst(q)) for q in range(2)), "it receives")
+        now = memory()
+        assert fds() == before
+        assert settle(dev.pool) == 0
+        assert now[0] - size[0] < 16 * MB
+        assert now[1] - size[1] < 4 * MB
+        assert dev.stats().opackets == 502
+    assert names(netns) == ["lo"]
+
+
+def test_a_hundred_times_configured(netns: NetNS, engine: str) -> None:
+    with (
+        Mempool(2048, 66000) as pool,
+        nothing_left(netns),
+        netns.call(rtap.probe, "net_rtap0,iface=t0") as dev,
+    ):
+        for n in range(100):
+            queues = 1 + n % 5
+            offloads = (RxOffload(0), RxOffload.CHECKSUM, RxOffload.TCP_CKSUM | RxOffload.TCP_LRO)
+            dev.configure(queues, queues, EthConf(rx_offloads=offloads[n % 3], engine=engine))
+            for q in range(queues):
+                dev.rx_queue_setup(q, 64, pool)
+                dev.tx_queue_setup(q, 64)
+            dev.start()
+            use(dev)
+            dev.stop()
+            assert settle(pool) == 0
+            if n == 20:
+                before = fds()
+            if n > 20 and queues == 1 + 20 % 5:
+                assert fds() == before
+
+
+def test_many_queues_many_times(netns: NetNS, engine: str) -> None:
+    with rtap.open("t0", netns=netns, engine=engine, queues=64) as dev:
+        use(dev)
+    with nothing_left(netns):
+        for _ in range(10):
+            with rtap.open("t0", netns=netns, engine=engine, queues=64) as dev:
+                use(dev)
+
+
+def test_many_threads_open_devices(netns: NetNS) -> None:
+    failures: list[BaseException] = []
+
+    def work(n: int) -> None:
+        try:
+            for _ in range(10):
+                with rtap.open(f"t{n}", netns=netns) as dev:
+                    use(dev)
+        except BaseException as exc:  # noqa: BLE001 - shown below
+            failures.append(exc)
+
+    for attempt in range(2):
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+        if attempt:
+            before = fds()  # rings of ended threads wait for new ones
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures
+    gc.collect()
+    assert fds() <= before + 2
+    assert names(netns) == ["lo"]
+
+
+def test_forgotten_devices(netns: NetNS, engine: str) -> None:
+    with rtap.open("t0", netns=netns, engine=engine) as dev:
+        use(dev)
+    del dev
+    with nothing_left(netns), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        for _ in range(10):
+            dev = rtap.open("t0", netns=netns, engine=engine)
+            use(dev)
+            cycle = [dev]
+            cycle.append(cycle)  # type: ignore[arg-type]
+            del dev, cycle
+            gc.collect()
+            assert names(netns) == ["lo"]
+
+
+# ---- violent ends
+
+
+def test_killed_and_opened_again(netns: NetNS, engine: str) -> None:
+    """SIGKILL in the middle of traffic, and the same name again at once."""
+    code = """
+import sys, rtap
+with rtap.open("k0", netns=sys.argv[1], engine=sys.argv[2], queues=2) as a:
+    with rtap.open("k1", netns=sys.argv[1], engine=sys.argv[2]) as b:
+        worker = rtap.Worker()
+        worker.forward((a, 1), (b, 0))
+        worker.start()
+        print("up", flush=True)
+        while True:
+            a.send(bytes(60))
+            a.rx_burst(0)
+"""
+    for _ in range(4):
+        with subprocess.Popen(
+            [sys.executable, "-c", code, netns.path, engine],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=child_environment(),
+        ) as process:
+            assert process.stdout is not None
+            try:
+                assert process.stdout.readline() == "up\n"
+                assert names(netns) == ["lo", "k0", "k1"]
+                with pytest.raises(OSError, match="k0 is in use") as caught:
+                    rtap.open("k0", netns=netns)
+                assert caught.value.errno == errno.EBUSY
+            finally:
+                process.kill()
+            start = time.monotonic()
+            with rtap.open("k0", netns=netns, engine=engine) as dev:
+                assert time.monotonic() - start < 1.5
+                assert link(netns, "k0")["linkinfo"]["info_data"]["numqueues"] == 1
+                use(dev)
+        assert process.returncode == -signal.SIGKILL
+    eventually(lambda: names(netns) == ["lo"], "the other interface goes as well")
+
+
+@pytest.mark.parametrize("queues", [1, 3])
+def test_deleted_then_closed(netns: NetNS, engine: str, queues: int) -> None:
+    with rtap.open("t0", netns=netns, engine=engine, queues=queues) as dev:
+        use(dev)
+    with nothing_left(netns):
+        for n in range(20):
+            with rtap.open("t0", netns=netns, engine=engine, queues=queues) as dev:
+                use(dev)
+                iproute(netns, "link del t0")
+                if n % 2:
+                    with pytest.raises(DeviceGone):
+                        dev.rx_burst(0)
+                    dev.stop()
+                pool = dev.pool
+            assert settle(pool) == 0
+
+
+def test_a_persistent_one_deleted(netns: NetNS) -> None:
+    with nothing_left(netns), rtap.open("t0", netns=netns, persist=True) as dev:
+        iproute(netns, "link del t0")
+        with pytest.raises(DeviceGone):
+            dev.mtu = 1400
+
+
+def test_moved_and_closed(netns: NetNS, netns2: NetNS, engine: str) -> None:
+    with rtap.open("t0", netns=netns, engine=engine) as dev:
+        use(dev)
+    with nothing_left(netns), nothing_left(netns2):
+        for n in range(10):
+            with rtap.open("t0", netns=netns, engine=engine) as dev:
+                iproute(netns, f"link set t0 netns {netns2.path}")
+                dev.stop()
+                dev.start()
+                use(dev)
+                if n % 2:
+                    iproute(netns2, f"link set t0 netns {netns.path}")
+                    dev.set_link_up()
+                    use(dev)
+
+
+def test_its_namespace_goes_away(engine: str) -> None:
+    """The interface dies with the namespace only when the device lets go of that."""
+    skip_without_devices()
+    ns = NetNS()
+    dev = rtap.open("t0", netns=ns, engine=engine)
+    before = fds()
+    ns.close()
+    use(dev)
+    assert dev.mtu == 1500
+    dev.close()
+    gc.collect()
+    assert fds() < before
+
+
+def test_close_says_so_when_the_interface_stays(netns: NetNS) -> None:
+    """Somebody else holds a descriptor of it."""
+    dev = rtap.open("t0", netns=netns)
+    with Tap(netns, "t0", multi_queue=True):
+        with pytest.warns(ResourceWarning, match="t0 outlives its device: another process"):
+            dev.close()
+        assert names(netns) == ["lo", "t0"]
+    eventually(lambda: names(netns) == ["lo"], "it goes with that descriptor")
+
+
+# ---- failures halfway
+
+
+class Boom(OSError):
+    pass
+
+
+class Injector:
+    """Makes the n-th of the calls that reach for something outside fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fail_at: int, error: BaseException) -> None:
+        self.fail_at, self.error = fail_at, error
+        self.calls: list[str] = []
+        for owner, name in (
+            (fcntl, "ioctl"),
+            (tun, "open_control"),
+            (netlink, "_request"),
+            (net_rtap, "RxQueue"),
+            (net_rtap, "TxQueue"),
+            (net_rtap, "open_netns"),
+            (net_rtap, "find_link"),
+            (opening_module, "Mempool"),
+        ):
+            monkeypatch.setattr(owner, name, self.wrapped(name, getattr(owner, name)))
+
+    def wrapped(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append(name)
+            if len(self.calls) - 1 == self.fail_at:
+                raise self.error
+            return function(*args, **kwargs)
+
+        return call
+
+
+OPTIONS: dict[str, Any] = {
+    "queues": 3,
+    "mtu": 1400,
+    "mac": "02:00:00:00:00:05",
+    "persist": True,
+    "rx_offloads": RxOffload.CHECKSUM,
+    "sndbuf": 1 << 20,
+    "engine": "syscall",
+}
+
+
+def failing_at_each_step(
+    monkeypatch: pytest.MonkeyPatch, error: Callable[[], BaseException], work: Callable[[], None]
+) -> list[str]:
+    """Calls ``work`` once for each step that can fail, which must raise; the steps' names."""
+    steps: list[str] = []
+    while True:
+        with monkeypatch.context() as patch:
+            injector = Injector(patch, len(steps), failure := error())
+            code = getattr(failure, "errno", -1)
+            try:
+                work()
+            except BaseException as exc:  # noqa: BLE001 - looked at next
+                raised = exc
+            else:
+                assert len(injector.calls) <= len(steps), "a failure was swallowed"
+                return steps
+        # An OSError may have passed the gate where errno values become exceptions.
+        if raised is not failure and getattr(raised, "errno", None) != code:
+            raise AssertionError(f"step {len(steps)} ({injector.calls[-1]})") from raised
+        del raised
+        steps.append(injector.calls[len(steps)])
+        gc.collect()
+
+
+ERRORS = {
+    "ENOMEM": lambda: OSError(errno.ENOMEM, "injected"),
+    "EINVAL": lambda: OSError(errno.EINVAL, "injected"),
+    "gone": lambda: DeviceGone(errno.EBADFD, "injected", "t0"),
+    "memory": lambda: MemoryError("injected"),
+    "ctrl-c": lambda: KeyboardInterrupt("injected"),
+}
+
+
+@pytest.mark.parametrize("error", ["ENOMEM", "gone", "ctrl-c"])
+def test_open_that_fails_at_any_step(
+    netns: NetNS, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    before = fds()
+
+    def work() -> None:
+        try:
+            dev = rtap.open("t0", netns=netns, **OPTIONS)
+        except BaseException:
+            assert_nothing(netns, before)
+            raise
+        dev.close()
+
+    steps = failing_at_each_step(monkeypatch, ERRORS[error], work)
+    assert {"ioctl", "open_control", "RxQueue", "TxQueue", "Mempool"} <= set(steps)
+    assert len(steps) > 25
+    iproute(netns, "link del t0")
+
+
+def assert_nothing(ns: NetNS, descriptors: int) -> None:
+    assert names(ns) == ["lo"]
+    assert registry._devices == {}
+    assert registry._ports == {}
+    assert fds() == descriptors
