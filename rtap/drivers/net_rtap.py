@@ -136,6 +136,7 @@ class NetRtap:
         self._missed = 0
         self._dropped_from: int | None = None
         self._started = False
+        self._kept_alive = False
 
         ns = open_netns(netns)
         try:
@@ -156,6 +157,13 @@ class NetRtap:
             raise
 
     # -- descriptors
+
+    @property
+    def _fd(self) -> int:
+        """The first queue's, through which the interface is controlled."""
+        if not self._fds:
+            raise DeviceGone(errno.EBADF, f"{self._name} was lost while reopening it", self._name)
+        return self._fds[0]
 
     def _prepare(self, fd: int) -> None:
         if self._sndbuf is not None:
@@ -198,36 +206,41 @@ class NetRtap:
         link = self._control.get()
         multi = bool(self._flags & QueueFlag.MULTI_QUEUE)
         attach = partial(tun.open_queue, link.name, self._mode, multi_queue=multi, vnet_hdr=wanted)
-        tun.set_offload(self._fds[0], TunFeature(0), self._name)
-        persist = self.persist
-        self.set_persist(True)
-        self._close_fds(0)
+        tun.set_offload(self._fd, TunFeature(0), self._name)
+        self._kept_alive = not self.persist
         try:
+            self.set_persist(True)
+            self._close_fds(0)
             fd, iface = call_in(self._control.netns.fd, attach)
-        except BaseException:
-            if not persist:
-                with contextlib.suppress(OSError):
-                    self._control.delete()
-            raise
-        self._fds.append(fd)
-        self._flags = iface.flags
-        self._prepare(fd)
-        self.set_persist(persist)
-        if not link.carrier:
-            tun.set_carrier(fd, False, link.name)  # which attaching had raised
-        if not link.carrier:
-            tun.set_carrier(fd, False, self._name)  # which attaching has raised
+            self._fds.append(fd)
+            self._flags = iface.flags
+            self._prepare(fd)
+            if not link.carrier:
+                tun.set_carrier(fd, False, link.name)  # which attaching had raised
+        finally:
+            self._let_die()
         if wanted and not iface.flags & QueueFlag.VNET_HDR:
             raise OSError(
                 errno.EBUSY, f"offloads need {link.name} for themselves, others have queues of it"
             )
+
+    def _let_die(self) -> None:
+        """Ends what :meth:`_negotiate_header` did to keep the interface alive without queues."""
+        if not self._kept_alive:
+            return
+        if self._fds:
+            self.set_persist(False)
+        else:
+            with contextlib.suppress(OSError):
+                self._control.delete()
+        self._kept_alive = False
 
     def _relocate(self) -> tuple[NetNS, int] | None:
         """Where the interface is now, asked of its descriptor; None when it is gone."""
         if not self._fds:
             return None
         try:
-            fd = tun.device_netns(self._fds[0], self._name)
+            fd = tun.device_netns(self._fd, self._name)
         except OSError:
             return None
         try:
@@ -247,15 +260,15 @@ class NetRtap:
 
     def set_persist(self, on: bool) -> None:
         """Whether the interface stays when the device is closed."""
-        tun.set_persist(self._fds[0], on, self._name)
+        tun.set_persist(self._fd, on, self._name)
 
     @property
     def persist(self) -> bool:
-        return bool(tun.get_iface(self._fds[0], self._name).flags & QueueFlag.PERSIST)
+        return bool(tun.get_iface(self._fd, self._name).flags & QueueFlag.PERSIST)
 
     @property
     def ifname(self) -> str:
-        name = tun.get_iface(self._fds[0], self._name).name
+        name = tun.get_iface(self._fd, self._name).name
         if name != self._name:
             self._name = name
             for queue in self._queues():
@@ -306,7 +319,7 @@ class NetRtap:
         self._close_fds(nb_rx_queues)
         if len(self._fds) < nb_rx_queues:
             self._open_fds(nb_rx_queues)
-        features = tun.set_offload(self._fds[0], features, self._name)
+        features = tun.set_offload(self._fd, features, self._name)
         if conf.mtu is not None and conf.mtu != self.mtu_get():
             self._control.set_mtu(conf.mtu)
         self._conf = EthConf(
@@ -323,7 +336,7 @@ class NetRtap:
         for queue in self._queues():
             queue.start()
         try:
-            tun.set_carrier(self._fds[0], True, self._name)
+            tun.set_carrier(self._fd, True, self._name)
             link = self._control.get()
             if not link.up:
                 self._control.set_up(True)
@@ -345,20 +358,24 @@ class NetRtap:
 
     def dev_close(self) -> None:
         self._started = False
-        try:
-            stays = self.persist
-        except OSError:
-            stays = True  # deleted: nothing to wait for
+        stays = True
+
+        def await_gone() -> None:
+            if not stays and not sys.is_finalizing():
+                self._await_gone()
+
         with contextlib.ExitStack() as stack:
             # Last entered runs first, and whatever fails, the rest is still done.
             stack.callback(self._control.close)
-            if not stays and not sys.is_finalizing():
-                stack.callback(self._await_gone)
+            stack.callback(await_gone)
             stack.callback(self._close_fds, 0)
             for queue in self._queues():
                 stack.callback(queue.close)
-        self._rxq.clear()
-        self._txq.clear()
+            self._rxq.clear()
+            self._txq.clear()
+            with contextlib.suppress(OSError):  # deleted: nothing to wait for
+                self._let_die()
+                stays = self.persist
 
     def _await_gone(self) -> None:
         deadline = time.monotonic() + DYING_S
@@ -440,7 +457,7 @@ class NetRtap:
         return Link(link_status=link.up and link.carrier)
 
     def dev_set_link_up(self) -> None:
-        tun.set_carrier(self._fds[0], True, self._name)
+        tun.set_carrier(self._fd, True, self._name)
         if self._started:
             link = self._control.get()
             if not link.up:
@@ -452,7 +469,7 @@ class NetRtap:
         # What the kernel drops from here on was not missed, there is no cable.
         self._missed = self._missed_now()
         self._dropped_from = None
-        tun.set_carrier(self._fds[0], False, self._name)
+        tun.set_carrier(self._fd, False, self._name)
 
     def mac_addr_get(self) -> MacAddr:
         return self._control.get().mac
