@@ -1,11 +1,53 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Figures of a worker and its routes."""
+"""Figures of queues, of workers and of their routes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-__all__ = ["RouteStats", "WorkerStats"]
+from rtap.ops import Stats
+
+if TYPE_CHECKING:
+    from rtap._queue import RxQueueBase, TxQueueBase
+
+__all__ = ["RouteStats", "WorkerStats", "queue_stats", "queue_xstats"]
+
+
+def queue_stats(rxqs: Mapping[int, RxQueueBase], txqs: Mapping[int, TxQueueBase]) -> Stats:
+    """The basic statistics of a device's queues, by queue number; `imissed` is the driver's."""
+    stats = Stats()
+    for _, rxq in sorted(rxqs.items()):
+        rx = rxq.counters()
+        stats.q_ipackets.append(rx["packets"])
+        stats.q_ibytes.append(rx["bytes"])
+        stats.q_errors.append(rx["errors"])
+        stats.rx_nombuf += rx["nombuf"]
+    for _, txq in sorted(txqs.items()):
+        tx = txq.counters()
+        stats.q_opackets.append(tx["packets"])
+        stats.q_obytes.append(tx["bytes"])
+        stats.oerrors += tx["errors"]
+    stats.ipackets = sum(stats.q_ipackets)
+    stats.ibytes = sum(stats.q_ibytes)
+    stats.ierrors = sum(stats.q_errors)
+    stats.opackets = sum(stats.q_opackets)
+    stats.obytes = sum(stats.q_obytes)
+    return stats
+
+
+def queue_xstats(
+    rxqs: Mapping[int, RxQueueBase], txqs: Mapping[int, TxQueueBase]
+) -> dict[str, int]:
+    """The extended statistics of a device's queues under the C driver's names: all of receive
+    queue 0, then of 1, and so on, then the transmit queues (``rx_q0_size_64_packets``, ...)."""
+    out: dict[str, int] = {}
+    for side, queues in (("rx", rxqs), ("tx", txqs)):
+        for number, queue in sorted(queues.items()):
+            for name, value in queue.xcounters().items():
+                out[f"{side}_q{number}_{name}"] = value
+    return out
 
 
 @dataclass(frozen=True)
