@@ -42,6 +42,8 @@ cdef struct rxq_t:
     uint64_t bad_vnet_hdr
     uint64_t read_errors
     uint64_t alloc_failed       # as nombuf, reset with the extended statistics
+    uint64_t filtered_unicast   # dropped while not promiscuous
+    uint64_t filtered_multicast
     uint64_t lro                # super-frames
     uint64_t checksum_good
     uint64_t checksum_none      # left to do, the data is intact

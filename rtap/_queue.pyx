@@ -224,6 +224,8 @@ cdef class RxQueueBase:
             "checksum_none": _compat.counter_read(&q.checksum_none),
             "checksum_bad": _compat.counter_read(&q.checksum_bad),
             "mbuf_alloc_failed": _compat.counter_read(&q.alloc_failed),
+            "filtered_unicast_packets": _compat.counter_read(&q.filtered_unicast),
+            "filtered_multicast_packets": _compat.counter_read(&q.filtered_multicast),
         }
 
     def reset_xcounters(self):
@@ -231,6 +233,7 @@ cdef class RxQueueBase:
         cdef rxq_t *q = self.q
         self.checked()
         q.lro = q.checksum_good = q.checksum_none = q.checksum_bad = q.alloc_failed = 0
+        q.filtered_unicast = q.filtered_multicast = 0
         memset(&q.traffic, 0, sizeof(traffic_t))
 
 

@@ -1,4 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
+from collections.abc import Iterable
+
+from typing_extensions import Buffer
+
 from rtap._mempool import Mempool
 from rtap._queue import RxQueueBase, TxQueueBase
 
@@ -25,6 +29,9 @@ class RxQueue(RxQueueBase):
     def engine_reason(self) -> str: ...
     @property
     def max_frame(self) -> int: ...
+    def set_filter(
+        self, on: bool, *, allmulticast: bool = False, addresses: Iterable[Buffer] = ()
+    ) -> None: ...
     def purge(self) -> int: ...
     def close(self) -> None: ...
 

@@ -7,8 +7,10 @@ kernels and containers without io_uring.  Which is faster depends on what a syst
 ``auto`` measures both once for each process.
 """
 
+from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
 
 cimport rtap._compat as _compat
 from rtap._linux cimport read
@@ -17,7 +19,7 @@ from rtap._mempool cimport Mempool
 from rtap._offload cimport VNET_HDR_LEN
 from rtap._pool cimport pool_t, thread_number
 from rtap._queue cimport QUEUE_CLOSED, RxQueueBase, TxQueueBase, gil_mode
-from rtap._rx cimport SEGS_MAX, rx_syscall, rx_uring, tap_rxq_t
+from rtap._rx cimport FILTER_MAX, SEGS_MAX, filter_t, rx_syscall, rx_uring, tap_rxq_t
 from rtap._tx cimport tap_txq_t, tx_syscall, tx_uring, tx_checked
 from rtap._uring cimport (
     ENGINE_AUTO, ENGINE_SYSCALL, ENGINE_URING, RING_ENTRIES, fork_generation, uring_costs,
@@ -128,6 +130,30 @@ cdef class RxQueue(RxQueueBase):
         self.checked()
         if close_queue(self, &self.q.state, self.generation, self.tap.file_id):
             self.pool.queues -= 1
+
+    def set_filter(self, bint on, *, bint allmulticast=False, addresses=()):
+        """Keeps only frames to ``addresses`` (6 bytes each, up to 64), to the broadcast address
+        and, with ``allmulticast``, to any group; off, every frame is kept.  Takes effect on the
+        next frame, also while another thread bursts."""
+        cdef filter_t *f = &self.tap.filter
+        cdef list wanted = [bytes(address) for address in addresses]
+        cdef const uint8_t *p
+        cdef bytes packed
+        self.checked()
+        if len(wanted) > FILTER_MAX:
+            raise ValueError(f"a queue listens for at most {FILTER_MAX} addresses, "
+                             f"got {len(wanted)}")
+        for address in wanted:
+            if len(address) != 6:
+                raise ValueError(f"an Ethernet address has 6 bytes, got {address!r}")
+        packed = b"".join(wanted)
+        p = <const uint8_t *>PyBytes_AS_STRING(packed)
+        _compat.lock(&f.lock)
+        memcpy(f.addresses, p, len(packed))
+        f.n = <uint32_t>len(wanted)
+        f.allmulticast = allmulticast
+        _compat.unlock(&f.lock)
+        _compat.store(&f.on, on)
 
     def purge(self):
         """Throws away the frames that wait in the kernel; returns how many.  Uncounted."""

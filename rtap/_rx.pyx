@@ -8,6 +8,7 @@ its buffer was cut, and is counted instead of delivered.
 
 from libc.errno cimport EAGAIN, EBADF, EINTR, errno
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp
 
 cimport rtap._compat as _compat
 from rtap._liburing cimport (
@@ -19,7 +20,7 @@ from rtap._linux cimport EBADFD, POLLIN, RWF_NOWAIT, iovec, poll, pollfd, read, 
 from rtap._offload cimport (
     RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE, RX_LRO, vnet_hdr_to_mbuf,
 )
-from rtap._pool cimport mbuf_free, mbuf_reset, mbuf_t, pool_get, pool_put
+from rtap._pool cimport mbuf_data, mbuf_free, mbuf_reset, mbuf_t, pool_get, pool_put
 from rtap._queue cimport rxq_t
 from rtap._traffic cimport count_frames
 from rtap._uring cimport (
@@ -52,6 +53,26 @@ cdef void rx_count_offloads(rxq_t *q, uint64_t ol_flags) noexcept nogil:
         _compat.counter_add(&q.checksum_good, 1)
     elif ol_flags & RX_L4_CKSUM_BAD:
         _compat.counter_add(&q.checksum_bad, 1)
+
+
+cdef bint rx_wanted(tap_rxq_t *q, const mbuf_t *m) noexcept nogil:
+    """Whether a frame is for us: to one of our addresses, to all, or to a group we are in."""
+    cdef filter_t *f = &q.filter
+    cdef const uint8_t *d = mbuf_data(m)
+    cdef bint wanted = False
+    cdef uint32_t i
+    if m.data_len < 6 or d[0] & d[1] & d[2] & d[3] & d[4] & d[5] == 0xff:
+        return True
+    _compat.lock(&f.lock)
+    if d[0] & 1 and f.allmulticast:
+        wanted = True
+    for i in range(f.n):
+        wanted = wanted or memcmp(d, f.addresses[i], 6) == 0
+    _compat.unlock(&f.lock)
+    if not wanted:
+        _compat.counter_add(&q.base.filtered_multicast if d[0] & 1
+                            else &q.base.filtered_unicast, 1)
+    return wanted
 
 
 cdef bint rx_accept(tap_rxq_t *q, mbuf_t **slots, uint32_t n) noexcept nogil:
@@ -94,6 +115,9 @@ cdef bint rx_accept(tap_rxq_t *q, mbuf_t **slots, uint32_t n) noexcept nogil:
                 mbuf_free(m)
                 return False
             rx_count_offloads(&q.base, m.ol_flags)
+    if _compat.load_relaxed(&q.filter.on) != 0 and not rx_wanted(q, m):
+        mbuf_free(m)
+        return False
     return True
 
 

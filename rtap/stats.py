@@ -43,10 +43,10 @@ def queue_xstats(
     """The extended statistics of a device's queues under the C driver's names: all of receive
     queue 0, then of 1, and so on, then the transmit queues (``rx_q0_size_64_packets``, ...)."""
     out: dict[str, int] = {}
-    for side, queues in (("rx", rxqs), ("tx", txqs)):
-        for number, queue in sorted(queues.items()):
-            for name, value in queue.xcounters().items():
-                out[f"{side}_q{number}_{name}"] = value
+    for number, rxq in sorted(rxqs.items()):
+        out |= {f"rx_q{number}_{name}": value for name, value in rxq.xcounters().items()}
+    for number, txq in sorted(txqs.items()):
+        out |= {f"tx_q{number}_{name}": value for name, value in txq.xcounters().items()}
     return out
 
 
