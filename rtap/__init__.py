@@ -11,6 +11,9 @@
 :func:`open` returns a started device; :func:`probe` one to configure step by step, as in DPDK.
 """
 
+import os
+from typing import TYPE_CHECKING
+
 from rtap._burst import Burst
 from rtap._mbuf import Mbuf
 from rtap._mempool import Mempool
@@ -25,7 +28,9 @@ from rtap.registry import device, devices, probe
 from rtap.stats import RouteStats, WorkerStats
 
 # Registers the driver. Left out of __all__: a star import should not replace the builtin.
-from rtap.drivers.net_rtap import open as open  # noqa: A004  # isort: skip
+from rtap.opening import open as open  # noqa: A004  # isort: skip
+
+__version__: str
 
 __all__ = [
     "Burst",
@@ -49,5 +54,30 @@ __all__ = [
     "WorkerStats",
     "device",
     "devices",
+    "get_include",
     "probe",
 ]
+
+
+def get_include() -> str:
+    """The directory of the C headers that the installed ``.pxd`` files refer to.
+
+    A project that cimports from rtap passes it to its extension: ``Extension(...,
+    include_dirs=[rtap.get_include()])``. liburing's headers have to be there as well.
+    """
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "include")
+
+
+if not TYPE_CHECKING:  # type checkers would take every misspelt name for a str
+
+    def __getattr__(name: str) -> str:
+        # Looked up when asked for, that takes tens of milliseconds. A tree that was only built in
+        # place has no metadata.
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("rtap")
+        except PackageNotFoundError:
+            return "0+unknown"

@@ -40,7 +40,8 @@ def attach_first(ns: NetNS, name: str, mode: str, vnet_hdr: bool) -> tuple[int, 
                 raise FileExistsError(
                     errno.EEXIST, f"{name} is there already and is not a TAP or TUN interface"
                 )
-            if link.persist or not link.tun:  # kernels before 4.20 do not tell
+            free = link.persist and not link.queues
+            if free or not link.tun:  # kernels before 4.20 do not tell
                 try:
                     return _take_over(attach, ns, link, mode)
                 except OSError as exc:

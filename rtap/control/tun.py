@@ -257,10 +257,6 @@ def open_queue(
     fd = open_control()
     try:
         iface = attach_queue(fd, name, flags)
-        if not iface.flags & QueueFlag.NO_PI:
-            raise OSError(
-                errno.EINVAL, f"{iface.name} is in use with packet information (no IFF_NO_PI)"
-            )
         if iface.flags & QueueFlag.VNET_HDR:
             _set_int(fd, TUNSETVNETHDRSZ, VNET_HDR_LEN, "TUNSETVNETHDRSZ", name)
             _set_int(fd, TUNSETVNETLE, 1, "TUNSETVNETLE", name)
@@ -271,13 +267,16 @@ def open_queue(
 
 
 def get_iface(fd: int, ifname: str = "") -> TunIface:
-    """TUNGETIFF: present name and flags of the interface behind `fd`. DeviceGone if deleted."""
+    """TUNGETIFF: present name and flags of the interface behind `fd`. DeviceGone if deleted.
+
+    Without NO_PI, whose bit says something else here (IFF_NOFILTER: no filter is attached).
+    """
     try:
         raw = fcntl.ioctl(fd, TUNGETIFF, bytes(_IFREQ_SIZE))
     except OSError as exc:
         _fail(exc, "TUNGETIFF", ifname)
     name, flags = struct.unpack_from(f"{IFNAMSIZ}sH", raw)
-    return TunIface(os.fsdecode(name.partition(b"\0")[0]), QueueFlag(flags))
+    return TunIface(os.fsdecode(name.partition(b"\0")[0]), QueueFlag(flags) & ~QueueFlag.NO_PI)
 
 
 def set_offload(fd: int, features: TunFeature, ifname: str = "") -> TunFeature:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``net_rtap``: the ops table for Linux TAP and TUN interfaces, and :func:`open`.
+"""``net_rtap``: the ops table for Linux TAP and TUN interfaces.
 
 The device exists from probe on: its first descriptor is the first queue's. Stopping lowers the
 carrier and leaves the interface up, so that addresses and routes survive.
@@ -23,14 +23,21 @@ from rtap.control.netlink import MAX_MTU, MIN_MTU, Control, find_link
 from rtap.control.tun import QueueFlag, TunFeature
 from rtap.devargs import DevArgs
 from rtap.errors import DeviceGone
-from rtap.ethdev import EthDev
-from rtap.ether import MacAddr, MacLike
+from rtap.ether import MacAddr
 from rtap.flags import RxOffload, TxOffload
 from rtap.netns import NetNS, NetNSLike, call_in, open_netns
-from rtap.ops import DescLim, DevInfo, EthConf, Link, PortConf, Stats, as_flags
+from rtap.ops import DescLim, DevInfo, EthConf, Link, PortConf, Stats
 from rtap.registry import register_driver
 
-__all__ = ["NetRtap", "open", "rx_room"]
+__all__ = [
+    "DEFAULT_IFNAME",
+    "DEFAULT_NB_DESC",
+    "DRIVER",
+    "NetRtap",
+    "needs_header",
+    "rx_room",
+    "tun_features",
+]
 
 DRIVER = "net_rtap"
 DEFAULT_IFNAME = "rtap%d"
@@ -68,7 +75,7 @@ def rx_room(mtu: int = 1500, rx_offloads: RxOffload = RxOffload(0), mode: str = 
     return _max_frame(mode, mtu, rx_offloads) + 1
 
 
-def _tun_features(offloads: RxOffload) -> TunFeature:
+def tun_features(offloads: RxOffload) -> TunFeature:
     """What the kernel may leave undone for these receive offloads; ValueError if inconsistent."""
     wanted = TunFeature(0)
     if offloads & (RxOffload.UDP_CKSUM | RxOffload.TCP_CKSUM):
@@ -91,7 +98,7 @@ def _tun_features(offloads: RxOffload) -> TunFeature:
     return wanted
 
 
-def _needs_header(conf: EthConf) -> bool:
+def needs_header(conf: EthConf) -> bool:
     """Whether frames must say more than their bytes do."""
     return bool(conf.rx_offloads & ~RxOffload.SCATTER or conf.tx_offloads & ~TxOffload.MULTI_SEGS)
 
@@ -289,9 +296,9 @@ class NetRtap:
                 "queues come in pairs: nb_rx_queues and nb_tx_queues must be equal, got "
                 f"{nb_rx_queues} and {nb_tx_queues}"
             )
-        features = _tun_features(conf.rx_offloads)
+        features = tun_features(conf.rx_offloads)
         self._release_queues()
-        self._negotiate_header(_needs_header(conf))
+        self._negotiate_header(needs_header(conf))
         self._close_fds(nb_rx_queues)
         if len(self._fds) < nb_rx_queues:
             self._open_fds(nb_rx_queues)
@@ -518,119 +525,3 @@ def _probe(args: DevArgs, port: int) -> NetRtap:
 
 
 register_driver(DRIVER, _probe, aliases=("eth_rtap",))
-
-
-def _pool_size(room: int, queues: int) -> int:
-    """Enough mbufs for a few bursts in hand on every queue, and tens of megabytes at most by
-    default (memory that is never touched is never used)."""
-    if room <= 4096:
-        return max(4096, 256 * queues)
-    if room <= 16384:
-        return max(2048, 128 * queues)
-    return max(512, 64 * queues)
-
-
-def open(  # noqa: A001 - rtap.open() reads like io.open()
-    name: str = "",
-    *,
-    queues: int = 1,
-    mtu: int | None = None,
-    mac: MacLike | None = None,
-    persist: bool = False,
-    rx_offloads: RxOffload | int = 0,
-    tx_offloads: TxOffload | int = 0,
-    mode: str = "tap",
-    nb_mbufs: int | None = None,
-    data_room: int | None = None,
-    engine: str = "auto",
-    gil: str = "auto",
-    netns: NetNSLike = None,
-    sndbuf: int | None = None,
-    nb_desc: int = DEFAULT_NB_DESC,
-) -> EthDev:
-    """Open a TAP (or TUN) interface and return its device, started, with a pool of its own.
-
-    Parameters
-    ----------
-    name
-        Interface name, or a pattern with ``%d`` ("tap%d"); "rtap%d" by default. An interface that
-        persists is taken over, one that does not exist is made.
-    queues
-        Queue pairs, 1 to 128. An existing single-queue interface has one.
-    mtu, mac
-        For the kernel's interface; None leaves what it has.
-    persist
-        Keep the interface when the device is closed.
-    rx_offloads, tx_offloads
-        For example ``RxOffload.TCP_CKSUM | RxOffload.TCP_LRO``: TCP arrives in frames of up to
-        64 KiB. LRO needs the checksum offload of the same protocol, and 64 KiB buffers unless
-        ``SCATTER`` is on too.
-    mode
-        "tap" for Ethernet frames, "tun" for IP packets.
-    nb_mbufs, data_room
-        Size of the pool; by default what the MTU, the offloads and the queues call for.
-    engine
-        "uring", "syscall", or "auto", the first that works here (``info().engine_reason``).
-    gil
-        "release" or "hold" the interpreter lock during a burst, or "auto".
-    netns
-        Where the interface is made: a :class:`NetNS`, a descriptor, a name of ``ip netns``, a
-        path; the calling thread's network namespace by default.
-    sndbuf
-        Bytes that may wait in the kernel's stack before sends fall short (TUNSETSNDBUF);
-        unlimited by default.
-    nb_desc
-        Most frames per kernel entry.
-
-    Raises ValueError or TypeError for arguments, OSError when the kernel refuses: PermissionError
-    without CAP_NET_ADMIN, FileNotFoundError without ``/dev/net/tun``, EBUSY for an interface that
-    another process has open. Nothing is left behind then.
-    """
-    if mode not in ("tap", "tun"):
-        raise ValueError(f"mode must be tap or tun, got {mode!r}")
-    conf = EthConf(
-        as_flags(rx_offloads, RxOffload, "rx_offloads"),
-        as_flags(tx_offloads, TxOffload, "tx_offloads"),
-        mtu,
-        engine,
-        gil,
-    )
-    _tun_features(conf.rx_offloads)
-    ifname = tun.check_ifname(name or DEFAULT_IFNAME)
-    address = None if mac is None else MacAddr(mac)
-
-    made: list[NetRtap] = []
-
-    def make(port: int) -> NetRtap:
-        made.append(
-            NetRtap(
-                port, ifname, mode=mode, netns=netns, sndbuf=sndbuf, vnet_hdr=_needs_header(conf)
-            )
-        )
-        return made[0]
-
-    dev = EthDev._create(DRIVER, make, numbered=True)
-    try:
-        dev.configure(queues, queues, conf)
-        if address is not None:
-            dev.mac = address
-        if data_room is None:
-            data_room = 2048
-            if not conf.rx_offloads & RxOffload.SCATTER:
-                data_room = max(data_room, rx_room(dev.mtu, conf.rx_offloads, mode))
-        pool = Mempool(
-            _pool_size(data_room, queues) if nb_mbufs is None else nb_mbufs,
-            data_room,
-            name=dev.name,
-        )
-        for q in range(queues):
-            dev.rx_queue_setup(q, nb_desc, pool)
-            dev.tx_queue_setup(q, nb_desc)
-        dev.start()
-        if persist:
-            # Last, so that a failure leaves no interface behind.
-            made[0].set_persist(True)
-    except BaseException:
-        dev.close()
-        raise
-    return dev

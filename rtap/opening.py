@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: BSD-3-Clause
+""":func:`rtap.open`: an interface, its device and a pool that fits, in one call."""
+
+from __future__ import annotations
+
+from rtap._mempool import Mempool
+from rtap.control import tun
+from rtap.drivers.net_rtap import (
+    DEFAULT_IFNAME,
+    DEFAULT_NB_DESC,
+    DRIVER,
+    NetRtap,
+    needs_header,
+    rx_room,
+    tun_features,
+)
+from rtap.ethdev import EthDev
+from rtap.ether import MacAddr, MacLike
+from rtap.flags import RxOffload, TxOffload
+from rtap.netns import NetNSLike
+from rtap.ops import EthConf, as_flags
+
+__all__ = ["open"]
+
+DEFAULT_DATA_ROOM = 2048
+
+
+def _data_room(mtu: int, offloads: RxOffload, mode: str) -> int:
+    """Bytes that hold the longest frame, unless that may be scattered over several mbufs."""
+    if offloads & RxOffload.SCATTER:
+        return DEFAULT_DATA_ROOM
+    return max(DEFAULT_DATA_ROOM, rx_room(mtu, offloads, mode))
+
+
+def _pool_size(room: int, queues: int) -> int:
+    """Enough mbufs for a few bursts in hand on every queue, and tens of megabytes at most by
+    default (memory that is never touched is never used)."""
+    if room <= 4096:
+        return max(4096, 256 * queues)
+    if room <= 16384:
+        return max(2048, 128 * queues)
+    return max(512, 64 * queues)
+
+
+def open(  # noqa: A001 - rtap.open() reads like io.open()
+    name: str = "",
+    *,
+    queues: int = 1,
+    mtu: int | None = None,
+    mac: MacLike | None = None,
+    persist: bool = False,
+    rx_offloads: RxOffload | int = 0,
+    tx_offloads: TxOffload | int = 0,
+    mode: str = "tap",
+    nb_mbufs: int | None = None,
+    data_room: int | None = None,
+    engine: str = "auto",
+    gil: str = "auto",
+    netns: NetNSLike = None,
+    sndbuf: int | None = None,
+    nb_desc: int = DEFAULT_NB_DESC,
+) -> EthDev:
+    """Open a TAP (or TUN) interface and return its device, started, with a pool of its own.
+
+    Parameters
+    ----------
+    name
+        Interface name, or a pattern with ``%d`` ("tap%d"); "rtap%d" by default. An interface that
+        persists is taken over, one that does not exist is made.
+    queues
+        Queue pairs, 1 to 128. An existing single-queue interface has one.
+    mtu, mac
+        For the kernel's interface; None leaves what it has.
+    persist
+        Keep the interface when the device is closed.
+    rx_offloads, tx_offloads
+        For example ``RxOffload.TCP_CKSUM | RxOffload.TCP_LRO``: TCP arrives in frames of up to
+        64 KiB. LRO needs the checksum offload of the same protocol, and 64 KiB buffers unless
+        ``SCATTER`` is on too.
+    mode
+        "tap" for Ethernet frames, "tun" for IP packets.
+    nb_mbufs, data_room
+        Size of the pool; by default what the MTU, the offloads and the queues call for.
+    engine
+        "uring", "syscall", or "auto", the first that works here (``info().engine_reason``).
+    gil
+        "release" or "hold" the interpreter lock during a burst, or "auto".
+    netns
+        Where the interface is made: a :class:`NetNS`, a descriptor, a name of ``ip netns``, a
+        path; the calling thread's network namespace by default.
+    sndbuf
+        Bytes that may wait in the kernel's stack before sends fall short (TUNSETSNDBUF);
+        unlimited by default.
+    nb_desc
+        Most frames per kernel entry.
+
+    Raises ValueError or TypeError for arguments, OSError when the kernel refuses: PermissionError
+    without CAP_NET_ADMIN, FileNotFoundError without ``/dev/net/tun``, EBUSY for an interface that
+    another process has open. Nothing is left behind then.
+    """
+    if mode not in ("tap", "tun"):
+        raise ValueError(f"mode must be tap or tun, got {mode!r}")
+    conf = EthConf(
+        as_flags(rx_offloads, RxOffload, "rx_offloads"),
+        as_flags(tx_offloads, TxOffload, "tx_offloads"),
+        mtu,
+        engine,
+        gil,
+    )
+    tun_features(conf.rx_offloads)
+    ifname = tun.check_ifname(name or DEFAULT_IFNAME)
+    address = None if mac is None else MacAddr(mac)
+
+    made: list[NetRtap] = []
+
+    def make(port: int) -> NetRtap:
+        made.append(
+            NetRtap(
+                port, ifname, mode=mode, netns=netns, sndbuf=sndbuf, vnet_hdr=needs_header(conf)
+            )
+        )
+        return made[0]
+
+    dev = EthDev._create(DRIVER, make, numbered=True)
+    try:
+        dev.configure(queues, queues, conf)
+        if address is not None:
+            dev.mac = address
+        if data_room is None:
+            data_room = _data_room(dev.mtu, conf.rx_offloads, mode)
+        if nb_mbufs is None:
+            nb_mbufs = _pool_size(data_room, queues)
+        pool = Mempool(nb_mbufs, data_room, name=dev.name)
+        for q in range(queues):
+            dev.rx_queue_setup(q, nb_desc, pool)
+            dev.tx_queue_setup(q, nb_desc)
+        dev.start()
+        if persist:
+            # Last, so that a failure leaves no interface behind.
+            made[0].set_persist(True)
+    except BaseException:
+        dev.close()
+        raise
+    return dev
