@@ -15,19 +15,30 @@ if TYPE_CHECKING:
 __all__ = ["RouteStats", "WorkerStats", "queue_stats", "queue_xstats"]
 
 
-def queue_stats(rxqs: Mapping[int, RxQueueBase], txqs: Mapping[int, TxQueueBase]) -> Stats:
-    """The basic statistics of a device's queues, by queue number; `imissed` is the driver's."""
-    stats = Stats()
-    for _, rxq in sorted(rxqs.items()):
+def queue_stats(
+    rxqs: Mapping[int, RxQueueBase], txqs: Mapping[int, TxQueueBase], nb_rx: int, nb_tx: int
+) -> Stats:
+    """The basic statistics of a device with that many queues; `imissed` is the driver's.
+
+    A queue that is not set up has zeros in the lists, so that these can be indexed.
+    """
+    stats = Stats(
+        q_ipackets=[0] * nb_rx,
+        q_ibytes=[0] * nb_rx,
+        q_errors=[0] * nb_rx,
+        q_opackets=[0] * nb_tx,
+        q_obytes=[0] * nb_tx,
+    )
+    for q, rxq in rxqs.items():
         rx = rxq.counters()
-        stats.q_ipackets.append(rx["packets"])
-        stats.q_ibytes.append(rx["bytes"])
-        stats.q_errors.append(rx["errors"])
+        stats.q_ipackets[q] = rx["packets"]
+        stats.q_ibytes[q] = rx["bytes"]
+        stats.q_errors[q] = rx["errors"]
         stats.rx_nombuf += rx["nombuf"]
-    for _, txq in sorted(txqs.items()):
+    for q, txq in txqs.items():
         tx = txq.counters()
-        stats.q_opackets.append(tx["packets"])
-        stats.q_obytes.append(tx["bytes"])
+        stats.q_opackets[q] = tx["packets"]
+        stats.q_obytes[q] = tx["bytes"]
         stats.oerrors += tx["errors"]
     stats.ipackets = sum(stats.q_ipackets)
     stats.ibytes = sum(stats.q_ibytes)

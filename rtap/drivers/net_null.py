@@ -2,14 +2,20 @@
 """``net_null``: a device with nothing behind it, for trying the API and for measuring.
 
 Receiving hands out as many frames of ``size=`` bytes as are asked for, sending frees what it is
-given. It needs no privileges and no kernel support.
+given. It needs no privileges and no kernel support. Its frames have no addresses to filter by, and
+there is nothing to wait for: they are always there.
 """
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Sequence
+from typing import NoReturn
+
 from rtap._mempool import Mempool
 from rtap._null import NullRxQueue, NullTxQueue
 from rtap.devargs import DevArgs
+from rtap.drivers.filter import MAX_MAC_ADDRS
 from rtap.ether import MacAddr
 from rtap.ops import DescLim, DevInfo, EthConf, Link, Stats
 from rtap.registry import register_driver
@@ -35,6 +41,8 @@ class NetNull:
         self._mac = MacAddr(bytes((2, 0, 0, 0, port >> 8 & 0xFF, port & 0xFF)))
         self._mtu = 1500
         self._up = False
+        self._nb_queues = (0, 0)
+        self._deferred: set[NullRxQueue | NullTxQueue] = set()
         self._rxq: dict[int, NullRxQueue] = {}
         self._txq: dict[int, NullTxQueue] = {}
 
@@ -53,22 +61,22 @@ class NetNull:
             mode="tap",
             mtu=self._mtu,
             mac=self._mac,
+            max_mac_addrs=MAX_MAC_ADDRS,
             multi_queue=True,
             engine="none",
         )
 
     def dev_configure(self, nb_rx_queues: int, nb_tx_queues: int, conf: EthConf) -> None:
-        for queue in self._queues():
-            queue.close()
-        self._rxq.clear()
-        self._txq.clear()
+        self.dev_close()
+        self._nb_queues = (nb_rx_queues, nb_tx_queues)
         self._conf = conf
         if conf.mtu is not None:
             self._mtu = conf.mtu
 
     def dev_start(self) -> None:
         for queue in self._queues():
-            queue.start()
+            if queue not in self._deferred:
+                queue.start()
         self._up = True
 
     def dev_stop(self) -> None:
@@ -81,11 +89,14 @@ class NetNull:
             queue.close()
         self._rxq.clear()
         self._txq.clear()
+        self._deferred.clear()
 
     def dev_forked(self) -> None:
         pass
 
-    def rx_queue_setup(self, queue_id: int, nb_desc: int, pool: Mempool) -> NullRxQueue:
+    def rx_queue_setup(
+        self, queue_id: int, nb_desc: int, pool: Mempool, deferred_start: bool
+    ) -> NullRxQueue:
         rxq = NullRxQueue(
             pool,
             name=self._name,
@@ -96,12 +107,38 @@ class NetNull:
             gil=self._conf.gil,
         )
         self._rxq[queue_id] = rxq
+        if deferred_start:
+            self._deferred.add(rxq)
         return rxq
 
     def rx_queue_release(self, queue_id: int) -> None:
-        self._rxq.pop(queue_id).close()
+        rxq = self._rxq.pop(queue_id)
+        rxq.close()
+        self._deferred.discard(rxq)
 
-    def tx_queue_setup(self, queue_id: int, nb_desc: int) -> NullTxQueue:
+    def rx_queue_start(self, queue_id: int) -> None:
+        self._rxq[queue_id].start()
+
+    def rx_queue_stop(self, queue_id: int) -> None:
+        self._rxq[queue_id].stop()
+
+    def _no_interrupts(self) -> NoReturn:
+        raise OSError(
+            errno.EOPNOTSUPP,
+            f"{self._name} has no receive interrupts: its frames are always there, and there is no "
+            "descriptor to wait for",
+        )
+
+    def rx_queue_intr_fd(self, queue_id: int) -> int:
+        self._no_interrupts()
+
+    def rx_queue_intr_enable(self, queue_id: int) -> None:
+        self._no_interrupts()
+
+    def rx_queue_intr_disable(self, queue_id: int) -> None:
+        self._no_interrupts()
+
+    def tx_queue_setup(self, queue_id: int, nb_desc: int, deferred_start: bool) -> NullTxQueue:
         txq = NullTxQueue(
             name=self._name,
             queue_id=queue_id,
@@ -110,10 +147,20 @@ class NetNull:
             gil=self._conf.gil,
         )
         self._txq[queue_id] = txq
+        if deferred_start:
+            self._deferred.add(txq)
         return txq
 
     def tx_queue_release(self, queue_id: int) -> None:
-        self._txq.pop(queue_id).close()
+        txq = self._txq.pop(queue_id)
+        txq.close()
+        self._deferred.discard(txq)
+
+    def tx_queue_start(self, queue_id: int) -> None:
+        self._txq[queue_id].start()
+
+    def tx_queue_stop(self, queue_id: int) -> None:
+        self._txq[queue_id].stop()
 
     def link_update(self) -> Link:
         return Link(link_status=self._up)
@@ -136,12 +183,38 @@ class NetNull:
     def mtu_set(self, mtu: int) -> None:
         self._mtu = mtu
 
+    # Frames without addresses are for whoever asks, whatever is set here.
+
+    def promiscuous_enable(self) -> None:
+        pass
+
+    def promiscuous_disable(self) -> None:
+        pass
+
+    def allmulticast_enable(self) -> None:
+        pass
+
+    def allmulticast_disable(self) -> None:
+        pass
+
+    def mac_addr_add(self, mac: MacAddr, index: int) -> None:
+        pass
+
+    def mac_addr_remove(self, index: int) -> None:
+        pass
+
+    def set_mc_addr_list(self, groups: Sequence[MacAddr]) -> None:
+        pass
+
     def stats_get(self) -> Stats:
-        return queue_stats(self._rxq, self._txq)
+        return queue_stats(self._rxq, self._txq, *self._nb_queues)
 
     def stats_reset(self) -> None:
         for queue in self._queues():
             queue.reset_counters()
+
+    def xstats_get_names(self) -> list[str]:
+        return list(self.xstats_get())
 
     def xstats_get(self) -> dict[str, int]:
         return queue_xstats(self._rxq, self._txq)
