@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from flows import flow
 from support import PacketSocket, Task, eventually, fds, frame, ip
 
 import rtap
@@ -147,13 +148,14 @@ def test_each_queue_has_its_own(netns: NetNS, engine: str) -> None:
         assert len(set(numbers)) == 4
         for q in range(4):
             dev.rx_queue_intr_enable(q)
-        with PacketSocket(netns, "t0") as peer:
-            for n in range(32):
-                peer.send(frame(n, src=bytes((2, 2, 0, 0, 0, n))))
+        with PacketSocket(netns, "t0", 0x0800) as peer:
+            for n in range(64):
+                peer.send(flow(n))
                 ready = select.select(numbers, [], [], 5)[0]
                 assert len(ready) == 1
                 burst = dev.rx_burst(numbers.index(ready[0]))
-                assert [bytes(m) for m in burst] == [frame(n, src=bytes((2, 2, 0, 0, 0, n)))]
+                assert [bytes(m) for m in burst] == [flow(n)]
+        assert all(dev.stats().q_ipackets)
 
 
 def test_beside_a_waiting_burst(dev: EthDev, peer: PacketSocket) -> None:

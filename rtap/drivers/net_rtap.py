@@ -424,7 +424,11 @@ class NetRtap:
         if attached == (queue_id not in self._detached):
             return
         if self._flags & QueueFlag.MULTI_QUEUE:
-            tun.set_queue_attached(self._fds[queue_id], attached, self._name)
+            try:
+                tun.set_queue_attached(self._fds[queue_id], attached, self._name)
+            except OSError:
+                tun.get_iface(self._fds[queue_id], self._name)  # says so when that is the reason
+                raise
         if attached:
             self._detached.discard(queue_id)
         else:
