@@ -114,10 +114,11 @@ cdef bint rx_accept(tap_rxq_t *q, mbuf_t **slots, uint32_t n) noexcept nogil:
                 _compat.counter_add(&q.base.errors, 1)
                 mbuf_free(m)
                 return False
-            rx_count_offloads(&q.base, m.ol_flags)
     if _compat.load_relaxed(&q.filter.on) != 0 and not rx_wanted(q, m):
         mbuf_free(m)
         return False
+    if m.ol_flags != 0:
+        rx_count_offloads(&q.base, m.ol_flags)
     return True
 
 

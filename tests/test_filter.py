@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from flows import flow
 from support import BROADCAST, PacketSocket, Task, eventually, frame, ip, link
 
 import rtap
-from rtap import EthDev, MacAddr, Mempool, NetNS
+from rtap import EthDev, MacAddr, Mempool, NetNS, RxOffload
 
 MAC = MacAddr("02:00:00:00:00:0a")
 OURS = MAC.peer()
@@ -111,10 +112,10 @@ def test_added_addresses(dev: EthDev, peer: PacketSocket) -> None:
     dev.promiscuous = False
     dev.mac_addr_add(EXTRA)
     dev.mac_addr_add(EXTRA)
-    assert dev.mac_addrs == (OURS, EXTRA)
+    assert list(dev.mac_addrs) == [OURS, EXTRA]
     assert heard(dev, peer, *EVERYBODY) == [OURS, EXTRA, ALL]
     dev.mac_addr_remove(EXTRA)
-    assert dev.mac_addrs == (OURS,)
+    assert list(dev.mac_addrs) == [OURS]
     assert heard(dev, peer, *EVERYBODY) == [OURS, ALL]
 
 
@@ -143,7 +144,7 @@ def test_tables_when_full(dev: EthDev, peer: PacketSocket) -> None:
 def test_addresses_refused(dev: EthDev, bad: str | bytes) -> None:
     with pytest.raises(ValueError, match="address"):
         dev.mac_addr_add(bad)
-    assert dev.mac_addrs == (OURS,)
+    assert list(dev.mac_addrs) == [OURS]
 
 
 def test_what_cannot_be_removed_or_subscribed(dev: EthDev) -> None:
@@ -232,6 +233,25 @@ def test_changes_under_a_waiting_burst(dev: EthDev, peer: PacketSocket) -> None:
     dev.mac_addr_add(EXTRA)
     peer.send(frame(2, dst=bytes(EXTRA)))
     assert waiting.result() == [frame(2, dst=bytes(EXTRA))]
+
+
+def test_offloads_of_what_is_left_out_are_not_counted(netns: NetNS, engine: str) -> None:
+    with rtap.open("t0", netns=netns, engine=engine, rx_offloads=RxOffload.CHECKSUM) as dev:
+        ip(netns, "addr", "add", "10.0.0.1/24", "dev", "t0")
+        ip(netns, "neigh", "add", "10.0.0.2", "lladdr", STRANGER, "dev", "t0")
+        ip(netns, "neigh", "add", "10.0.0.3", "lladdr", dev.app_mac, "dev", "t0")
+        dev.promiscuous = False
+        with netns.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            for n in range(5):
+                udp.sendto(bytes(100), ("10.0.0.2", 9))
+                udp.sendto(bytes(100 + n), ("10.0.0.3", 9))
+        assert [len(m) for m in dev.rx_burst(0)] == [142 + n for n in range(5)]
+        assert {name: n for name, n in dev.xstats().items() if n} == {
+            "rx_q0_size_128_to_255_packets": 5,
+            "rx_q0_unicast_packets": 5,
+            "rx_q0_checksum_none": 5,
+            "rx_q0_filtered_unicast_packets": 5,
+        }
 
 
 def test_the_interface_keeps_its_own_flags(netns: NetNS, dev: EthDev) -> None:

@@ -159,6 +159,29 @@ def test_set_up_anew_while_others_run(dev: EthDev, peer: PacketSocket) -> None:
     sent.free()
 
 
+def test_stopped_under_a_worker(netns: NetNS, netns2: NetNS, engine: str) -> None:
+    """Its route ends, the worker goes on with the others."""
+    with (
+        rtap.open("t0", netns=netns, engine=engine, queues=4) as a,
+        rtap.open("t1", netns=netns2, engine=engine, queues=4) as b,
+        PacketSocket(netns, "t0", 0x0800, rcvbuf=1 << 23) as peer,
+    ):
+        worker = rtap.Worker()
+        for q in range(4):
+            worker.forward((a, q), (b, q), on_full="retry")
+        with worker:
+            a.rx_queue_stop(1)
+            b.tx_queue_stop(1)
+            for n in range(400):
+                peer.send(flow(n))
+            eventually(lambda: b.stats().opackets == 400, "all forwarded")
+            assert worker.running
+            a.rx_queue_start(1)
+            assert len(a.rx_burst(1)) == 0
+        assert a.stats().q_ipackets[1] == 0
+        assert a.stats().imissed == 0
+
+
 def test_interface_keeps_its_queues(netns: NetNS, dev: EthDev) -> None:
     def queues() -> int | None:
         state = find_link(netns.fd, "t0")
