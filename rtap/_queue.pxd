@@ -7,6 +7,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from rtap._burst cimport Burst
 from rtap._mempool cimport Mempool
 from rtap._pool cimport mbuf_t
+from rtap._traffic cimport traffic_t
 
 
 cdef enum:
@@ -40,6 +41,14 @@ cdef struct rxq_t:
     uint64_t truncated
     uint64_t bad_vnet_hdr
     uint64_t read_errors
+    uint64_t alloc_failed       # as nombuf, reset with the extended statistics
+    uint64_t filtered_unicast   # dropped while not promiscuous
+    uint64_t filtered_multicast
+    uint64_t lro                # super-frames
+    uint64_t checksum_good
+    uint64_t checksum_none      # left to do, the data is intact
+    uint64_t checksum_bad
+    traffic_t traffic
 
 
 cdef struct txq_t:
@@ -54,6 +63,10 @@ cdef struct txq_t:
     uint64_t errors             # frames consumed unsent: refused, too_long or down
     uint64_t refused            # EINVAL and whatever else speaks against one frame
     uint64_t down               # EIO: the interface was down
+    uint64_t tso                # super-frames
+    uint64_t checksum           # checksums left to the kernel, or done here for want of a header
+    uint64_t multiseg
+    traffic_t traffic
     uint64_t full               # times the kernel took no more (EAGAIN, ENOMEM, ENOBUFS)
 
 

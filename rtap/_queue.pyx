@@ -8,6 +8,7 @@ raise.  A queue belongs to one thread while that thread bursts; a second one get
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
 
 cimport rtap._compat as _compat
 from rtap._burst cimport Burst, burst_make
@@ -15,6 +16,7 @@ from rtap._linux cimport POLLIN, poll, pollfd, usleep
 from rtap._mbuf cimport check_range
 from rtap._mempool cimport Mempool, alloc_one
 from rtap._pool cimport mbuf_free, mbuf_t, thread_number
+from rtap._traffic cimport SIZE_BUCKETS, traffic_t
 from rtap._uring cimport fork_generation
 
 import math
@@ -193,6 +195,54 @@ cdef class RxQueueBase:
             if _compat.now_ns() >= deadline:
                 return False
 
+    def counters(self):
+        """Totals since the start or the last reset, as a dict of name to int.
+
+        packets, bytes (frames delivered); errors = truncated (longer than max_frame) +
+        bad_vnet_hdr (header does not fit the frame) + read_errors; nombuf (bursts that found a
+        frame and no free mbuf)."""
+        cdef rxq_t *q = self.q
+        self.checked()
+        return {
+            "packets": _compat.counter_read(&q.packets),
+            "bytes": _compat.counter_read(&q.bytes),
+            "errors": _compat.counter_read(&q.errors),
+            "nombuf": _compat.counter_read(&q.nombuf),
+            "truncated": _compat.counter_read(&q.truncated),
+            "bad_vnet_hdr": _compat.counter_read(&q.bad_vnet_hdr),
+            "read_errors": _compat.counter_read(&q.read_errors),
+        }
+
+    def reset_counters(self):
+        """Sets every counter to zero."""
+        cdef rxq_t *q = self.q
+        self.checked()
+        q.packets = q.bytes = q.errors = q.nombuf = 0
+        q.truncated = q.bad_vnet_hdr = q.read_errors = 0
+
+    def xcounters(self):
+        """Extended statistics since the last reset of these: dict of name to int, in the C
+        driver's order and with its names, less their ``rx_q<N>_``."""
+        cdef rxq_t *q = self.q
+        self.checked()
+        return traffic_dict(&q.traffic) | {
+            "lro_packets": _compat.counter_read(&q.lro),
+            "checksum_good": _compat.counter_read(&q.checksum_good),
+            "checksum_none": _compat.counter_read(&q.checksum_none),
+            "checksum_bad": _compat.counter_read(&q.checksum_bad),
+            "mbuf_alloc_failed": _compat.counter_read(&q.alloc_failed),
+            "filtered_unicast_packets": _compat.counter_read(&q.filtered_unicast),
+            "filtered_multicast_packets": _compat.counter_read(&q.filtered_multicast),
+        }
+
+    def reset_xcounters(self):
+        """Sets every counter of ``xcounters`` to zero."""
+        cdef rxq_t *q = self.q
+        self.checked()
+        q.lro = q.checksum_good = q.checksum_none = q.checksum_bad = q.alloc_failed = 0
+        q.filtered_unicast = q.filtered_multicast = 0
+        memset(&q.traffic, 0, sizeof(traffic_t))
+
 
 cdef uint64_t wait_deadline(timeout) except? 1:
     """CLOCK_MONOTONIC ns at which to stop waiting; 0 for not waiting at all."""
@@ -313,3 +363,61 @@ cdef class TxQueueBase:
             asked = _compat.now_ns()
         gil_taken_back(&self.gil, asked)
         return sent
+
+    def counters(self):
+        """Totals since the start or the last reset, as a dict of name to int.
+
+        packets, bytes (frames the kernel took); errors = refused (EINVAL and the like, one frame
+        each) + down (the interface was down, EIO); full (bursts that the kernel cut short)."""
+        cdef txq_t *q = self.q
+        self.checked()
+        return {
+            "packets": _compat.counter_read(&q.packets),
+            "bytes": _compat.counter_read(&q.bytes),
+            "errors": _compat.counter_read(&q.errors),
+            "refused": _compat.counter_read(&q.refused),
+            "down": _compat.counter_read(&q.down),
+            "full": _compat.counter_read(&q.full),
+        }
+
+    def reset_counters(self):
+        """Sets every counter to zero."""
+        cdef txq_t *q = self.q
+        self.checked()
+        q.packets = q.bytes = q.errors = q.refused = q.down = q.full = 0
+
+    def xcounters(self):
+        """Extended statistics since the last reset of these: dict of name to int, in the C
+        driver's order and with its names, less their ``tx_q<N>_``."""
+        cdef txq_t *q = self.q
+        self.checked()
+        return traffic_dict(&q.traffic) | {
+            "tso_packets": _compat.counter_read(&q.tso),
+            "checksum_offload": _compat.counter_read(&q.checksum),
+            "multiseg_packets": _compat.counter_read(&q.multiseg),
+        }
+
+    def reset_xcounters(self):
+        """Sets every counter of ``xcounters`` to zero."""
+        cdef txq_t *q = self.q
+        self.checked()
+        q.tso = q.checksum = q.multiseg = 0
+        memset(&q.traffic, 0, sizeof(traffic_t))
+
+
+cdef tuple SIZE_NAMES = (
+    "size_64_packets", "size_65_to_127_packets", "size_128_to_255_packets",
+    "size_256_to_511_packets", "size_512_to_1023_packets", "size_1024_to_1518_packets",
+    "size_above_1518_packets",
+)
+
+
+cdef dict traffic_dict(const traffic_t *t):
+    cdef uint32_t i
+    cdef dict out = {}
+    for i in range(<uint32_t>SIZE_BUCKETS):
+        out[SIZE_NAMES[i]] = _compat.counter_read(&t.sizes[i])
+    out["broadcast_packets"] = _compat.counter_read(&t.broadcast)
+    out["multicast_packets"] = _compat.counter_read(&t.multicast)
+    out["unicast_packets"] = _compat.counter_read(&t.unicast)
+    return out

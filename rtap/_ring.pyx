@@ -8,8 +8,10 @@ kernels and containers without io_uring.  Which is faster depends on what a syst
 """
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
 
 cimport rtap._compat as _compat
 from rtap._linux cimport read
@@ -17,10 +19,8 @@ from rtap._mbuf cimport check_range
 from rtap._mempool cimport Mempool
 from rtap._offload cimport VNET_HDR_LEN
 from rtap._pool cimport pool_t, thread_number
-from rtap._queue cimport (
-    QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, TxQueueBase, gil_mode, rxq_t, txq_t,
-)
-from rtap._rx cimport SEGS_MAX, rx_syscall, rx_uring, tap_rxq_t
+from rtap._queue cimport QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, TxQueueBase, gil_mode
+from rtap._rx cimport FILTER_MAX, SEGS_MAX, filter_t, rx_syscall, rx_uring, tap_rxq_t
 from rtap._tx cimport tap_txq_t, tx_syscall, tx_uring, tx_checked
 from rtap._uring cimport (
     ENGINE_AUTO, ENGINE_SYSCALL, ENGINE_URING, RING_ENTRIES, fork_generation, uring_costs,
@@ -134,6 +134,30 @@ cdef class RxQueue(RxQueueBase):
         if close_queue(self, &self.q.state, self.generation, self.tap.file_id):
             self.pool.queues -= 1
 
+    def set_filter(self, bint on, *, bint allmulticast=False, addresses=()):
+        """Keeps only frames to ``addresses`` (6 bytes each, up to 64), to the broadcast address
+        and, with ``allmulticast``, to any group; off, every frame is kept.  Takes effect on the
+        next frame, also while another thread bursts."""
+        cdef filter_t *f = &self.tap.filter
+        cdef list wanted = [bytes(address) for address in addresses]
+        cdef const uint8_t *p
+        cdef bytes packed
+        self.checked()
+        if len(wanted) > FILTER_MAX:
+            raise ValueError(f"a queue listens for at most {FILTER_MAX} addresses, "
+                             f"got {len(wanted)}")
+        for address in wanted:
+            if len(address) != 6:
+                raise ValueError(f"an Ethernet address has 6 bytes, got {address!r}")
+        packed = b"".join(wanted)
+        p = <const uint8_t *>PyBytes_AS_STRING(packed)
+        _compat.lock(&f.lock)
+        memcpy(f.addresses, p, len(packed))
+        f.n = <uint32_t>len(wanted)
+        f.allmulticast = allmulticast
+        _compat.unlock(&f.lock)
+        _compat.store(&f.on, on)
+
     def purge(self):
         """Throws away the frames that wait in the kernel; returns how many.  Uncounted."""
         cdef uint8_t scratch[64]
@@ -153,31 +177,6 @@ cdef class RxQueue(RxQueueBase):
         self.disown()
         return n
 
-    def counters(self):
-        """Totals since the start or the last reset, as a dict of name to int.
-
-        packets, bytes (frames delivered); errors = truncated (longer than max_frame) +
-        bad_vnet_hdr (header does not fit the frame) + read_errors; nombuf (bursts that found a
-        frame and no free mbuf)."""
-        cdef rxq_t *q = self.q
-        self.checked()
-        return {
-            "packets": _compat.counter_read(&q.packets),
-            "bytes": _compat.counter_read(&q.bytes),
-            "errors": _compat.counter_read(&q.errors),
-            "nombuf": _compat.counter_read(&q.nombuf),
-            "truncated": _compat.counter_read(&q.truncated),
-            "bad_vnet_hdr": _compat.counter_read(&q.bad_vnet_hdr),
-            "read_errors": _compat.counter_read(&q.read_errors),
-        }
-
-    def reset_counters(self):
-        """Sets every counter to zero."""
-        cdef rxq_t *q = self.q
-        self.checked()
-        q.packets = q.bytes = q.errors = q.nombuf = 0
-        q.truncated = q.bad_vnet_hdr = q.read_errors = 0
-
 
 @cython.no_gc_clear
 cdef class TxQueue(TxQueueBase):
@@ -188,7 +187,8 @@ cdef class TxQueue(TxQueueBase):
     """
 
     def __init__(self, int fd, *, str name, int queue_id=0, int port=0xffff, nb_desc=64,
-                 bint vnet_hdr=True, bint ordered=False, str engine="auto", str gil="auto"):
+                 bint vnet_hdr=True, bint l2=True, bint ordered=False, str engine="auto",
+                 str gil="auto"):
         cdef tap_txq_t *q
         if self.tap != NULL:
             raise RuntimeError("a TxQueue is made once")
@@ -208,6 +208,7 @@ cdef class TxQueue(TxQueueBase):
         q.entries = min(<uint32_t>nb_desc, <uint32_t>RING_ENTRIES)
         q.hdr_len = VNET_HDR_LEN if vnet_hdr else 0
         q.ordered = ordered
+        q.l2 = l2
         self.name = name
         self.queue_id = queue_id
         self.port = port
@@ -225,29 +226,6 @@ cdef class TxQueue(TxQueueBase):
         the descriptor.  The counters stay readable."""
         self.checked()
         close_queue(self, &self.q.state, self.generation, self.tap.file_id)
-
-    def counters(self):
-        """Totals since the start or the last reset, as a dict of name to int.
-
-        packets, bytes (frames the kernel took); errors = refused (EINVAL and the like, one frame
-        each) + down (the interface was down, EIO); full (bursts that the kernel cut short)."""
-        cdef txq_t *q = self.q
-        self.checked()
-        return {
-            "packets": _compat.counter_read(&q.packets),
-            "bytes": _compat.counter_read(&q.bytes),
-            "errors": _compat.counter_read(&q.errors),
-            "refused": _compat.counter_read(&q.refused),
-            "down": _compat.counter_read(&q.down),
-            "full": _compat.counter_read(&q.full),
-        }
-
-    def reset_counters(self):
-        """Sets every counter to zero."""
-        cdef txq_t *q = self.q
-        self.checked()
-        q.packets = q.bytes = q.errors = q.refused = q.down = q.full = 0
-
 
 cdef bint close_queue(queue, uint32_t *state, uint32_t generation, uint64_t file_id) except -1:
     """Closes a queue that is not closed yet; true for the one caller who did."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from rtap._pool cimport mbuf_t, pool_t
 from rtap._queue cimport rxq_t
@@ -8,6 +8,15 @@ from rtap._queue cimport rxq_t
 cdef enum:
     BATCH_SLOTS = 512           # most slots one batch of reads is given
     SEGS_MAX = 128              # most slots of one read
+    FILTER_MAX = 64             # most addresses a queue listens for
+
+
+cdef struct filter_t:
+    uint32_t on                 # off: every frame is wanted (promiscuous)
+    uint32_t lock               # of what follows, which may change under a burst
+    bint allmulticast
+    uint32_t n
+    uint8_t addresses[FILTER_MAX][6]
 
 
 cdef struct tap_rxq_t:
@@ -21,6 +30,7 @@ cdef struct tap_rxq_t:
     uint32_t segs               # slots for each read
     bint l2                     # Ethernet frames, not IP packets
     uint16_t port
+    filter_t filter
 
 
 cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil

@@ -8,6 +8,7 @@ its buffer was cut, and is counted instead of delivered.
 
 from libc.errno cimport EAGAIN, EBADF, EINTR, errno
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp
 
 cimport rtap._compat as _compat
 from rtap._liburing cimport (
@@ -16,9 +17,12 @@ from rtap._liburing cimport (
     io_uring_sqe, io_uring_submit_and_wait,
 )
 from rtap._linux cimport EBADFD, POLLIN, RWF_NOWAIT, iovec, poll, pollfd, read, readv
-from rtap._offload cimport vnet_hdr_to_mbuf
-from rtap._pool cimport mbuf_free, mbuf_reset, mbuf_t, pool_get, pool_put
+from rtap._offload cimport (
+    RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE, RX_LRO, vnet_hdr_to_mbuf,
+)
+from rtap._pool cimport mbuf_data, mbuf_free, mbuf_reset, mbuf_t, pool_get, pool_put
 from rtap._queue cimport rxq_t
+from rtap._traffic cimport count_frames
 from rtap._uring cimport (
     ENGINE_AUTO, RING_ENTRIES, uring_buffer, uring_enter, uring_file, uring_leave, uring_run,
     uring_t,
@@ -38,6 +42,37 @@ cdef uint32_t rx_iovecs(tap_rxq_t *q, mbuf_t **slots, iovec *iov) noexcept nogil
     iov[0].iov_base = rx_start(q, slots[0])
     iov[0].iov_len = q.pool.data_room + q.hdr_len
     return q.segs
+
+
+cdef void rx_count_offloads(rxq_t *q, uint64_t ol_flags) noexcept nogil:
+    if ol_flags & RX_LRO:
+        _compat.counter_add(&q.lro, 1)
+    if ol_flags & RX_L4_CKSUM_NONE == RX_L4_CKSUM_NONE:     # both bits
+        _compat.counter_add(&q.checksum_none, 1)
+    elif ol_flags & RX_L4_CKSUM_GOOD:
+        _compat.counter_add(&q.checksum_good, 1)
+    elif ol_flags & RX_L4_CKSUM_BAD:
+        _compat.counter_add(&q.checksum_bad, 1)
+
+
+cdef bint rx_wanted(tap_rxq_t *q, const mbuf_t *m) noexcept nogil:
+    """Whether a frame is for us: to one of our addresses, to all, or to a group we are in."""
+    cdef filter_t *f = &q.filter
+    cdef const uint8_t *d = mbuf_data(m)
+    cdef bint wanted = False
+    cdef uint32_t i
+    if m.data_len < 6 or d[0] & d[1] & d[2] & d[3] & d[4] & d[5] == 0xff:
+        return True
+    _compat.lock(&f.lock)
+    if d[0] & 1 and f.allmulticast:
+        wanted = True
+    for i in range(f.n):
+        wanted = wanted or memcmp(d, f.addresses[i], 6) == 0
+    _compat.unlock(&f.lock)
+    if not wanted:
+        _compat.counter_add(&q.base.filtered_multicast if d[0] & 1
+                            else &q.base.filtered_unicast, 1)
+    return wanted
 
 
 cdef bint rx_accept(tap_rxq_t *q, mbuf_t **slots, uint32_t n) noexcept nogil:
@@ -77,16 +112,20 @@ cdef bint rx_accept(tap_rxq_t *q, mbuf_t **slots, uint32_t n) noexcept nogil:
                 _compat.counter_add(&q.base.errors, 1)
                 mbuf_free(m)
                 return False
+    if _compat.load_relaxed(&q.filter.on) != 0 and not rx_wanted(q, m):
+        mbuf_free(m)
+        return False
+    if m.ol_flags != 0:
+        rx_count_offloads(&q.base, m.ol_flags)
     return True
 
 
 cdef bint rx_settle(tap_rxq_t *q, mbuf_t **slots, int32_t result, mbuf_t **out, uint32_t *got,
-                    uint64_t *n_bytes, int *error) noexcept nogil:
+                    int *error) noexcept nogil:
     """Takes the result of one read; false when the queue has no more."""
     if result > <int32_t>q.hdr_len:
         if rx_accept(q, slots, <uint32_t>result):
             out[got[0]] = slots[0]
-            n_bytes[0] += slots[0].pkt_len
             got[0] += 1
         return True
     pool_put(q.pool, slots, q.segs)
@@ -106,6 +145,7 @@ cdef void rx_no_buffers(tap_rxq_t *q) noexcept nogil:
     p.revents = 0
     if poll(&p, 1, 0) > 0:
         _compat.counter_add(&q.base.nombuf, 1)
+        _compat.counter_add(&q.base.alloc_failed, 1)
 
 
 cdef inline uint32_t rx_slots(tap_rxq_t *q, mbuf_t **slots, uint32_t reads) noexcept nogil:
@@ -117,12 +157,12 @@ cdef inline uint32_t rx_slots(tap_rxq_t *q, mbuf_t **slots, uint32_t reads) noex
     return whole
 
 
-cdef inline void rx_count(tap_rxq_t *q, uint32_t got, uint64_t n_bytes,
-                          uint32_t limit) noexcept nogil:
+cdef inline void rx_count(tap_rxq_t *q, mbuf_t **out, uint32_t got, uint32_t limit) noexcept nogil:
     # The next burst asks for a little more than came: an idle queue costs one empty read.
     q.depth = min(got + got // 8 + 1, limit)
-    _compat.counter_add(&q.base.packets, got)
-    _compat.counter_add(&q.base.bytes, n_bytes)
+    if got > 0:
+        _compat.counter_add(&q.base.packets, got)
+        _compat.counter_add(&q.base.bytes, count_frames(&q.base.traffic, out, got, q.l2))
 
 
 cdef uint32_t rx_batch(tap_rxq_t *q, uring_t *r, mbuf_t **slots, uint32_t n,
@@ -168,7 +208,6 @@ cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexce
     cdef uint32_t limit = min(q.entries, <uint32_t>BATCH_SLOTS // q.segs)
     cdef uint32_t depth = q.depth
     cdef uint32_t got = 0, asked = 0, reads, took, i
-    cdef uint64_t n_bytes = 0
     cdef bint more = True
     cdef int rc = 0
     cdef uring_t *r = uring_enter(&rc)
@@ -185,14 +224,14 @@ cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexce
         asked += reads
         took = rx_batch(q, r, slots, reads, results)
         for i in range(took):
-            if not rx_settle(q, slots + i * q.segs, results[i], out, &got, &n_bytes, error):
+            if not rx_settle(q, slots + i * q.segs, results[i], out, &got, error):
                 more = False
         if took < reads:        # never read into: the ring is closed before it could be
             pool_put(q.pool, slots + took * q.segs, (reads - took) * q.segs)
             more = False
         depth = min(2 * depth, limit)
     uring_leave(r)
-    rx_count(q, got, n_bytes, limit)
+    rx_count(q, out, got, limit)
     return got
 
 
@@ -204,7 +243,6 @@ cdef uint32_t rx_syscall(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noex
     cdef uint32_t limit = <uint32_t>BATCH_SLOTS // q.segs
     cdef uint32_t depth = q.depth
     cdef uint32_t got = 0, asked = 0, reads, done
-    cdef uint64_t n_bytes = 0
     cdef bint more = True
     cdef ssize_t rc
     while more and asked < n:   # not "got": frames that are dropped must not prolong a burst
@@ -222,10 +260,10 @@ cdef uint32_t rx_syscall(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noex
                 rc = readv(base.fd, iov, rx_iovecs(q, at, iov))
             if rc < 0:
                 rc = -errno
-            more = rx_settle(q, at, <int32_t>rc, out, &got, &n_bytes, error)
+            more = rx_settle(q, at, <int32_t>rc, out, &got, error)
             done += 1
         if done < reads:
             pool_put(q.pool, slots + done * q.segs, (reads - done) * q.segs)
         depth = min(2 * depth, limit)
-    rx_count(q, got, n_bytes, limit)
+    rx_count(q, out, got, limit)
     return got

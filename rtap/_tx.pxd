@@ -12,6 +12,7 @@ cdef struct tap_txq_t:
     int engine                  # ENGINE_*
     uint32_t entries            # most frames for each kernel entry
     uint32_t hdr_len            # of the virtio-net header; 0 without
+    bint l2                     # Ethernet frames, not IP packets
     bint ordered                # link the writes: the kernel may stop taking them half-way
 
 

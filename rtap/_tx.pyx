@@ -7,7 +7,7 @@ sending never writes into bytes that somebody else can see.
 """
 
 from libc.errno cimport EAGAIN, EBADF, EINTR, EIO, ENOBUFS, ENOMEM, errno
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libc.string cimport memmove, memset
 
 cimport rtap._compat as _compat
@@ -19,10 +19,12 @@ from rtap._liburing cimport (
 )
 from rtap._linux cimport EBADFD, RWF_NOWAIT, iovec, write, writev
 from rtap._offload cimport (
-    TX_REQUESTS, VNET_HDR_LEN, finish_checksum, keeps_vnet_hdr, take_requests, vnet_hdr_from_mbuf,
+    RX_LRO, TX_REQUESTS, VNET_HDR_LEN, finish_checksum, keeps_vnet_hdr, take_requests,
+    vnet_hdr_from_mbuf,
 )
 from rtap._pool cimport mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_t, pool_t
 from rtap._queue cimport txq_t
+from rtap._traffic cimport count_frames
 from rtap._uring cimport (
     ENGINE_AUTO, RING_ENTRIES, RING_HEADERS, RING_IOVECS, uring_buffer, uring_enter, uring_file,
     uring_leave, uring_run, uring_t,
@@ -132,14 +134,20 @@ cdef bint tx_failures(tap_txq_t *q, uring_t *r, uint32_t took, int32_t *results)
     return failed < took
 
 
-cdef uint32_t tx_sent(txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil:
+cdef uint32_t tx_sent(tap_txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil:
     """Counts and frees frames that the kernel took."""
-    cdef uint64_t n_bytes = 0
     cdef uint32_t i
+    if n == 0:
+        return 0
     for i in range(n):
-        n_bytes += v[i].pkt_len
-    _compat.counter_add(&q.packets, n)
-    _compat.counter_add(&q.bytes, n_bytes)
+        if v[i].next != NULL:
+            _compat.counter_add(&q.base.multiseg, 1)
+        if keeps_vnet_hdr(v[i]):
+            _compat.counter_add(&q.base.checksum, 1)
+            if v[i].ol_flags & RX_LRO:
+                _compat.counter_add(&q.base.tso, 1)
+    _compat.counter_add(&q.base.packets, n)
+    _compat.counter_add(&q.base.bytes, count_frames(&q.base.traffic, v, n, q.l2))
     mbuf_free_bulk(v, n)
     return n
 
@@ -170,7 +178,7 @@ cdef uint32_t tx_sort_out(tap_txq_t *q, mbuf_t **v, uint32_t n, const int32_t *r
     cdef int first = 0
     for i in range(n):
         if results[i] == 0:
-            consumed += tx_sent(&q.base, v + i, 1)
+            consumed += tx_sent(q, v + i, 1)
         elif q.ordered and first != 0:
             unsent[n_unsent] = v[i]
             n_unsent += 1
@@ -212,7 +220,7 @@ cdef uint32_t tx_uring(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept
         if failures:
             done += tx_sort_out(q, v + done, took, results, &stop, error)
         else:
-            done += tx_sent(base, v + done, took)
+            done += tx_sent(q, v + done, took)
         if took < prepared:
             break
     if done < n:
@@ -240,14 +248,14 @@ cdef uint32_t tx_syscall(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexce
             done += 1
             continue
         rc = errno
-        tx_sent(base, v + settled, done - settled)
+        tx_sent(q, v + settled, done - settled)
         settled = done
         if not tx_failed(base, <int>rc, &retry, error):
             break
         mbuf_free(m)
         done += 1
         settled = done
-    tx_sent(base, v + settled, done - settled)
+    tx_sent(q, v + settled, done - settled)
     if retry:
         _compat.counter_add(&base.full, 1)
     if done < n:
@@ -267,6 +275,8 @@ cdef uint32_t tx_checked(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexce
             rc = take_requests(&v[seen])
         if rc == 0 and q.hdr_len == 0 and keeps_vnet_hdr(v[seen]):
             rc = finish_checksum(&v[seen])
+            if rc == 0:
+                _compat.counter_add(&base.checksum, 1)
         if rc == -ENOBUFS:
             _compat.counter_add(&base.full, 1)
             break

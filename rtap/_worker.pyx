@@ -93,7 +93,7 @@ cdef bint route_run(worker_t *w, route_t *r) noexcept nogil:
         _compat.counter_add(&r.rx_packets, r.n)
     lost = r.tx.errors
     sent = r.tx.burst(r.tx, r.frames, r.n, &error)
-    lost = r.tx.errors - lost   # consumed, not sent; we are the queue's only writer
+    lost = min(r.tx.errors - lost, <uint64_t>sent)      # consumed, but not sent
     r.n -= sent
     _compat.counter_add(&r.tx_packets, sent - lost)
     _compat.counter_add(&r.drops, lost)

@@ -46,6 +46,13 @@ class DevArgs:
             raise ValueError(f"{self.name}: {key} needs a value ({key}=...), got {given!r}")
         return value
 
+    def take_int(self, key: str, default: int, low: int, high: int) -> int:
+        """The value of `key` as a decimal number of `low` to `high`."""
+        value = self.take_str(key, str(default))
+        if not (value.isascii() and value.isdigit() and low <= int(value) <= high):
+            raise ValueError(f"{self.name}: {key} must be {low} to {high}, got {value!r}")
+        return int(value)
+
     def take_ifname(self, key: str, default: str) -> str:
         """The value of `key` as an interface name of 1 to 15 bytes, ``%d`` allowed."""
         from rtap.control.tun import check_ifname

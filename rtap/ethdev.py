@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from enum import IntFlag
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rtap import registry
 from rtap._burst import Burst
@@ -37,6 +37,7 @@ CLOSED = "closed"
 INHERITED = "inherited"
 
 _ALIVE = (UNCONFIGURED, CONFIGURED, STARTED, STOPPED)
+_QUEUES_THERE = (CONFIGURED, STARTED, STOPPED)
 
 
 def _count(value: int, what: str, low: int, high: int) -> int:
@@ -77,13 +78,19 @@ class EthDev:
 
     __slots__ = (
         "__weakref__",
+        "_allmulticast",
         "_app_mac",
         "_caps",
         "_conf",
+        "_deferred",
         "_lock",
+        "_mac_addrs",
+        "_mc_addr_list",
         "_nb_queues",
         "_ops",
         "_pools",
+        "_promiscuous",
+        "_running",
         "_rx",
         "_rxq",
         "_state",
@@ -111,7 +118,15 @@ class EthDev:
     # they refuse negative numbers at no cost.
     _rx: dict[int, Callable[[int, float | None], Burst]]
     _tx: dict[int, Callable[[Burst], int]]
+    # Numbers of the queues that run, and of those that start() leaves alone, by "rx" and "tx".
+    _running: dict[str, set[int]]
+    _deferred: dict[str, set[int]]
     _app_mac: MacAddr | None
+    _promiscuous: bool
+    _allmulticast: bool
+    # By index of the driver's table; 0 is the application's own address as last told.
+    _mac_addrs: dict[int, MacAddr]
+    _mc_addr_list: tuple[MacAddr, ...]
 
     def __init__(self) -> None:
         raise TypeError("devices are made by rtap.open() or rtap.probe()")
@@ -132,7 +147,12 @@ class EthDev:
         self._pools = {}
         self._rxq, self._txq = {}, {}
         self._rx, self._tx = {}, {}
+        self._running = {"rx": set(), "tx": set()}
+        self._deferred = {"rx": set(), "tx": set()}
         self._app_mac = None
+        self._promiscuous, self._allmulticast = True, False
+        self._mac_addrs = {}
+        self._mc_addr_list = ()
         if numbered:
             self.name, self.port_id = registry.reserve_numbered(name)
         else:
@@ -141,6 +161,7 @@ class EthDev:
             self._ops = make_ops(self.port_id)
             self._state = UNCONFIGURED
             self._caps = self._ops.dev_infos_get()
+            self._tell_app_mac(self.app_mac)
             registry.publish(self.name, self)
         except BaseException:
             if self._state == UNCONFIGURED:
@@ -207,6 +228,8 @@ class EthDev:
         self._rxq, self._txq = {}, {}
         self._rx, self._tx = {}, {}
         self._pools = {}
+        self._running = {"rx": set(), "tx": set()}
+        self._deferred = {"rx": set(), "tx": set()}
 
     def _drop_rx(self, q: int) -> None:
         if self._rxq.pop(q, None) is not None:
@@ -219,41 +242,122 @@ class EthDev:
             self._tx.pop(q, None)
             self._ops.tx_queue_release(q)
 
-    def rx_queue_setup(self, queue: int, nb_desc: int, pool: Mempool) -> None:
+    def rx_queue_setup(
+        self, queue: int, nb_desc: int, pool: Mempool, *, deferred_start: bool = False
+    ) -> None:
         """Set receive queue `queue` up, or anew; its mbufs come from `pool`.
 
-        `nb_desc` is the most frames it takes from the kernel at a time. ValueError when the
-        pool's buffers are too small for the MTU and the offloads, with the size they need.
+        `nb_desc` is the most frames it takes from the kernel at a time. :meth:`start` leaves a
+        queue with `deferred_start` alone: it receives nothing until :meth:`rx_queue_start`. While
+        the device is started, a queue has to be stopped for this, and stays so.
+
+        ValueError when the pool's buffers are too small for the MTU and the offloads, with the
+        size they need.
         """
         with self._lock:
-            self._check("rx_queue_setup", CONFIGURED, STOPPED)
+            self._check("rx_queue_setup", *_QUEUES_THERE)
             _count(queue, "queue", 0, self._nb_queues[0] - 1)
+            self._not_running("rx", queue, "rx_queue_setup")
             limits = self._caps.rx_desc_lim
             _count(nb_desc, "nb_desc", limits.nb_min, limits.nb_max)
             if not isinstance(pool, Mempool):
                 raise TypeError(f"pool must be a Mempool, got {type(pool).__name__}")
             self._drop_rx(queue)
-            rxq = self._ops.rx_queue_setup(queue, nb_desc, pool)
+            rxq = self._ops.rx_queue_setup(queue, nb_desc, pool, bool(deferred_start))
             self._rxq[queue] = rxq
             self._rx[queue] = rxq.rx_burst
             self._pools[queue] = pool
+            self._defer("rx", queue, deferred_start)
 
-    def tx_queue_setup(self, queue: int, nb_desc: int) -> None:
-        """Set transmit queue `queue` up, or anew; it sends up to `nb_desc` frames at a time."""
+    def tx_queue_setup(self, queue: int, nb_desc: int, *, deferred_start: bool = False) -> None:
+        """Set transmit queue `queue` up, or anew; it sends up to `nb_desc` frames at a time.
+
+        As :meth:`rx_queue_setup` in everything else.
+        """
         with self._lock:
-            self._check("tx_queue_setup", CONFIGURED, STOPPED)
+            self._check("tx_queue_setup", *_QUEUES_THERE)
             _count(queue, "queue", 0, self._nb_queues[1] - 1)
+            self._not_running("tx", queue, "tx_queue_setup")
             limits = self._caps.tx_desc_lim
             _count(nb_desc, "nb_desc", limits.nb_min, limits.nb_max)
             self._drop_tx(queue)
-            txq = self._ops.tx_queue_setup(queue, nb_desc)
+            txq = self._ops.tx_queue_setup(queue, nb_desc, bool(deferred_start))
             self._txq[queue] = txq
             self._tx[queue] = txq.tx_burst
+            self._defer("tx", queue, deferred_start)
+
+    def rx_queue_release(self, queue: int) -> None:
+        """Release a stopped receive queue, its interrupt descriptor too; others run on.
+
+        The device needs it set up again before its next :meth:`start`.
+        """
+        with self._lock:
+            self._there("rx_queue_release", "rx", queue, *_QUEUES_THERE)
+            self._not_running("rx", queue, "rx_queue_release")
+            self._drop_rx(queue)
+
+    def tx_queue_release(self, queue: int) -> None:
+        """Release a stopped transmit queue; see :meth:`rx_queue_release`."""
+        with self._lock:
+            self._there("tx_queue_release", "tx", queue, *_QUEUES_THERE)
+            self._not_running("tx", queue, "tx_queue_release")
+            self._drop_tx(queue)
+
+    def rx_queue_start(self, queue: int) -> None:
+        """Let one queue of a started device receive. No effect when it does already.
+
+        What was sent to it while it was stopped is not there: the kernel had other queues for it.
+        """
+        with self._lock:
+            self._there("rx_queue_start", "rx", queue, STARTED)
+            if queue not in self._running["rx"]:
+                self._ops.rx_queue_start(queue)
+                self._running["rx"].add(queue)
+
+    def rx_queue_stop(self, queue: int) -> None:
+        """Stop one receive queue while the others run. No effect when it is stopped already.
+
+        Ends a wait in progress. The kernel sends its frames to the other queues from then on, and
+        what still waited in it is lost. The next :meth:`stop` and :meth:`start` start it again,
+        unless its start is deferred.
+        """
+        with self._lock:
+            self._there("rx_queue_stop", "rx", queue, STARTED)
+            if queue in self._running["rx"]:
+                self._running["rx"].discard(queue)
+                self._ops.rx_queue_stop(queue)
+
+    def tx_queue_start(self, queue: int) -> None:
+        """Let one queue of a started device send. No effect when it does already."""
+        with self._lock:
+            self._there("tx_queue_start", "tx", queue, STARTED)
+            if queue not in self._running["tx"]:
+                self._ops.tx_queue_start(queue)
+                self._running["tx"].add(queue)
+
+    def tx_queue_stop(self, queue: int) -> None:
+        """Stop one transmit queue while the others run. No effect when it is stopped already."""
+        with self._lock:
+            self._there("tx_queue_stop", "tx", queue, STARTED)
+            if queue in self._running["tx"]:
+                self._running["tx"].discard(queue)
+                self._ops.tx_queue_stop(queue)
+
+    def _defer(self, kind: str, queue: int, deferred: bool) -> None:
+        (self._deferred[kind].add if deferred else self._deferred[kind].discard)(queue)
+
+    def _not_running(self, kind: str, queue: int, operation: str) -> None:
+        if queue in self._running[kind]:
+            raise DeviceStateError(
+                f"{operation}: device {self.name}: {kind} queue {queue} is running, call "
+                f"{kind}_queue_stop({queue}) first"
+            )
 
     def start(self) -> None:
         """Bring the link up and let bursts begin. What was queued before is thrown away.
 
-        All queues must be set up. No effect when started already.
+        All queues must be set up; those with a deferred start stay stopped. No effect when started
+        already.
         """
         with self._lock:
             self._check("start", CONFIGURED, STARTED, STOPPED)
@@ -269,8 +373,13 @@ class EthDev:
                         f"start: device {self.name} needs {what}_queue_setup for queue "
                         f"{', '.join(missing)}"
                     )
+            self._tell_app_mac(self.app_mac)
             self._ops.dev_start()
             self._state = STARTED
+            self._running = {
+                "rx": self._rxq.keys() - self._deferred["rx"],
+                "tx": self._txq.keys() - self._deferred["tx"],
+            }
 
     def stop(self) -> None:
         """Take the link down and end bursts, also those that wait in other threads.
@@ -282,6 +391,7 @@ class EthDev:
             self._check("stop", STARTED, STOPPED)
             if self._state == STARTED:
                 self._state = STOPPED
+                self._running = {"rx": set(), "tx": set()}
                 self._ops.dev_stop()
 
     def close(self) -> None:
@@ -320,7 +430,7 @@ class EthDev:
         try:
             burst = self._rx[queue]
         except (KeyError, TypeError):
-            self._no_queue("rx_burst", queue, self._rx)
+            self._no_queue("rx_burst", queue, self._nb_queues[0])
         return burst(n, timeout)
 
     def tx_burst(self, queue: int, burst: Burst) -> int:
@@ -333,14 +443,25 @@ class EthDev:
         try:
             send = self._tx[queue]
         except (KeyError, TypeError):
-            self._no_queue("tx_burst", queue, self._tx)
+            self._no_queue("tx_burst", queue, self._nb_queues[1])
         return send(burst)
 
-    def _no_queue(self, operation: str, queue: object, there: dict[int, Any]) -> NoReturn:
-        self._check(operation, STARTED)
-        if not isinstance(queue, int):
+    def _no_queue(self, operation: str, queue: object, n: int, *states: str) -> NoReturn:
+        self._check(operation, *(states or (STARTED,)))
+        if not isinstance(queue, int) or isinstance(queue, bool):
             raise TypeError(f"{operation}: queue must be an int, got {type(queue).__name__}")
-        raise ValueError(f"{operation}: queue must be 0 to {len(there) - 1}, got {queue}")
+        if 0 <= queue < n:
+            raise DeviceStateError(
+                f"{operation}: queue {queue} of device {self.name} is not set up"
+            )
+        raise ValueError(f"{operation}: queue must be 0 to {n - 1}, got {queue}")
+
+    def _there(self, operation: str, kind: str, queue: int, *states: str) -> None:
+        """Raises unless the state is one of those and the queue ("rx" or "tx") is set up."""
+        self._check(operation, *states)
+        queues = self._rxq.keys() if kind == "rx" else self._txq.keys()
+        if isinstance(queue, bool) or not isinstance(queue, int) or queue not in queues:
+            self._no_queue(operation, queue, self._nb_queues[kind == "tx"], *states)
 
     def recv(self, timeout: float | None = None, queue: int = 0) -> bytes:
         """One frame from `queue` as bytes; ``b""`` when none came within `timeout` seconds.
@@ -362,15 +483,14 @@ class EthDev:
         """
         txq = self._txq.get(queue)
         if txq is None:
-            self._no_queue("send", queue, self._tx)
+            self._no_queue("send", queue, self._nb_queues[1])
         return txq.send(frame, self.pool)
 
     @property
     def pool(self) -> Mempool:
         """The mempool of the first receive queue. Stays readable after :meth:`close`."""
-        pool = self._pools.get(0)
-        if pool is not None:
-            return pool
+        if self._pools:
+            return self._pools[min(self._pools)]
         self._check("pool", CONFIGURED, STARTED, STOPPED)
         raise DeviceStateError(f"pool: device {self.name} needs rx_queue_setup for queue 0")
 
@@ -391,6 +511,36 @@ class EthDev:
                 return self._txq[queue]
             except KeyError:
                 raise ValueError(f"tx_queue: queue {queue!r} is not set up") from None
+
+    # -- receive interrupts
+
+    def rx_queue_intr_fd(self, queue: int) -> int:
+        """A descriptor that is readable while frames wait on `queue` and its interrupt is enabled.
+
+        For select, poll, epoll and asyncio's ``add_reader``. It is also readable once the interface
+        is gone, which the next burst says with DeviceGone. It belongs to the queue: made on the
+        first call, the same on each, closed when the queue is released, set up anew or the device
+        closed; stop it being watched before that. OSError (EOPNOTSUPP) for a device that has
+        nothing to wait for.
+        """
+        with self._lock:
+            self._there("rx_queue_intr_fd", "rx", queue, *_QUEUES_THERE)
+            return self._ops.rx_queue_intr_fd(queue)
+
+    def rx_queue_intr_enable(self, queue: int) -> None:
+        """Let the descriptor of `queue` signal, at once when frames wait already. Idempotent.
+
+        Stays in force through :meth:`stop`, while which nothing signals, and :meth:`start`.
+        """
+        with self._lock:
+            self._there("rx_queue_intr_enable", "rx", queue, *_QUEUES_THERE)
+            self._ops.rx_queue_intr_enable(queue)
+
+    def rx_queue_intr_disable(self, queue: int) -> None:
+        """Let the descriptor of `queue` signal no more. Idempotent."""
+        with self._lock:
+            self._there("rx_queue_intr_disable", "rx", queue, *_QUEUES_THERE)
+            self._ops.rx_queue_intr_disable(queue)
 
     # -- control
 
@@ -450,6 +600,7 @@ class EthDev:
         with self._lock:
             self._check("mac")
             self._ops.mac_addr_set(mac)
+            self._tell_app_mac(self.app_mac)
 
     @property
     def app_mac(self) -> MacAddr:
@@ -463,7 +614,10 @@ class EthDev:
             if self._app_mac is not None:
                 return self._app_mac
             mac = self._ops.mac_addr_get()
-            return mac.peer() if any(mac.packed) else mac
+            mac = mac.peer() if any(mac.packed) else mac
+            # The interface's address may have been changed by somebody else.
+            self._tell_app_mac(mac)
+            return mac
 
     @app_mac.setter
     def app_mac(self, value: MacLike) -> None:
@@ -473,6 +627,107 @@ class EthDev:
         with self._lock:
             self._check("app_mac")
             self._app_mac = mac
+            self._tell_app_mac(mac)
+
+    def _tell_app_mac(self, mac: MacAddr) -> None:
+        if self._mac_addrs.get(0) != mac and any(mac.packed):
+            self._ops.mac_addr_add(mac, 0)
+            self._mac_addrs[0] = mac
+
+    @property
+    def promiscuous(self) -> bool:
+        """Whether frames to anybody are received. Assignable; True in the beginning.
+
+        When False, unicast frames are received only if they are for `app_mac` or an address added
+        with :meth:`mac_addr_add`, multicast frames only if subscribed to or `allmulticast` is on,
+        broadcasts always. What is left out counts in xstats as ``filtered_unicast_packets`` and
+        ``filtered_multicast_packets``. ValueError for a TUN device, whose packets have no Ethernet
+        addresses.
+        """
+        self._check("promiscuous")
+        return self._promiscuous
+
+    @promiscuous.setter
+    def promiscuous(self, on: bool) -> None:
+        with self._lock:
+            self._check("promiscuous")
+            if not on:
+                self._tell_app_mac(self.app_mac)
+            (self._ops.promiscuous_enable if on else self._ops.promiscuous_disable)()
+            self._promiscuous = bool(on)
+
+    @property
+    def allmulticast(self) -> bool:
+        """Whether frames to any group are received while not promiscuous. Assignable."""
+        self._check("allmulticast")
+        return self._allmulticast
+
+    @allmulticast.setter
+    def allmulticast(self, on: bool) -> None:
+        with self._lock:
+            self._check("allmulticast")
+            (self._ops.allmulticast_enable if on else self._ops.allmulticast_disable)()
+            self._allmulticast = bool(on)
+
+    @property
+    def mac_addrs(self) -> tuple[MacAddr, ...]:
+        """The unicast addresses received while not promiscuous: `app_mac`, then those added."""
+        with self._lock:
+            self._check("mac_addrs")
+            self._tell_app_mac(self.app_mac)
+            return tuple(mac for _, mac in sorted(self._mac_addrs.items()))
+
+    def mac_addr_add(self, mac: MacLike) -> None:
+        """Receive frames to `mac` too. No effect when it is among `mac_addrs` already.
+
+        ValueError for a group address and when the device's table is full
+        (``info().max_mac_addrs``, `app_mac` included).
+        """
+        mac = MacAddr(mac)
+        if mac.is_multicast or not any(mac.packed):
+            raise ValueError(f"mac_addr_add takes a unicast address, got {mac}")
+        with self._lock:
+            self._check("mac_addr_add")
+            if mac in self._mac_addrs.values():
+                return
+            free = (i for i in range(1, self._caps.max_mac_addrs) if i not in self._mac_addrs)
+            index = next(free, None)
+            if index is None:
+                raise ValueError(
+                    f"mac_addr_add: device {self.name} has room for {self._caps.max_mac_addrs} "
+                    "addresses, all are taken"
+                )
+            self._ops.mac_addr_add(mac, index)
+            self._mac_addrs[index] = mac
+
+    def mac_addr_remove(self, mac: MacLike) -> None:
+        """Undo :meth:`mac_addr_add`. ValueError for `app_mac` and for what was not added."""
+        mac = MacAddr(mac)
+        with self._lock:
+            self._check("mac_addr_remove")
+            for index, other in self._mac_addrs.items():
+                if index != 0 and other == mac:
+                    self._ops.mac_addr_remove(index)
+                    del self._mac_addrs[index]
+                    return
+            raise ValueError(f"mac_addr_remove: {mac} was not added to device {self.name}")
+
+    @property
+    def mc_addr_list(self) -> tuple[MacAddr, ...]:
+        """The groups subscribed to. Assigning any iterable of group addresses replaces all."""
+        self._check("mc_addr_list")
+        return self._mc_addr_list
+
+    @mc_addr_list.setter
+    def mc_addr_list(self, groups: Iterable[MacLike]) -> None:
+        wanted = tuple(dict.fromkeys(MacAddr(group) for group in groups))
+        for mac in wanted:
+            if not mac.is_multicast:
+                raise ValueError(f"mc_addr_list takes group addresses, got {mac}")
+        with self._lock:
+            self._check("mc_addr_list")
+            self._ops.set_mc_addr_list(wanted)
+            self._mc_addr_list = wanted
 
     @property
     def mtu(self) -> int:
@@ -494,10 +749,32 @@ class EthDev:
             return self._ops.stats_get()
 
     def stats_reset(self) -> None:
-        """Set all counters to zero."""
+        """Set the counters of :meth:`stats` to zero, and only those."""
         with self._lock:
             self._check("stats_reset")
             self._ops.stats_reset()
+
+    def xstats(self) -> dict[str, int]:
+        """The extended statistics since the last :meth:`xstats_reset`, by name.
+
+        ``rx_q0_size_64_packets`` and so on for each queue that is set up; stopping does not clear
+        them.
+        """
+        with self._lock:
+            self._check("xstats")
+            return self._ops.xstats_get()
+
+    def xstats_names(self) -> list[str]:
+        """The names of :meth:`xstats`, in its order."""
+        with self._lock:
+            self._check("xstats_names")
+            return self._ops.xstats_get_names()
+
+    def xstats_reset(self) -> None:
+        """Set the extended statistics to zero, and only those."""
+        with self._lock:
+            self._check("xstats_reset")
+            self._ops.xstats_reset()
 
     # -- Python
 

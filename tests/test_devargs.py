@@ -98,7 +98,10 @@ def test_what_is_taken_is_gone() -> None:
         ("net_rtap0,iface=%s", "'iface=%s'"),
         ("net_rtap0,iface=x%d%d", "'iface=x%d%d'"),
         ("net_rtap0,iface=..", "'iface=..'"),
-        ("net_tap0,iface=foo", "'net_tap0', its name must start with one of eth_rtap, net_rtap"),
+        (
+            "net_tap0,iface=foo",
+            "'net_tap0', its name must start with one of eth_null, eth_rtap, net_null, net_rtap",
+        ),
         ("rtap0", "'rtap0'"),
     ],
 )

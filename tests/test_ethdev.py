@@ -9,7 +9,7 @@ import gc
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -113,14 +113,19 @@ class FakeOps:
     def dev_forked(self) -> None:
         self.note("dev_forked")
 
-    def rx_queue_setup(self, queue_id: int, nb_desc: int, pool: Mempool) -> FakeRxQueue:
+    def dev_events(self, sink: object) -> None:
+        pass
+
+    def rx_queue_setup(
+        self, queue_id: int, nb_desc: int, pool: Mempool, deferred_start: bool
+    ) -> FakeRxQueue:
         self.note(f"rx_queue_setup({queue_id}, {nb_desc})")
         return FakeRxQueue(pool)
 
     def rx_queue_release(self, queue_id: int) -> None:
         self.note(f"rx_queue_release({queue_id})")
 
-    def tx_queue_setup(self, queue_id: int, nb_desc: int) -> FakeTxQueue:
+    def tx_queue_setup(self, queue_id: int, nb_desc: int, deferred_start: bool) -> FakeTxQueue:
         self.note(f"tx_queue_setup({queue_id}, {nb_desc})")
         return FakeTxQueue()
 
@@ -157,6 +162,57 @@ class FakeOps:
 
     def stats_reset(self) -> None:
         self.note("stats_reset")
+
+    def xstats_get_names(self) -> list[str]:
+        return []
+
+    def xstats_get(self) -> dict[str, int]:
+        return {}
+
+    def xstats_reset(self) -> None:
+        self.note("xstats_reset")
+
+    def rx_queue_start(self, queue_id: int) -> None:
+        self.note(f"rx_queue_start({queue_id})")
+
+    def rx_queue_stop(self, queue_id: int) -> None:
+        self.note(f"rx_queue_stop({queue_id})")
+
+    def tx_queue_start(self, queue_id: int) -> None:
+        self.note(f"tx_queue_start({queue_id})")
+
+    def tx_queue_stop(self, queue_id: int) -> None:
+        self.note(f"tx_queue_stop({queue_id})")
+
+    def rx_queue_intr_fd(self, queue_id: int) -> int:
+        return -1
+
+    def rx_queue_intr_enable(self, queue_id: int) -> None:
+        self.note(f"rx_queue_intr_enable({queue_id})")
+
+    def rx_queue_intr_disable(self, queue_id: int) -> None:
+        self.note(f"rx_queue_intr_disable({queue_id})")
+
+    def promiscuous_enable(self) -> None:
+        pass
+
+    def promiscuous_disable(self) -> None:
+        pass
+
+    def allmulticast_enable(self) -> None:
+        pass
+
+    def allmulticast_disable(self) -> None:
+        pass
+
+    def mac_addr_add(self, mac: MacAddr, index: int) -> None:
+        pass
+
+    def mac_addr_remove(self, index: int) -> None:
+        pass
+
+    def set_mc_addr_list(self, groups: Sequence[MacAddr]) -> None:
+        pass
 
 
 _typed: Callable[[DevArgs, int], EthDevOps] = FakeOps  # a driver as the protocol describes it
@@ -278,6 +334,8 @@ def test_every_method_in_every_state(dev: EthDev, pool: Mempool, state: str, met
     assert isinstance(caught.value, RuntimeError)
     if state == MISSING and name in ("start", "pool"):
         shown = "needs rx_queue_setup for queue 0"
+    if state == STARTED and name in ("rx_queue_setup", "tx_queue_setup"):
+        shown = f"{name[:2]} queue 0 is running, call {name[:2]}_queue_stop(0) first"
     said = {CLOSED: "is closed", INHERITED: "before fork"}.get(state, shown)
     assert said in str(caught.value)
     assert ops_of(dev).take() == []
@@ -712,7 +770,7 @@ def test_drivers_by_longest_prefix(driver: None) -> None:
     registry.register_driver("fake_long", Longer)
     with rtap.probe("fake_lon") as a, rtap.probe("fake_long0") as b:
         assert (a.ifname, b.ifname) == ("fake0", "longer")
-    assert registry.driver_names() == ["fake", "fake_long", "net_rtap"]
+    assert registry.driver_names() == ["fake", "fake_long", "net_null", "net_rtap"]
 
 
 @pytest.mark.parametrize("aliases", [("fake",), ("other", "phony")])

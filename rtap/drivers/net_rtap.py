@@ -13,7 +13,10 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from rtap._mempool import Mempool
 from rtap._ring import RxQueue, TxQueue
@@ -22,12 +25,15 @@ from rtap.control.attach import DYING_S, POLL_S, attach_first
 from rtap.control.netlink import MAX_MTU, MIN_MTU, Control, find_link
 from rtap.control.tun import QueueFlag, TunFeature
 from rtap.devargs import DevArgs
+from rtap.drivers.filter import MAX_GROUPS, MAX_MAC_ADDRS, RxFilter
 from rtap.errors import DeviceGone
 from rtap.ether import MacAddr
 from rtap.flags import RxOffload, TxOffload
+from rtap.interrupts import RxInterrupt
 from rtap.netns import NetNS, NetNSLike, call_in, open_netns
 from rtap.ops import DescLim, DevInfo, EthConf, Link, PortConf, Stats
 from rtap.registry import register_driver
+from rtap.stats import queue_stats, queue_xstats
 
 __all__ = [
     "DEFAULT_IFNAME",
@@ -131,6 +137,11 @@ class NetRtap:
         self._fds: list[int] = []
         self._rxq: dict[int, RxQueue] = {}
         self._txq: dict[int, TxQueue] = {}
+        self._nb_queues = 0
+        self._deferred: set[RxQueue | TxQueue] = set()
+        self._detached: set[int] = set()
+        self._intr: dict[int, RxInterrupt] = {}
+        self._filter = RxFilter()
         # imissed: drops counted while running, and the kernel's counter when that began; None
         # while what it drops is not our reader's fault.
         self._missed = 0
@@ -290,6 +301,7 @@ class NetRtap:
             max_rx_pktlen=_max_frame(self._mode, MAX_MTU, _LRO),
             max_rx_queues=queues,
             max_tx_queues=queues,
+            max_mac_addrs=1 if self._mode == "tun" else MAX_MAC_ADDRS,
             rx_offload_capa=_RX_CAPA,
             tx_offload_capa=_TX_CAPA,
             rx_desc_lim=DescLim(nb_max=MAX_NB_DESC),
@@ -315,6 +327,9 @@ class NetRtap:
             )
         features = tun_features(conf.rx_offloads)
         self._release_queues()
+        self._nb_queues = 0
+        for q in sorted(self._detached):
+            self._attach(q, True)
         self._negotiate_header(needs_header(conf))
         self._close_fds(nb_rx_queues)
         if len(self._fds) < nb_rx_queues:
@@ -329,12 +344,15 @@ class NetRtap:
             conf.engine,
             conf.gil,
         )
+        self._nb_queues = nb_rx_queues
 
     def dev_start(self) -> None:
-        for rxq in self._rxq.values():
+        for q, rxq in self._rxq.items():
+            self._attach(q, rxq not in self._deferred)
             rxq.purge()
         for queue in self._queues():
-            queue.start()
+            if queue not in self._deferred:
+                queue.start()
         try:
             tun.set_carrier(self._fd, True, self._name)
             link = self._control.get()
@@ -344,9 +362,13 @@ class NetRtap:
             self._stop_queues()
             raise
         self._started = True
+        for q, intr in self._intr.items():
+            intr.set_live(self._rxq[q] not in self._deferred)
         self._dropped_from = link.stats.get("tx_dropped", 0)
 
     def _stop_queues(self) -> None:
+        for intr in self._intr.values():
+            intr.set_live(False)
         for queue in self._queues():
             queue.stop()
 
@@ -371,6 +393,9 @@ class NetRtap:
             stack.callback(self._close_fds, 0)
             for queue in self._queues():
                 stack.callback(queue.close)
+            for intr in self._intr.values():
+                stack.callback(intr.close)
+            self._intr.clear()
             self._rxq.clear()
             self._txq.clear()
             with contextlib.suppress(OSError):  # deleted: nothing to wait for
@@ -395,6 +420,8 @@ class NetRtap:
             time.sleep(POLL_S)
 
     def dev_forked(self) -> None:
+        for intr in self._intr.values():
+            intr.close()
         self._close_fds(0)
         self._control.close()
 
@@ -404,12 +431,33 @@ class NetRtap:
         return [*self._rxq.values(), *self._txq.values()]
 
     def _release_queues(self) -> None:
-        for queue in self._queues():
-            queue.close()
-        self._rxq.clear()
-        self._txq.clear()
+        for q in list(self._rxq):
+            self.rx_queue_release(q)
+        for q in list(self._txq):
+            self.tx_queue_release(q)
 
-    def rx_queue_setup(self, queue_id: int, nb_desc: int, pool: Mempool) -> RxQueue:
+    def _attach(self, queue_id: int, attached: bool) -> None:
+        """Have the kernel send frames to a queue, or none.
+
+        The only queue of an interface of the plain kind cannot be detached: what comes for it
+        waits, and is missed when there is no more room.
+        """
+        if attached == (queue_id not in self._detached):
+            return
+        if self._flags & QueueFlag.MULTI_QUEUE:
+            try:
+                tun.set_queue_attached(self._fds[queue_id], attached, self._name)
+            except OSError:
+                tun.get_iface(self._fds[queue_id], self._name)  # says so when that is the reason
+                raise
+        if attached:
+            self._detached.discard(queue_id)
+        else:
+            self._detached.add(queue_id)
+
+    def rx_queue_setup(
+        self, queue_id: int, nb_desc: int, pool: Mempool, deferred_start: bool
+    ) -> RxQueue:
         conf = self._conf
         rxq = RxQueue(
             self._fds[queue_id],
@@ -425,13 +473,52 @@ class NetRtap:
             engine=conf.engine,
             gil=conf.gil,
         )
+        self._filter.apply(rxq)
         self._rxq[queue_id] = rxq
+        if deferred_start:
+            self._deferred.add(rxq)
         return rxq
 
     def rx_queue_release(self, queue_id: int) -> None:
-        self._rxq.pop(queue_id).close()
+        intr = self._intr.pop(queue_id, None)
+        if intr is not None:
+            intr.close()
+        rxq = self._rxq.pop(queue_id)
+        rxq.close()
+        self._deferred.discard(rxq)
 
-    def tx_queue_setup(self, queue_id: int, nb_desc: int) -> TxQueue:
+    def rx_queue_start(self, queue_id: int) -> None:
+        rxq = self._rxq[queue_id]
+        if not self._flags & QueueFlag.MULTI_QUEUE:
+            rxq.purge()
+        self._attach(queue_id, True)
+        rxq.start()
+        if queue_id in self._intr:
+            self._intr[queue_id].set_live(True)
+
+    def rx_queue_stop(self, queue_id: int) -> None:
+        if queue_id in self._intr:
+            self._intr[queue_id].set_live(False)
+        self._rxq[queue_id].stop()
+        self._attach(queue_id, False)
+
+    def _interrupt(self, queue_id: int) -> RxInterrupt:
+        intr = self._intr.get(queue_id)
+        if intr is None:
+            live = self._started and queue_id not in self._detached
+            intr = self._intr[queue_id] = RxInterrupt(self._fds[queue_id], live)
+        return intr
+
+    def rx_queue_intr_fd(self, queue_id: int) -> int:
+        return self._interrupt(queue_id).fileno()
+
+    def rx_queue_intr_enable(self, queue_id: int) -> None:
+        self._interrupt(queue_id).enable()
+
+    def rx_queue_intr_disable(self, queue_id: int) -> None:
+        self._interrupt(queue_id).disable()
+
+    def tx_queue_setup(self, queue_id: int, nb_desc: int, deferred_start: bool) -> TxQueue:
         conf = self._conf
         txq = TxQueue(
             self._fds[queue_id],
@@ -445,10 +532,20 @@ class NetRtap:
             gil=conf.gil,
         )
         self._txq[queue_id] = txq
+        if deferred_start:
+            self._deferred.add(txq)
         return txq
 
     def tx_queue_release(self, queue_id: int) -> None:
-        self._txq.pop(queue_id).close()
+        txq = self._txq.pop(queue_id)
+        txq.close()
+        self._deferred.discard(txq)
+
+    def tx_queue_start(self, queue_id: int) -> None:
+        self._txq[queue_id].start()
+
+    def tx_queue_stop(self, queue_id: int) -> None:
+        self._txq[queue_id].stop()
 
     # -- control
 
@@ -495,6 +592,50 @@ class NetRtap:
                 )
         self._control.set_mtu(mtu)
 
+    # -- what is received
+    #
+    # All of it happens in the queues. The interface's own IFF_PROMISC and IFF_ALLMULTI are left
+    # alone: they belong to the kernel's end of the wire, where they say what the kernel's stack
+    # accepts from us, and what we read does not depend on them. Nor is TUNSETTXFILTER used: what
+    # it drops would look like frames that nobody read.
+
+    def _filter_by(self, **changes: Any) -> None:
+        wanted = replace(self._filter, **changes)
+        if self._mode == "tun" and not wanted.promiscuous:
+            raise ValueError(
+                f"{self._name} is a TUN interface: IP packets have no Ethernet address to filter by"
+            )
+        self._filter = wanted
+        for rxq in self._rxq.values():
+            wanted.apply(rxq)
+
+    def promiscuous_enable(self) -> None:
+        self._filter_by(promiscuous=True)
+
+    def promiscuous_disable(self) -> None:
+        self._filter_by(promiscuous=False)
+
+    def allmulticast_enable(self) -> None:
+        self._filter_by(allmulticast=True)
+
+    def allmulticast_disable(self) -> None:
+        self._filter_by(allmulticast=False)
+
+    def mac_addr_add(self, mac: MacAddr, index: int) -> None:
+        self._filter_by(addresses={**self._filter.addresses, index: mac})
+
+    def mac_addr_remove(self, index: int) -> None:
+        rest = {i: mac for i, mac in self._filter.addresses.items() if i != index}
+        self._filter_by(addresses=rest)
+
+    def set_mc_addr_list(self, groups: Sequence[MacAddr]) -> None:
+        if len(groups) > MAX_GROUPS:
+            raise ValueError(
+                f"{self._name} can subscribe to at most {MAX_GROUPS} groups, got {len(groups)} "
+                "(allmulticast receives all)"
+            )
+        self._filter_by(groups=tuple(groups))
+
     # -- statistics
 
     def _kernel_drops(self) -> int:
@@ -510,23 +651,8 @@ class NetRtap:
             return self._missed
 
     def stats_get(self) -> Stats:
-        stats = Stats(imissed=self._missed_now())
-        for _, rxq in sorted(self._rxq.items()):
-            rx = rxq.counters()
-            stats.q_ipackets.append(rx["packets"])
-            stats.q_ibytes.append(rx["bytes"])
-            stats.q_errors.append(rx["errors"])
-            stats.rx_nombuf += rx["nombuf"]
-        for _, txq in sorted(self._txq.items()):
-            tx = txq.counters()
-            stats.q_opackets.append(tx["packets"])
-            stats.q_obytes.append(tx["bytes"])
-            stats.oerrors += tx["errors"]
-        stats.ipackets = sum(stats.q_ipackets)
-        stats.ibytes = sum(stats.q_ibytes)
-        stats.ierrors = sum(stats.q_errors)
-        stats.opackets = sum(stats.q_opackets)
-        stats.obytes = sum(stats.q_obytes)
+        stats = queue_stats(self._rxq, self._txq, self._nb_queues, self._nb_queues)
+        stats.imissed = self._missed_now()
         return stats
 
     def stats_reset(self) -> None:
@@ -536,6 +662,16 @@ class NetRtap:
         if self._dropped_from is not None:
             with contextlib.suppress(DeviceGone):
                 self._dropped_from = self._kernel_drops()
+
+    def xstats_get_names(self) -> list[str]:
+        return list(self.xstats_get())
+
+    def xstats_get(self) -> dict[str, int]:
+        return queue_xstats(self._rxq, self._txq)
+
+    def xstats_reset(self) -> None:
+        for queue in self._queues():
+            queue.reset_xcounters()
 
 
 def _probe(args: DevArgs, port: int) -> NetRtap:

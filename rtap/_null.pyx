@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Queues without a kernel behind them: receiving makes frames, sending frees them.
+
+They cost what bursts and buffers cost and nothing else, and need no privileges.
+"""
+
+from libc.stdint cimport uint16_t, uint32_t
+
+cimport rtap._compat as _compat
+from rtap._mbuf cimport check_range
+from rtap._mempool cimport Mempool
+from rtap._pool cimport mbuf_free_bulk, mbuf_reset, mbuf_t, pool_get
+from rtap._queue cimport (
+    QUEUE_CLOSED, RxQueueBase, TxQueueBase, gil_mode, rxq_t, txq_t,
+)
+from rtap._traffic cimport count_frames
+from rtap._uring cimport fork_generation
+
+
+cdef uint32_t null_rx(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil:
+    cdef null_rxq_t *q = <null_rxq_t *>base
+    cdef uint32_t got = pool_get(q.pool, out, n), i
+    for i in range(got):
+        mbuf_reset(out[i])
+        out[i].data_len = out[i].pkt_len = q.size
+        out[i].port = q.port
+    if got == 0:
+        _compat.counter_add(&base.nombuf, 1)
+        _compat.counter_add(&base.alloc_failed, 1)
+        return 0
+    _compat.counter_add(&base.packets, got)
+    _compat.counter_add(&base.bytes, count_frames(&base.traffic, out, got, True))
+    return got
+
+
+cdef uint32_t null_tx(txq_t *q, mbuf_t **v, uint32_t n, int *error) noexcept nogil:
+    _compat.counter_add(&q.packets, n)
+    _compat.counter_add(&q.bytes, count_frames(&q.traffic, v, n, True))
+    mbuf_free_bulk(v, n)
+    return n
+
+
+cdef class NullRxQueue(RxQueueBase):
+    """Hands out as many frames of ``size`` bytes as it is asked for, with whatever their buffers
+    held; ValueError when the pool's ``data_room`` is smaller."""
+
+    def __init__(self, Mempool pool not None, *, str name, size=64, int queue_id=0, int port=0xffff,
+                 nb_desc=64, str gil="auto"):
+        if self.q != NULL:
+            raise RuntimeError("a NullRxQueue is made once")
+        self.gil.mode = gil_mode(gil)
+        self.nb_desc = check_range("nb_desc", nb_desc, 1, 32768)
+        self.null.pool = pool.alive()
+        self.null.size = check_range("size", size, 14, self.null.pool.data_room)
+        self.null.port = <uint16_t>port
+        self.null.base.burst = null_rx
+        self.null.base.fd = -1
+        self.q = &self.null.base
+        self.pool = pool
+        pool.queues += 1
+        self.name = name
+        self.queue_id = queue_id
+        self.port = port
+        self.generation = fork_generation()
+
+    def __dealloc__(self):
+        if self.q != NULL and self.q.state != QUEUE_CLOSED and self.pool is not None:
+            self.pool.queues -= 1
+
+    engine = "none"
+    engine_reason = "no kernel is entered"
+
+    def close(self):
+        """Stops, for good; idempotent."""
+        self.checked()
+        if self.q.state != QUEUE_CLOSED:
+            self.stop()
+            _compat.store(&self.q.state, QUEUE_CLOSED)
+            self.pool.queues -= 1
+
+
+cdef class NullTxQueue(TxQueueBase):
+    """Takes every frame and frees it."""
+
+    def __init__(self, str name, *, int queue_id=0, int port=0xffff, nb_desc=64, str gil="auto"):
+        if self.q != NULL:
+            raise RuntimeError("a NullTxQueue is made once")
+        self.gil.mode = gil_mode(gil)
+        self.nb_desc = check_range("nb_desc", nb_desc, 1, 32768)
+        self.null.burst = null_tx
+        self.null.fd = -1
+        self.q = &self.null
+        self.name = name
+        self.queue_id = queue_id
+        self.port = port
+        self.generation = fork_generation()
+
+    engine = "none"
+    engine_reason = "no kernel is entered"
+
+    def close(self):
+        """Stops, for good; idempotent."""
+        self.checked()
+        if self.q.state != QUEUE_CLOSED:
+            self.stop()
+            _compat.store(&self.q.state, QUEUE_CLOSED)
