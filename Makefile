@@ -16,7 +16,7 @@ help:
 	@echo 'make demo     forward TCP between two network namespaces, and compare with a veth pair'
 	@echo 'make test     the test suite on the release build, the lifetime tests on the checked build'
 	@echo 'make build    compile in place and install into .venv'
-	@echo 'make debug    the checked build (bounds checks, assertions, line tracing) in $(CHECKED)'
+	@echo 'make debug    the checked build (bounds checks, assertions) in $(CHECKED)'
 	@echo 'make lint     ruff, cython-lint, mypy, stubtest and the rules of the tree'
 	@echo 'make bench    benchmarks'
 	@echo 'make soak     a hundred million frames through a small pool'

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Compiles the Cython modules of rtap; all that is not about compiling is in pyproject.toml.
 
-Environment: RTAP_DEBUG=1 makes the checked build (bounds checks, assertions, line tracing,
-RTAP_CHECKED=1), RTAP_DEBUG=trace makes one that traces nogil code too, RTAP_JOBS sets the number
+Environment: RTAP_DEBUG=1 makes the checked build (bounds checks, assertions, RTAP_CHECKED=1),
+RTAP_DEBUG=trace adds line tracing, for coverage in one thread, RTAP_JOBS sets the number
 of parallel jobs. CC, CFLAGS and PKG_CONFIG mean what they mean everywhere.
 """
 
@@ -51,11 +51,12 @@ CFLAGS = [
 CHECKED_CFLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-UNDEBUG"]
 RELEASE_CFLAGS = ["-O3", "-g1", "-DNDEBUG"]
 RELEASE_MACROS: list[tuple[str, str | None]] = [("CYTHON_WITHOUT_ASSERTIONS", "1")]
-CHECKED_MACROS: list[tuple[str, str | None]] = [("RTAP_CHECKED", "1"), ("CYTHON_TRACE", "1")]
+CHECKED_MACROS: list[tuple[str, str | None]] = [("RTAP_CHECKED", "1")]
 if TRACE:
-    # A traced nogil function takes the GIL as it starts. One that runs under a lock then waits for
-    # a thread that has the GIL and wants the lock: good for coverage in one thread, no more.
-    CHECKED_MACROS.append(("CYTHON_TRACE_NOGIL", "1"))
+    # A traced nogil function takes the GIL as it starts or ends. One that runs under a lock then
+    # waits for a thread that has the GIL and wants the lock: good for coverage in one thread, no
+    # more, and so not part of the checked build.
+    CHECKED_MACROS += [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")]
 
 DIRECTIVES: dict[str, Any] = {
     "language_level": 3,
@@ -68,7 +69,7 @@ DIRECTIVES: dict[str, Any] = {
     "initializedcheck": CHECKED,
     "wraparound": False,
     "cdivision": True,
-    "linetrace": CHECKED,
+    "linetrace": TRACE,
 }
 
 # header -> Debian package, Fedora package
