@@ -130,7 +130,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(
         [sys.executable, "build.py"],
         cwd=folder,
-        env=child_environment(),
+        # Cython looks for rtap's .pxd files in sys.path, where an editable install may not put it.
+        env=child_environment() | {"PYTHONPATH": str(PACKAGE.parent)},
         capture_output=True,
         text=True,
         check=False,
