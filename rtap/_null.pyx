@@ -26,7 +26,6 @@ cdef uint32_t null_rx(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcep
         out[i].port = q.port
     if got == 0:
         _compat.counter_add(&base.nombuf, 1)
-        _compat.counter_add(&base.alloc_failed, 1)
         return 0
     _compat.counter_add(&base.packets, got)
     _compat.counter_add(&base.bytes, count_frames(&base.traffic, out, got, True))

@@ -34,6 +34,7 @@ cdef struct rxq_t:
     int fd                      # to wait on; -1 when there is nothing to wait for
     uint32_t state
     uint32_t owned              # see OWNED_BY_WORKER
+    # Counters only grow, and only the owner writes them: see since() for resets.
     uint64_t packets
     uint64_t bytes
     uint64_t errors             # frames lost to truncated, bad_vnet_hdr and read_errors
@@ -41,7 +42,6 @@ cdef struct rxq_t:
     uint64_t truncated
     uint64_t bad_vnet_hdr
     uint64_t read_errors
-    uint64_t alloc_failed       # as nombuf, reset with the extended statistics
     uint64_t filtered_unicast   # dropped while not promiscuous
     uint64_t filtered_multicast
     uint64_t lro                # super-frames
@@ -79,6 +79,8 @@ cdef class RxQueueBase:
     cdef rxq_t *q
     cdef gil_t gil
     cdef uint32_t generation
+    cdef dict zero              # totals at the last reset_counters, and
+    cdef dict xzero             # at the last reset_xcounters; None before
     cdef public str name
     cdef readonly int queue_id
     cdef readonly int port
@@ -90,12 +92,16 @@ cdef class RxQueueBase:
     cdef int checked(self) except -1
     cdef int run(self, Burst burst, uint32_t n) except? -1
     cdef bint wait(self, uint64_t deadline) except -1
+    cdef dict totals(self)
+    cdef dict xtotals(self)
 
 
 cdef class TxQueueBase:
     cdef txq_t *q
     cdef gil_t gil
     cdef uint32_t generation
+    cdef dict zero              # totals at the last reset_counters, and
+    cdef dict xzero             # at the last reset_xcounters; None before
     cdef public str name
     cdef readonly int queue_id
     cdef readonly int port
@@ -105,6 +111,8 @@ cdef class TxQueueBase:
     cdef void disown(self) noexcept
     cdef int checked(self) except -1
     cdef uint32_t run(self, mbuf_t **v, uint32_t n, int *error) noexcept
+    cdef dict totals(self)
+    cdef dict xtotals(self)
 
 
 cdef int gil_mode(str name) except -1

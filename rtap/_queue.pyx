@@ -8,7 +8,6 @@ raise.  A queue belongs to one thread while that thread bursts; a second one get
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memset
 
 cimport rtap._compat as _compat
 from rtap._burst cimport Burst, burst_make
@@ -201,6 +200,10 @@ cdef class RxQueueBase:
         packets, bytes (frames delivered); errors = truncated (longer than max_frame) +
         bad_vnet_hdr (header does not fit the frame) + read_errors; nombuf (bursts that found a
         frame and no free mbuf)."""
+        cdef dict zero = self.zero      # first: no total read from here on is less
+        return since(self.totals(), zero)
+
+    cdef dict totals(self):
         cdef rxq_t *q = self.q
         self.checked()
         return {
@@ -214,15 +217,16 @@ cdef class RxQueueBase:
         }
 
     def reset_counters(self):
-        """Sets every counter to zero."""
-        cdef rxq_t *q = self.q
-        self.checked()
-        q.packets = q.bytes = q.errors = q.nombuf = 0
-        q.truncated = q.bad_vnet_hdr = q.read_errors = 0
+        """Has ``counters`` count from here, also while another thread or a worker bursts."""
+        self.zero = self.totals()
 
     def xcounters(self):
         """Extended statistics since the last reset of these: dict of name to int, in the C
         driver's order and with its names, less their ``rx_q<N>_``."""
+        cdef dict zero = self.xzero
+        return since(self.xtotals(), zero)
+
+    cdef dict xtotals(self):
         cdef rxq_t *q = self.q
         self.checked()
         return traffic_dict(&q.traffic) | {
@@ -230,18 +234,14 @@ cdef class RxQueueBase:
             "checksum_good": _compat.counter_read(&q.checksum_good),
             "checksum_none": _compat.counter_read(&q.checksum_none),
             "checksum_bad": _compat.counter_read(&q.checksum_bad),
-            "mbuf_alloc_failed": _compat.counter_read(&q.alloc_failed),
+            "mbuf_alloc_failed": _compat.counter_read(&q.nombuf),
             "filtered_unicast_packets": _compat.counter_read(&q.filtered_unicast),
             "filtered_multicast_packets": _compat.counter_read(&q.filtered_multicast),
         }
 
     def reset_xcounters(self):
-        """Sets every counter of ``xcounters`` to zero."""
-        cdef rxq_t *q = self.q
-        self.checked()
-        q.lro = q.checksum_good = q.checksum_none = q.checksum_bad = q.alloc_failed = 0
-        q.filtered_unicast = q.filtered_multicast = 0
-        memset(&q.traffic, 0, sizeof(traffic_t))
+        """Has ``xcounters`` count from here, as ``reset_counters`` does."""
+        self.xzero = self.xtotals()
 
 
 cdef uint64_t wait_deadline(timeout) except? 1:
@@ -369,6 +369,10 @@ cdef class TxQueueBase:
 
         packets, bytes (frames the kernel took); errors = refused (EINVAL and the like, one frame
         each) + down (the interface was down, EIO); full (bursts that the kernel cut short)."""
+        cdef dict zero = self.zero
+        return since(self.totals(), zero)
+
+    cdef dict totals(self):
         cdef txq_t *q = self.q
         self.checked()
         return {
@@ -381,14 +385,16 @@ cdef class TxQueueBase:
         }
 
     def reset_counters(self):
-        """Sets every counter to zero."""
-        cdef txq_t *q = self.q
-        self.checked()
-        q.packets = q.bytes = q.errors = q.refused = q.down = q.full = 0
+        """Has ``counters`` count from here, also while another thread or a worker bursts."""
+        self.zero = self.totals()
 
     def xcounters(self):
         """Extended statistics since the last reset of these: dict of name to int, in the C
         driver's order and with its names, less their ``tx_q<N>_``."""
+        cdef dict zero = self.xzero
+        return since(self.xtotals(), zero)
+
+    cdef dict xtotals(self):
         cdef txq_t *q = self.q
         self.checked()
         return traffic_dict(&q.traffic) | {
@@ -398,11 +404,8 @@ cdef class TxQueueBase:
         }
 
     def reset_xcounters(self):
-        """Sets every counter of ``xcounters`` to zero."""
-        cdef txq_t *q = self.q
-        self.checked()
-        q.tso = q.checksum = q.multiseg = 0
-        memset(&q.traffic, 0, sizeof(traffic_t))
+        """Has ``xcounters`` count from here, as ``reset_counters`` does."""
+        self.xzero = self.xtotals()
 
 
 cdef tuple SIZE_NAMES = (
@@ -410,6 +413,16 @@ cdef tuple SIZE_NAMES = (
     "size_256_to_511_packets", "size_512_to_1023_packets", "size_1024_to_1518_packets",
     "size_above_1518_packets",
 )
+
+
+cdef dict since(dict totals, dict zero):
+    """``totals`` counted from ``zero``, earlier ones or None.
+
+    Counters are their queue's owner's, who adds without a lock: a zero stored by anybody else
+    could be overwritten by the sum in progress.  So a reset only remembers."""
+    if zero is None:
+        return totals
+    return {name: n - zero[name] for name, n in totals.items()}
 
 
 cdef dict traffic_dict(const traffic_t *t):

@@ -145,7 +145,6 @@ cdef void rx_no_buffers(tap_rxq_t *q) noexcept nogil:
     p.revents = 0
     if poll(&p, 1, 0) > 0:
         _compat.counter_add(&q.base.nombuf, 1)
-        _compat.counter_add(&q.base.alloc_failed, 1)
 
 
 cdef inline uint32_t rx_slots(tap_rxq_t *q, mbuf_t **slots, uint32_t reads) noexcept nogil:
