@@ -527,6 +527,7 @@ class NetRtap:
             port=self._port,
             nb_desc=nb_desc,
             vnet_hdr=bool(self._flags & QueueFlag.VNET_HDR),
+            l2=self._mode == "tap",
             ordered=self._sndbuf is not None,
             engine=conf.engine,
             gil=conf.gil,
