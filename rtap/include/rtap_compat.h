@@ -103,10 +103,10 @@ static inline int rtap_cas(uint32_t *p, uint32_t from, uint32_t to)
 	return __atomic_compare_exchange_n(p, &from, to, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 }
 
-/* Position of the highest bit set, from 1; 0 for 0. */
-static inline uint32_t rtap_bit_length(uint32_t v)
+/* Position of the highest bit set, from 0; of a number other than 0. */
+static inline uint32_t rtap_log2(uint32_t v)
 {
-	return v == 0 ? 0 : 32 - (uint32_t)__builtin_clz(v);
+	return 31 ^ (uint32_t)__builtin_clz(v);
 }
 
 /* Statistics have one writer and many readers: plain stores would tear on
