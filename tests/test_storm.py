@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A storm of control operations on two devices while iperf3 runs through them.
 
-They are done through rtap and, behind its back, by ip(8), in a random order that the seed fixes.
-Another thread reads all there is to read meanwhile. After every squall the test puts back what it
-took away (addresses after a move to another namespace, carrier, IFF_UP, promiscuous mode), and the
-same TCP connection has to go on.
+They are done through rtap and, behind its back, by ip(8), in random order: in every other squall
+one after the other, as the seeds have it, so that what came of each can be looked at; in the rest
+both at the same time. Another thread reads all there is to read meanwhile. After every squall the
+test puts back what it took away (addresses after a move to another namespace, carrier, IFF_UP,
+promiscuous mode), and the same TCP connection has to go on.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from rigs import Wire, wire, write_in
@@ -26,9 +27,9 @@ from support import Task, eventually, fds, ip, link, quiet_netns, settle
 from rtap import EthDev, NetNS, RxOffload, TxOffload, Worker
 from rtap.cli.tcp import Iperf3
 
-OPERATIONS = 500
+OPERATIONS = 520
 SQUALLS = 20
-SEED = 3
+GUST = OPERATIONS // SQUALLS  # even: half of it each when two are at work
 #: How long TCP may take to notice that the wire is back: its timer doubles with each loss.
 RESUME_S = 20
 #: A whole squall; far beyond what it takes, so that only a deadlock gets there.
@@ -95,45 +96,45 @@ class Storm:
     """Random operations on both ends of a wire that a worker forwards over."""
 
     def __init__(self, w: Wire, away: NetNS, worker: Worker) -> None:
-        self.random = random.Random(SEED)
         self.worker = worker
+        self.alone = True  # nothing else is done meanwhile, so each operation can be checked
         self.ends = [End(w.a, w.left, away, "10.9.0.1"), End(w.b, w.right, away, "10.9.0.2")]
         self.done: list[str] = []
 
     # -- through rtap
 
-    def own_mtu(self, end: End) -> None:
-        mtu = self.random.choice((576, 1280, 1500, 4000, 9000))
+    def own_mtu(self, end: End, rng: random.Random) -> None:
+        mtu = rng.choice((576, 1280, 1500, 4000, 9000))
         end.dev.mtu = mtu
-        assert end.dev.mtu == mtu
+        assert not self.alone or end.dev.mtu == mtu
 
-    def own_promiscuous(self, end: End) -> None:
+    def own_promiscuous(self, end: End, rng: random.Random) -> None:
         end.dev.promiscuous = not end.dev.promiscuous
 
-    def own_allmulticast(self, end: End) -> None:
+    def own_allmulticast(self, end: End, rng: random.Random) -> None:
         end.dev.allmulticast = not end.dev.allmulticast
 
-    def own_addresses(self, end: End) -> None:
+    def own_addresses(self, end: End, rng: random.Random) -> None:
         end.dev.mac_addr_add("02:00:00:00:00:77")
         end.dev.mc_addr_list = ["01:00:5e:00:00:01"]
         end.dev.mac_addr_remove("02:00:00:00:00:77")
 
-    def own_carrier(self, end: End) -> None:
+    def own_carrier(self, end: End, rng: random.Random) -> None:
         """Down and up again, mostly."""
         end.dev.set_link_down()
-        assert not end.dev.link().link_status
-        if self.random.random() < 0.8:
+        assert not (self.alone and end.dev.link().link_status)
+        if rng.random() < 0.8:
             end.dev.set_link_up()
 
-    def own_stats(self, end: End) -> None:
+    def own_stats(self, end: End, rng: random.Random) -> None:
         stats, xstats = end.dev.stats(), end.dev.xstats()
         assert min(stats.ipackets, stats.imissed, *xstats.values()) >= 0
 
-    def own_resets(self, end: End) -> None:
+    def own_resets(self, end: End, rng: random.Random) -> None:
         end.dev.stats_reset()
         end.dev.xstats_reset()
 
-    def own_restart(self, end: End) -> None:
+    def own_restart(self, end: End, rng: random.Random) -> None:
         """The worker leaves a queue that is stopped, so it is started again as well."""
         end.dev.stop()
         self.worker.stop()
@@ -142,45 +143,54 @@ class Storm:
 
     # -- by others
 
-    def their_mtu(self, end: End) -> None:
-        mtu = self.random.choice((576, 1280, 1500, 4000, 9000))
+    def their_mtu(self, end: End, rng: random.Random) -> None:
+        mtu = rng.choice((576, 1280, 1500, 4000, 9000))
         end.set("mtu", str(mtu))
-        assert end.dev.mtu == mtu
+        assert not self.alone or end.dev.mtu == mtu
 
-    def their_promiscuous(self, end: End) -> None:
-        end.set("promisc", self.random.choice(("on", "off")))
+    def their_promiscuous(self, end: End, rng: random.Random) -> None:
+        end.set("promisc", rng.choice(("on", "off")))
 
-    def their_carrier(self, end: End) -> None:
+    def their_carrier(self, end: End, rng: random.Random) -> None:
         end.set("carrier", "off")
-        if self.random.random() < 0.8:
+        if rng.random() < 0.8:
             end.set("carrier", "on")
 
-    def their_down(self, end: End) -> None:
+    def their_down(self, end: End, rng: random.Random) -> None:
         end.set("down")
-        assert not end.dev.link().link_status
-        if self.random.random() < 0.8:
+        assert not (self.alone and end.dev.link().link_status)
+        if rng.random() < 0.8:
             end.furnish()
 
-    def their_name(self, end: End) -> None:
+    def their_name(self, end: End, rng: random.Random) -> None:
         end.rename()
-        assert end.dev.ifname == end.name
+        assert not self.alone or end.dev.ifname == end.name
 
-    def their_namespace(self, end: End) -> None:
+    def their_namespace(self, end: End, rng: random.Random) -> None:
         end.move()
-        assert end.dev.info().ifname == end.name
+        assert not self.alone or end.dev.info().ifname == end.name
 
-    def their_queue_length(self, end: End) -> None:
-        end.set("txqueuelen", str(self.random.choice((500, 1000, 2000))))
+    def their_queue_length(self, end: End, rng: random.Random) -> None:
+        end.set("txqueuelen", str(rng.choice((500, 1000, 2000))))
 
     # -- all of them
 
-    def squall(self, n: int) -> None:
-        """`n` operations, then everything as it was."""
+    def gust(self, kinds: Sequence[str], n: int, seed: int) -> None:
+        rng = random.Random(seed)
         for _ in range(n):
-            operation = self.random.choice(KINDS)
-            end = self.random.choice(self.ends)
-            self.done.append(f"{operation} {end.name}")
-            getattr(self, operation)(end)
+            kind, end = rng.choice(kinds), rng.choice(self.ends)
+            self.done.append(f"{kind} {end.name}")
+            getattr(self, kind)(end, rng)
+
+    def squall(self, number: int, n: int) -> None:
+        """`n` operations, then everything as it was."""
+        self.alone = number % 2 == 0
+        if self.alone:
+            self.gust(OWN + THEIR, n, number)
+        else:
+            gusts = [Task(self.gust, kinds, n // 2, number) for kinds in (OWN, THEIR)]
+            for task in gusts:
+                task.result(HANG_S)
         for end in self.ends:
             end.mend()
             end.check()
@@ -202,7 +212,8 @@ class Storm:
         return n
 
 
-KINDS = [name for name in vars(Storm) if name.startswith(("own_", "their_"))]
+OWN = [name for name in vars(Storm) if name.startswith("own_")]
+THEIR = [name for name in vars(Storm) if name.startswith("their_")]
 
 
 def within(seconds: float, what: str, fn: Callable[..., object], *args: object) -> None:
@@ -283,12 +294,12 @@ def test_storm(engine: str) -> None:
             over = threading.Event()
             watcher = Task(storm.watch, over)
             try:
-                for _ in range(SQUALLS):
-                    within(HANG_S, "a squall", storm.squall, OPERATIONS // SQUALLS)
+                for number in range(SQUALLS):
+                    within(HANG_S, "a squall", storm.squall, number, GUST)
                     had = received()
                     eventually(
                         lambda had=had: received() > had + (1 << 20),
-                        f"traffic resumes after {storm.done[-OPERATIONS // SQUALLS :]}",
+                        f"traffic resumes after {storm.done[-GUST:]}",
                         RESUME_S,
                     )
             finally:
@@ -296,7 +307,7 @@ def test_storm(engine: str) -> None:
             assert watcher.result() > SQUALLS
             assert (fds(), threading.active_count()) == before
         assert len(storm.done) == OPERATIONS
-        assert {line.split()[0] for line in storm.done} == set(KINDS)
+        assert {line.split()[0] for line in storm.done} == {*OWN, *THEIR}
         with worker:
             assert Iperf3().run(Ends(w), 1, lambda: None) > 0
             w.transfer(1 << 20)

@@ -43,6 +43,9 @@ MAX_MTU = 65521
 
 _ATTEMPTS = 3
 
+#: How often a request follows an interface that is moved again before it gets there.
+MOVES = 5
+
 _T = TypeVar("_T")
 
 
@@ -154,7 +157,8 @@ class Control:
 
     `netns` says where it is; it belongs to the Control from here on, which :meth:`close`\\ s it.
     `relocate` is asked when the index is unknown there: it returns where the interface lives now
-    (a NetNS to own, and the index), or None when it is gone, and the request is tried once more.
+    (a NetNS to own, and the index), or None when it is gone, and the request is tried there.
+    `strayed` is asked first, if given: whether the interface has left a namespace.
 
     Safe from any thread, and inside a running asyncio loop. Failures are OSErrors that say what
     was tried; DeviceGone when there is no such interface any more.
@@ -166,25 +170,37 @@ class Control:
         index: int,
         name: str,
         relocate: Callable[[], tuple[NetNS, int] | None] | None = None,
+        strayed: Callable[[NetNS], bool] | None = None,
     ) -> None:
         self.netns = netns
         self.index = index
         self.name = name
         self._relocate = relocate
+        self._strayed = strayed
 
     def _here(self, operation: str, fn: Callable[[Any], _T]) -> _T:
         return call_in(self.netns.fd, lambda: _request(operation, self.name, fn))
 
     def _do(self, operation: str, fn: Callable[[Any], _T]) -> _T:
-        try:
-            return self._here(operation, fn)
-        except DeviceGone:
-            moved = self._relocate() if self._relocate is not None else None
-            if moved is None:
-                raise
+        for _ in range(MOVES):
+            # Where it no longer is, its index may be somebody else's.
+            if self._strayed is not None and self._strayed(self.netns):
+                self.follow()
+            try:
+                return self._here(operation, fn)
+            except DeviceGone:
+                if not self.follow():
+                    raise
+        return self._here(operation, fn)
+
+    def follow(self) -> bool:
+        """Turn to where the interface is now; False when it is gone."""
+        moved = self._relocate() if self._relocate is not None else None
+        if moved is None:
+            return False
         old, (self.netns, self.index) = self.netns, moved
         old.close()
-        return self._here(operation, fn)
+        return True
 
     def get(self) -> LinkState:
         """The link as it is now. Follows renames: `name` is up to date afterwards."""
@@ -231,5 +247,5 @@ class Control:
 
     def close(self) -> None:
         """Release the namespace descriptor. Idempotent."""
-        self._relocate = None
+        self._relocate = self._strayed = None
         self.netns.close()

@@ -22,7 +22,7 @@ from rtap._mempool import Mempool
 from rtap._ring import RxQueue, TxQueue
 from rtap.control import tun
 from rtap.control.attach import DYING_S, POLL_S, attach_first
-from rtap.control.netlink import MAX_MTU, MIN_MTU, Control, find_link
+from rtap.control.netlink import MAX_MTU, MIN_MTU, MOVES, Control, find_link
 from rtap.control.tun import QueueFlag, TunFeature
 from rtap.devargs import DevArgs
 from rtap.drivers.filter import MAX_GROUPS, MAX_MAC_ADDRS, RxFilter
@@ -159,7 +159,7 @@ class NetRtap:
             link = find_link(ns.fd, iface.name)
             if link is None:
                 raise DeviceGone(errno.ENODEV, f"{iface.name} vanished", iface.name)
-            self._control = Control(ns, link.index, iface.name, self._relocate)
+            self._control = Control(ns, link.index, iface.name, self._relocate, self._strayed)
             if persist:
                 self.set_persist(True)
         except BaseException:
@@ -246,26 +246,45 @@ class NetRtap:
                 self._control.delete()
         self._kept_alive = False
 
-    def _relocate(self) -> tuple[NetNS, int] | None:
-        """Where the interface is now, asked of its descriptor; None when it is gone."""
+    def _netns(self) -> NetNS | None:
+        """Where the interface is, for the caller to close; None when it is gone or will not say."""
         if not self._fds:
             return None
         try:
             fd = tun.device_netns(self._fd, self._name)
-        except OSError:
+        except (DeviceGone, PermissionError):
+            return None
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:  # Linux before 5.2
+                raise
             return None
         try:
-            ns = NetNS.from_fd(fd)
+            return NetNS.from_fd(fd)
         finally:
             os.close(fd)
-        try:
-            link = find_link(ns.fd, self.ifname)
-        except OSError:
-            link = None
-        if link is None:
-            ns.close()
-            return None
-        return ns, link.index
+
+    def _strayed(self, ns: NetNS) -> bool:
+        """Whether the interface has left that namespace."""
+        there = self._netns()
+        if there is None:
+            return False
+        with there:
+            return there.inode != ns.inode
+
+    def _relocate(self) -> tuple[NetNS, int] | None:
+        """Where the interface is now, asked of its descriptor; None when it is gone."""
+        for _ in range(MOVES):
+            ns = self._netns()
+            if ns is None:
+                break
+            try:
+                link = find_link(ns.fd, self.ifname)
+            except OSError:
+                link = None
+            if link is not None:
+                return ns, link.index
+            ns.close()  # it was moved or renamed since it was asked
+        return None
 
     # -- device
 
