@@ -72,6 +72,11 @@ class LinkState:
         return bool(self.flags & IFF_UP)
 
     @property
+    def dropped(self) -> int:
+        """Frames the kernel had for whoever reads and dropped: sending, from its side."""
+        return self.stats.get("tx_dropped", 0)
+
+    @property
     def persist(self) -> bool:
         """A TUN or TAP device that stays when its last descriptor is closed."""
         return bool(self.tun.get("IFLA_TUN_PERSIST", 0))
@@ -179,12 +184,18 @@ class Control:
         try:
             return self._here(operation, fn)
         except DeviceGone:
-            moved = self._relocate() if self._relocate is not None else None
-            if moved is None:
+            if not self.follow():
                 raise
+        return self._here(operation, fn)
+
+    def follow(self) -> bool:
+        """Turn to where the interface is now; False when it is gone."""
+        moved = self._relocate() if self._relocate is not None else None
+        if moved is None:
+            return False
         old, (self.netns, self.index) = self.netns, moved
         old.close()
-        return self._here(operation, fn)
+        return True
 
     def get(self) -> LinkState:
         """The link as it is now. Follows renames: `name` is up to date afterwards."""
