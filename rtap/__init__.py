@@ -21,6 +21,7 @@ from rtap._worker import Worker
 from rtap.errors import DeviceGone, DeviceStateError, PoolEmpty
 from rtap.ethdev import EthDev
 from rtap.ether import MacAddr
+from rtap.events import EthEvent, EventHandle, callback_register
 from rtap.flags import MbufFlag, RxOffload, TxOffload
 from rtap.netns import NetNS
 from rtap.ops import DevInfo, EthConf, Link, Stats
@@ -39,6 +40,8 @@ __all__ = [
     "DeviceStateError",
     "EthConf",
     "EthDev",
+    "EthEvent",
+    "EventHandle",
     "Link",
     "MacAddr",
     "Mbuf",
@@ -52,6 +55,7 @@ __all__ = [
     "TxOffload",
     "Worker",
     "WorkerStats",
+    "callback_register",
     "device",
     "devices",
     "get_include",

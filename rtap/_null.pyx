@@ -11,7 +11,7 @@ from rtap._mbuf cimport check_range
 from rtap._mempool cimport Mempool
 from rtap._pool cimport mbuf_free_bulk, mbuf_reset, mbuf_t, pool_get
 from rtap._queue cimport (
-    QUEUE_CLOSED, RxQueueBase, TxQueueBase, gil_mode, rxq_t, txq_t,
+    QUEUE_CLOSED, RxQueueBase, TxQueueBase, gil_mode, rxq_t, tx_lost, txq_t,
 )
 from rtap._traffic cimport count_frames
 from rtap._uring cimport fork_generation
@@ -33,6 +33,8 @@ cdef uint32_t null_rx(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcep
 
 
 cdef uint32_t null_tx(txq_t *q, mbuf_t **v, uint32_t n, int *error) noexcept nogil:
+    if _compat.load_relaxed(&q.unplugged) != 0:
+        return tx_lost(q, v, n)
     _compat.counter_add(&q.packets, n)
     _compat.counter_add(&q.bytes, count_frames(&q.traffic, v, n, True))
     mbuf_free_bulk(v, n)

@@ -58,11 +58,12 @@ cdef struct txq_t:
     int fd
     uint32_t state
     uint32_t owned
+    uint32_t unplugged          # the link is down: whatever is sent is lost
     uint64_t packets
     uint64_t bytes
-    uint64_t errors             # frames consumed unsent: refused, too_long or down
+    uint64_t errors             # frames consumed unsent: refused or down
     uint64_t refused            # EINVAL and whatever else speaks against one frame
-    uint64_t down               # EIO: the interface was down
+    uint64_t down               # the link or the interface (EIO) was down
     uint64_t tso                # super-frames
     uint64_t checksum           # checksums left to the kernel, or done here for want of a header
     uint64_t multiseg
@@ -116,3 +117,4 @@ cdef class TxQueueBase:
 
 
 cdef int gil_mode(str name) except -1
+cdef uint32_t tx_lost(txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil

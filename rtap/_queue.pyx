@@ -14,7 +14,7 @@ from rtap._burst cimport Burst, burst_make
 from rtap._linux cimport POLLIN, poll, pollfd, usleep
 from rtap._mbuf cimport check_range
 from rtap._mempool cimport Mempool, alloc_one
-from rtap._pool cimport mbuf_free, mbuf_t, thread_number
+from rtap._pool cimport mbuf_free, mbuf_free_bulk, mbuf_t, thread_number
 from rtap._traffic cimport SIZE_BUCKETS, traffic_t
 from rtap._uring cimport fork_generation
 
@@ -279,6 +279,14 @@ cdef bint wait_readable(rxq_t *q, uint64_t deadline) noexcept nogil:
     return False
 
 
+cdef uint32_t tx_lost(txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil:
+    """Consumes a burst for which there is no link."""
+    mbuf_free_bulk(v, n)
+    _compat.counter_add(&q.down, n)
+    _compat.counter_add(&q.errors, n)
+    return n
+
+
 @cython.no_gc_clear
 cdef class TxQueueBase:
     """Transmit side of one queue; see :class:`rtap._ring.TxQueue`."""
@@ -308,6 +316,12 @@ cdef class TxQueueBase:
         self.checked()
         if self.q.state != QUEUE_CLOSED:
             queue_set_state(&self.q.owned, &self.q.state, QUEUE_STOPPED, self.generation, self)
+
+    def set_plugged(self, bint plugged):
+        """Whether the link is up.  While it is not, bursts are taken and lost, and counted in
+        ``down``; takes effect on the next burst, also of a worker."""
+        self.checked()
+        _compat.store(&self.q.unplugged, not plugged)
 
     def tx_burst(self, Burst burst not None):
         """Sends frames from the front of ``burst``; returns how many it took.
@@ -368,7 +382,8 @@ cdef class TxQueueBase:
         """Totals since the start or the last reset, as a dict of name to int.
 
         packets, bytes (frames the kernel took); errors = refused (EINVAL and the like, one frame
-        each) + down (the interface was down, EIO); full (bursts that the kernel cut short)."""
+        each) + down (the link or the interface was down); full (bursts cut short by the
+        kernel)."""
         cdef dict zero = self.zero
         return since(self.totals(), zero)
 

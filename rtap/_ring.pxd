@@ -9,6 +9,11 @@ cdef class RxQueue(RxQueueBase):
     cdef readonly str engine
     cdef readonly str engine_reason
     cdef readonly int max_frame
+    cdef readonly bint scatter
+    cdef list retired           # pools that a burst may still be reading into
+
+    cdef int release_pools(self) except -1
+    cdef int release_retired(self) except -1
 
 
 cdef class TxQueue(TxQueueBase):

@@ -20,7 +20,9 @@ from rtap._mempool cimport Mempool
 from rtap._offload cimport VNET_HDR_LEN
 from rtap._pool cimport pool_t, thread_number
 from rtap._queue cimport QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, TxQueueBase, gil_mode
-from rtap._rx cimport FILTER_MAX, SEGS_MAX, filter_t, rx_syscall, rx_uring, tap_rxq_t
+from rtap._rx cimport (
+    FILTER_MAX, SEGS_MAX, filter_t, room_t, rx_adopt, rx_syscall, rx_uring, tap_rxq_t,
+)
 from rtap._tx cimport tap_txq_t, tx_syscall, tx_uring, tx_checked
 from rtap._uring cimport (
     ENGINE_AUTO, ENGINE_SYSCALL, ENGINE_URING, RING_ENTRIES, fork_generation, uring_costs,
@@ -56,6 +58,20 @@ cdef tuple choose_engine(str engine, int fd):
     return ENGINE_URING, "uring", "asked for"
 
 
+cdef uint32_t segments(pool_t *p, max_frame, bint scatter) except 0:
+    """How many slots of a pool hold the longest frame.  A read that fills its buffer cannot be
+    told from a cut one: one byte is kept spare."""
+    cdef uint32_t longest = check_range("max_frame", max_frame, 14, 1 << 20)
+    cdef uint32_t segs = (longest + p.data_room) // p.data_room
+    if segs > 1 and not scatter:
+        raise ValueError(f"frames of up to {longest} bytes need a data_room of at least "
+                         f"{longest + 1}, the pool's is {p.data_room} (or the SCATTER offload)")
+    if segs > SEGS_MAX:
+        raise ValueError(f"frames of {longest} bytes would take {segs} segments of "
+                         f"{p.data_room} bytes, the most is {SEGS_MAX}")
+    return segs
+
+
 @cython.no_gc_clear
 cdef class RxQueue(RxQueueBase):
     """Receives frames from a TAP or TUN descriptor into the mbufs of ``pool``.
@@ -77,21 +93,11 @@ cdef class RxQueue(RxQueueBase):
                  bint l2=True, str engine="auto", str gil="auto"):
         cdef pool_t *p = pool.alive()
         cdef tap_rxq_t *q
-        cdef uint32_t segs = 1
+        cdef uint32_t segs
         if self.tap != NULL:
             raise RuntimeError("an RxQueue is made once")
         check_range("nb_desc", nb_desc, 1, 32768)
-        check_range("max_frame", max_frame, 14, 1 << 20)
-        if p.data_room <= <uint32_t>max_frame:
-            # A read that fills its buffer cannot be told from a cut one: one byte is kept spare.
-            segs = (<uint32_t>max_frame + p.data_room) // p.data_room
-            if not scatter:
-                raise ValueError(f"frames of up to {max_frame} bytes need a data_room of at least "
-                                 f"{max_frame + 1}, the pool's is {p.data_room} (or the SCATTER "
-                                 "offload)")
-            if segs > SEGS_MAX:
-                raise ValueError(f"frames of {max_frame} bytes would take {segs} segments of "
-                                 f"{p.data_room} bytes, the most is {SEGS_MAX}")
+        segs = segments(p, max_frame, scatter)
         self.gil.mode = gil_mode(gil)
         number, self.engine, self.engine_reason = choose_engine(engine, fd)
         q = <tap_rxq_t *>calloc(1, sizeof(tap_rxq_t))
@@ -117,6 +123,8 @@ cdef class RxQueue(RxQueueBase):
         self.port = port
         self.nb_desc = nb_desc
         self.max_frame = max_frame
+        self.scatter = scatter
+        self.retired = []
         self.generation = fork_generation()
 
     def __dealloc__(self):
@@ -124,7 +132,7 @@ cdef class RxQueue(RxQueueBase):
             if self.tap.base.state != QUEUE_CLOSED:
                 if self.generation == fork_generation():
                     uring_forget_file(self.tap.file_id)
-                self.pool.queues -= 1
+                self.release_pools()
             free(self.tap)
 
     def close(self):
@@ -132,7 +140,52 @@ cdef class RxQueue(RxQueueBase):
         the descriptor.  The counters stay readable."""
         self.checked()
         if close_queue(self, &self.q.state, self.generation, self.tap.file_id):
-            self.pool.queues -= 1
+            self.release_pools()
+
+    cdef int release_pools(self) except -1:
+        self.pool.queues -= 1
+        return self.release_retired()
+
+    cdef int release_retired(self) except -1:
+        cdef Mempool pool
+        for pool in self.retired:
+            pool.queues -= 1
+        self.retired.clear()
+        return 0
+
+    @property
+    def room(self):
+        """Bytes that one read has space for."""
+        cdef room_t *r = &self.tap.room
+        self.checked()
+        if _compat.load(&r.new) != 0:
+            return r.segs * r.pool.data_room
+        return self.tap.segs * self.tap.pool.data_room
+
+    def resize(self, max_frame, Mempool pool=None):
+        """Takes frames of up to ``max_frame`` bytes from the next burst on, also of a worker, into
+        mbufs of another ``pool`` if one is given.  ValueError as for a new queue."""
+        cdef Mempool to = self.pool if pool is None else pool
+        cdef pool_t *p = to.alive()
+        cdef uint32_t segs = segments(p, max_frame, self.scatter)
+        cdef room_t *r = &self.tap.room
+        self.checked()
+        if _compat.load(&self.q.state) == QUEUE_CLOSED:
+            raise DeviceStateError(f"{self!r} is closed")
+        if to is not self.pool:
+            to.queues += 1
+            self.retired.append(self.pool)
+            self.pool = to
+        _compat.lock(&r.lock)
+        r.pool = p
+        r.segs = segs
+        _compat.store(&r.new, 1)
+        _compat.unlock(&r.lock)
+        self.max_frame = max_frame
+        if _compat.cas(&self.q.owned, 0, thread_number()):      # else the next burst does it
+            rx_adopt(self.tap)
+            self.disown()
+            self.release_retired()
 
     def set_filter(self, bint on, *, bint allmulticast=False, addresses=()):
         """Keeps only frames to ``addresses`` (6 bytes each, up to 64), to the broadcast address

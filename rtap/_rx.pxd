@@ -19,8 +19,16 @@ cdef struct filter_t:
     uint8_t addresses[FILTER_MAX][6]
 
 
+cdef struct room_t:
+    uint32_t new                # to be adopted by the next burst
+    uint32_t lock               # of what follows
+    pool_t *pool
+    uint32_t segs
+
+
 cdef struct tap_rxq_t:
     rxq_t base
+    room_t room
     pool_t *pool
     uint64_t file_id
     int engine                  # ENGINE_*
@@ -33,5 +41,6 @@ cdef struct tap_rxq_t:
     filter_t filter
 
 
+cdef void rx_adopt(tap_rxq_t *q) noexcept nogil
 cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil
 cdef uint32_t rx_syscall(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil

@@ -164,6 +164,19 @@ cdef inline void rx_count(tap_rxq_t *q, mbuf_t **out, uint32_t got, uint32_t lim
         _compat.counter_add(&q.base.bytes, count_frames(&q.base.traffic, out, got, q.l2))
 
 
+cdef void rx_adopt(tap_rxq_t *q) noexcept nogil:
+    """Turns to the buffers that ``RxQueue.resize`` has provided; called by the queue's owner."""
+    cdef room_t *room = &q.room
+    if _compat.load_relaxed(&room.new) == 0:
+        return
+    _compat.lock(&room.lock)
+    q.pool = room.pool
+    q.segs = room.segs
+    q.depth = 1
+    _compat.store(&room.new, 0)
+    _compat.unlock(&room.lock)
+
+
 cdef uint32_t rx_batch(tap_rxq_t *q, uring_t *r, mbuf_t **slots, uint32_t n,
                        int32_t *results) noexcept nogil:
     """Runs ``n`` reads; returns how many have a result, from the first on."""
@@ -204,12 +217,14 @@ cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexce
     cdef tap_rxq_t *q = <tap_rxq_t *>base
     cdef mbuf_t *slots[BATCH_SLOTS]
     cdef int32_t results[RING_ENTRIES]
-    cdef uint32_t limit = min(q.entries, <uint32_t>BATCH_SLOTS // q.segs)
-    cdef uint32_t depth = q.depth
-    cdef uint32_t got = 0, asked = 0, reads, took, i
+    cdef uint32_t got = 0, asked = 0, limit, depth, reads, took, i
     cdef bint more = True
     cdef int rc = 0
-    cdef uring_t *r = uring_enter(&rc)
+    cdef uring_t *r
+    rx_adopt(q)
+    limit = min(q.entries, <uint32_t>BATCH_SLOTS // q.segs)
+    depth = q.depth
+    r = uring_enter(&rc)
     if r == NULL:
         if q.engine == ENGINE_AUTO:
             return rx_syscall(base, out, n, error)
@@ -239,11 +254,12 @@ cdef uint32_t rx_syscall(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noex
     cdef mbuf_t *slots[BATCH_SLOTS]
     cdef mbuf_t **at
     cdef iovec iov[SEGS_MAX]
-    cdef uint32_t limit = <uint32_t>BATCH_SLOTS // q.segs
-    cdef uint32_t depth = q.depth
-    cdef uint32_t got = 0, asked = 0, reads, done
+    cdef uint32_t got = 0, asked = 0, limit, depth, reads, done
     cdef bint more = True
     cdef ssize_t rc
+    rx_adopt(q)
+    limit = <uint32_t>BATCH_SLOTS // q.segs
+    depth = q.depth
     while more and asked < n:   # not "got": frames that are dropped must not prolong a burst
         reads = rx_slots(q, slots, min(depth, n - asked, limit))
         if reads == 0:

@@ -23,7 +23,7 @@ from rtap._offload cimport (
     vnet_hdr_from_mbuf,
 )
 from rtap._pool cimport mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_t, pool_t
-from rtap._queue cimport txq_t
+from rtap._queue cimport tx_lost, txq_t
 from rtap._traffic cimport count_frames
 from rtap._uring cimport (
     ENGINE_AUTO, RING_ENTRIES, RING_HEADERS, RING_IOVECS, uring_buffer, uring_enter, uring_file,
@@ -269,6 +269,8 @@ cdef uint32_t tx_checked(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexce
     cdef tap_txq_t *q = <tap_txq_t *>base
     cdef uint32_t kept = 0, seen = 0, sent
     cdef int rc
+    if _compat.load_relaxed(&base.unplugged) != 0:
+        return tx_lost(base, v, n)
     while seen < n:
         rc = 0
         if v[seen].ol_flags & TX_REQUESTS:

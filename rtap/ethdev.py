@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
 from enum import IntFlag
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
@@ -20,32 +19,27 @@ from rtap import registry
 from rtap._burst import Burst
 from rtap._mempool import Mempool
 from rtap.errors import DeviceStateError, PoolEmpty
-from rtap.ether import MacAddr, MacLike
+from rtap.ethdev_control import (
+    ALIVE,
+    CLOSED,
+    CONFIGURED,
+    INHERITED,
+    STARTED,
+    STOPPED,
+    UNCONFIGURED,
+    EthDevControl,
+    checked_count,
+)
+from rtap.events import EthEvent, Port
 from rtap.flags import flag_names
-from rtap.ops import DevInfo, EthConf, EthDevOps, Link, RxQueueOps, Stats, TxQueueOps
+from rtap.ops import EthConf, EthDevOps, RxQueueOps, TxQueueOps
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = ["EthDev"]
 
-UNCONFIGURED = "unconfigured"
-CONFIGURED = "configured"
-STARTED = "started"
-STOPPED = "stopped"
-CLOSED = "closed"
-INHERITED = "inherited"
-
-_ALIVE = (UNCONFIGURED, CONFIGURED, STARTED, STOPPED)
 _QUEUES_THERE = (CONFIGURED, STARTED, STOPPED)
-
-
-def _count(value: int, what: str, low: int, high: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{what} must be an int, got {type(value).__name__}")
-    if not low <= value <= high:
-        raise ValueError(f"{what} must be {low} to {high}, got {value}")
-    return value
 
 
 def _capable(asked: IntFlag, capa: IntFlag, what: str) -> None:
@@ -57,7 +51,7 @@ def _capable(asked: IntFlag, capa: IntFlag, what: str) -> None:
         )
 
 
-class EthDev:
+class EthDev(EthDevControl):
     """A network device: queue pairs that hand frames over in bursts, and its control operations.
 
     Made by :func:`rtap.open`, which returns it started, or by :func:`rtap.probe`, which returns
@@ -76,44 +70,11 @@ class EthDev:
     are closed, so that the interface still goes away when the parent closes it.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_allmulticast",
-        "_app_mac",
-        "_caps",
-        "_conf",
-        "_deferred",
-        "_lock",
-        "_mac_addrs",
-        "_mc_addr_list",
-        "_nb_queues",
-        "_ops",
-        "_pools",
-        "_promiscuous",
-        "_running",
-        "_rx",
-        "_rxq",
-        "_state",
-        "_tx",
-        "_txq",
-        "name",
-        "port_id",
-    )
+    __slots__ = ("__weakref__", "_deferred", "_running", "_rx", "_tx", "port_id")
 
-    #: The device's name in this process, "net_rtap0" for instance (see :func:`rtap.device`).
-    name: str
     #: A small number, unique among this process's open devices; received mbufs carry it as `port`.
     port_id: int
 
-    _state: str
-    _lock: threading.RLock
-    _ops: EthDevOps
-    _caps: DevInfo
-    _conf: EthConf
-    _nb_queues: tuple[int, int]
-    _pools: dict[int, Mempool]
-    _rxq: dict[int, RxQueueOps]
-    _txq: dict[int, TxQueueOps]
     # Bound methods by queue number: what a burst costs in Python is one lookup here. Being dicts,
     # they refuse negative numbers at no cost.
     _rx: dict[int, Callable[[int, float | None], Burst]]
@@ -121,48 +82,38 @@ class EthDev:
     # Numbers of the queues that run, and of those that start() leaves alone, by "rx" and "tx".
     _running: dict[str, set[int]]
     _deferred: dict[str, set[int]]
-    _app_mac: MacAddr | None
-    _promiscuous: bool
-    _allmulticast: bool
-    # By index of the driver's table; 0 is the application's own address as last told.
-    _mac_addrs: dict[int, MacAddr]
-    _mc_addr_list: tuple[MacAddr, ...]
 
     def __init__(self) -> None:
         raise TypeError("devices are made by rtap.open() or rtap.probe()")
 
     @classmethod
     def _create(
-        cls, name: str, make_ops: Callable[[int], EthDevOps], numbered: bool = False
+        cls, name: str, make_ops: Callable[[Port], EthDevOps], numbered: bool = False
     ) -> EthDev:
-        """A new device over the ops table that `make_ops` returns for its port number.
+        """A new device over the ops table that `make_ops` returns for its port.
 
         With `numbered`, `name` is a prefix that gets the lowest free number.
         """
         self = cls.__new__(cls)
         self._state = CLOSED
-        self._lock = threading.RLock()
-        self._conf = EthConf()
-        self._nb_queues = (0, 0)
-        self._pools = {}
-        self._rxq, self._txq = {}, {}
+        port = Port(self)
+        self._init_control(port)
         self._rx, self._tx = {}, {}
         self._running = {"rx": set(), "tx": set()}
         self._deferred = {"rx": set(), "tx": set()}
-        self._app_mac = None
-        self._promiscuous, self._allmulticast = True, False
-        self._mac_addrs = {}
-        self._mc_addr_list = ()
         if numbered:
             self.name, self.port_id = registry.reserve_numbered(name)
         else:
             self.name, self.port_id = name, registry.reserve(name)
+        port.id = self.port_id
         try:
-            self._ops = make_ops(self.port_id)
-            self._state = UNCONFIGURED
-            self._caps = self._ops.dev_infos_get()
-            self._tell_app_mac(self.app_mac)
-            registry.publish(self.name, self)
+            with self._lock:
+                self._ops = make_ops(port)
+                self._state = UNCONFIGURED
+                self._caps = self._ops.dev_infos_get()
+                self._tell_app_mac(self.app_mac)
+                registry.publish(self.name, self)
+                port.event(EthEvent.NEW)
         except BaseException:
             if self._state == UNCONFIGURED:
                 self.close()
@@ -171,26 +122,6 @@ class EthDev:
         return self
 
     # -- states
-
-    def _check(self, operation: str, *states: str) -> None:
-        state = self._state
-        if state in (states or _ALIVE):
-            return
-        if state == CLOSED:
-            raise DeviceStateError(f"{operation}: device {self.name} is closed")
-        if state == INHERITED:
-            raise DeviceStateError(
-                f"{operation}: device {self.name} was opened before fork() by the parent process "
-                "and cannot be used in this one"
-            )
-        raise DeviceStateError(
-            f"{operation}: device {self.name} is {state}, expected {' or '.join(states)}"
-        )
-
-    @property
-    def state(self) -> str:
-        """One of "unconfigured", "configured", "started", "stopped", "closed", "inherited"."""
-        return self._state
 
     def configure(
         self, nb_rx_queues: int = 1, nb_tx_queues: int = 1, conf: EthConf | None = None
@@ -206,12 +137,12 @@ class EthDev:
         with self._lock:
             self._check("configure", UNCONFIGURED, CONFIGURED, STOPPED)
             info = self._caps
-            _count(nb_rx_queues, "nb_rx_queues", 1, info.max_rx_queues)
-            _count(nb_tx_queues, "nb_tx_queues", 1, info.max_tx_queues)
+            checked_count(nb_rx_queues, "nb_rx_queues", 1, info.max_rx_queues)
+            checked_count(nb_tx_queues, "nb_tx_queues", 1, info.max_tx_queues)
             _capable(conf.rx_offloads, info.rx_offload_capa, "rx_offloads")
             _capable(conf.tx_offloads, info.tx_offload_capa, "tx_offloads")
             if conf.mtu is not None:
-                _count(conf.mtu, "mtu", info.min_mtu, info.max_mtu)
+                checked_count(conf.mtu, "mtu", info.min_mtu, info.max_mtu)
             try:
                 self._ops.dev_configure(nb_rx_queues, nb_tx_queues, conf)
             except (ValueError, TypeError):
@@ -227,14 +158,12 @@ class EthDev:
         self._nb_queues = (nb_rx, nb_tx)
         self._rxq, self._txq = {}, {}
         self._rx, self._tx = {}, {}
-        self._pools = {}
         self._running = {"rx": set(), "tx": set()}
         self._deferred = {"rx": set(), "tx": set()}
 
     def _drop_rx(self, q: int) -> None:
         if self._rxq.pop(q, None) is not None:
             self._rx.pop(q, None)
-            self._pools.pop(q, None)
             self._ops.rx_queue_release(q)
 
     def _drop_tx(self, q: int) -> None:
@@ -256,17 +185,16 @@ class EthDev:
         """
         with self._lock:
             self._check("rx_queue_setup", *_QUEUES_THERE)
-            _count(queue, "queue", 0, self._nb_queues[0] - 1)
+            checked_count(queue, "queue", 0, self._nb_queues[0] - 1)
             self._not_running("rx", queue, "rx_queue_setup")
             limits = self._caps.rx_desc_lim
-            _count(nb_desc, "nb_desc", limits.nb_min, limits.nb_max)
+            checked_count(nb_desc, "nb_desc", limits.nb_min, limits.nb_max)
             if not isinstance(pool, Mempool):
                 raise TypeError(f"pool must be a Mempool, got {type(pool).__name__}")
             self._drop_rx(queue)
             rxq = self._ops.rx_queue_setup(queue, nb_desc, pool, bool(deferred_start))
             self._rxq[queue] = rxq
             self._rx[queue] = rxq.rx_burst
-            self._pools[queue] = pool
             self._defer("rx", queue, deferred_start)
 
     def tx_queue_setup(self, queue: int, nb_desc: int, *, deferred_start: bool = False) -> None:
@@ -276,10 +204,10 @@ class EthDev:
         """
         with self._lock:
             self._check("tx_queue_setup", *_QUEUES_THERE)
-            _count(queue, "queue", 0, self._nb_queues[1] - 1)
+            checked_count(queue, "queue", 0, self._nb_queues[1] - 1)
             self._not_running("tx", queue, "tx_queue_setup")
             limits = self._caps.tx_desc_lim
-            _count(nb_desc, "nb_desc", limits.nb_min, limits.nb_max)
+            checked_count(nb_desc, "nb_desc", limits.nb_min, limits.nb_max)
             self._drop_tx(queue)
             txq = self._ops.tx_queue_setup(queue, nb_desc, bool(deferred_start))
             self._txq[queue] = txq
@@ -313,6 +241,7 @@ class EthDev:
             if queue not in self._running["rx"]:
                 self._ops.rx_queue_start(queue)
                 self._running["rx"].add(queue)
+                self._port.event(EthEvent.QUEUE_STATE, ("rx", queue, True))
 
     def rx_queue_stop(self, queue: int) -> None:
         """Stop one receive queue while the others run. No effect when it is stopped already.
@@ -326,6 +255,7 @@ class EthDev:
             if queue in self._running["rx"]:
                 self._running["rx"].discard(queue)
                 self._ops.rx_queue_stop(queue)
+                self._port.event(EthEvent.QUEUE_STATE, ("rx", queue, False))
 
     def tx_queue_start(self, queue: int) -> None:
         """Let one queue of a started device send. No effect when it does already."""
@@ -334,6 +264,7 @@ class EthDev:
             if queue not in self._running["tx"]:
                 self._ops.tx_queue_start(queue)
                 self._running["tx"].add(queue)
+                self._port.event(EthEvent.QUEUE_STATE, ("tx", queue, True))
 
     def tx_queue_stop(self, queue: int) -> None:
         """Stop one transmit queue while the others run. No effect when it is stopped already."""
@@ -342,6 +273,7 @@ class EthDev:
             if queue in self._running["tx"]:
                 self._running["tx"].discard(queue)
                 self._ops.tx_queue_stop(queue)
+                self._port.event(EthEvent.QUEUE_STATE, ("tx", queue, False))
 
     def _defer(self, kind: str, queue: int, deferred: bool) -> None:
         (self._deferred[kind].add if deferred else self._deferred[kind].discard)(queue)
@@ -355,6 +287,9 @@ class EthDev:
 
     def start(self) -> None:
         """Bring the link up and let bursts begin. What was queued before is thrown away.
+
+        An interface that was deleted is made anew, with its name, MTU and address; its IP
+        addresses and routes are for whoever gave them to give again.
 
         All queues must be set up; those with a deferred start stay stopped. No effect when started
         already.
@@ -373,7 +308,6 @@ class EthDev:
                         f"start: device {self.name} needs {what}_queue_setup for queue "
                         f"{', '.join(missing)}"
                     )
-            self._tell_app_mac(self.app_mac)
             self._ops.dev_start()
             self._state = STARTED
             self._running = {
@@ -404,15 +338,16 @@ class EthDev:
                 return
             self._state = CLOSED
             self._rx, self._tx = {}, {}
-            self._rxq, self._txq = {}, {}
+            self._txq = {}
             try:
                 self._ops.dev_close()
             finally:
                 registry.release(self.name, self.port_id)
+                self._port.end()
 
     def _forked(self) -> None:
         """In a forked child; see the class. No lock: its holder may not exist here."""
-        self._lock = threading.RLock()
+        self._lock = self._port.lock = threading.RLock()
         if self._state not in (CLOSED, INHERITED):
             self._state = INHERITED
             self._rx, self._tx = {}, {}
@@ -471,7 +406,7 @@ class EthDev:
         while True:
             for mbuf in self.rx_burst(queue, 1, timeout):
                 return bytes(mbuf)
-            if self._pools[queue].available == 0:
+            if self._rxq[queue].pool.available == 0:
                 raise PoolEmpty(f"recv: no free mbuf in the pool of device {self.name}")
             if timeout is not None:
                 return b""
@@ -488,9 +423,13 @@ class EthDev:
 
     @property
     def pool(self) -> Mempool:
-        """The mempool of the first receive queue. Stays readable after :meth:`close`."""
-        if self._pools:
-            return self._pools[min(self._pools)]
+        """The mempool of the first receive queue. Stays readable after :meth:`close`.
+
+        A device that :func:`rtap.open` made a pool for gets another, with larger buffers, when its
+        MTU outgrows them.
+        """
+        if self._rxq:
+            return self._rxq[min(self._rxq)].pool
         self._check("pool", CONFIGURED, STARTED, STOPPED)
         raise DeviceStateError(f"pool: device {self.name} needs rx_queue_setup for queue 0")
 
@@ -542,240 +481,6 @@ class EthDev:
             self._there("rx_queue_intr_disable", "rx", queue, *_QUEUES_THERE)
             self._ops.rx_queue_intr_disable(queue)
 
-    # -- control
-
-    @property
-    def ifname(self) -> str:
-        """The kernel interface's present name; empty where the device has none."""
-        with self._lock:
-            self._check("ifname")
-            return self._ops.ifname
-
-    def info(self) -> DevInfo:
-        """Names, limits, capabilities, and what is in use."""
-        with self._lock:
-            self._check("info")
-            info = self._ops.dev_infos_get()
-            queues: list[RxQueueOps | TxQueueOps] = [*self._rxq.values(), *self._txq.values()]
-            return replace(
-                info,
-                name=self.name,
-                state=self._state,
-                nb_rx_queues=self._nb_queues[0],
-                nb_tx_queues=self._nb_queues[1],
-                engine=queues[0].engine if queues else self._conf.engine,
-                engine_reason=queues[0].engine_reason if queues else "",
-            )
-
-    def link(self) -> Link:
-        """Whether the link is up (interface up and carrier there), asked of the kernel now."""
-        with self._lock:
-            self._check("link")
-            return self._ops.link_update()
-
-    def set_link_up(self) -> None:
-        """Plug the cable in: carrier on."""
-        with self._lock:
-            self._check("set_link_up")
-            self._ops.dev_set_link_up()
-
-    def set_link_down(self) -> None:
-        """Pull the cable: carrier off. Addresses and routes of the interface stay."""
-        with self._lock:
-            self._check("set_link_down")
-            self._ops.dev_set_link_down()
-
-    @property
-    def mac(self) -> MacAddr:
-        """The kernel interface's Ethernet address; all zero where it has none. Assignable."""
-        with self._lock:
-            self._check("mac")
-            return self._ops.mac_addr_get()
-
-    @mac.setter
-    def mac(self, value: MacLike) -> None:
-        mac = MacAddr(value)
-        if mac.is_multicast or not any(mac.packed):
-            raise ValueError(f"mac must be a unicast address, got {mac}")
-        with self._lock:
-            self._check("mac")
-            self._ops.mac_addr_set(mac)
-            self._tell_app_mac(self.app_mac)
-
-    @property
-    def app_mac(self) -> MacAddr:
-        """The address for the application's own frames: the other end of the wire from `mac`.
-
-        Derived from `mac`, and different from it, until one is assigned. The kernel sends no
-        frames to its own address, and finds a duplicate when both ends use one.
-        """
-        with self._lock:
-            self._check("app_mac")
-            if self._app_mac is not None:
-                return self._app_mac
-            mac = self._ops.mac_addr_get()
-            mac = mac.peer() if any(mac.packed) else mac
-            # The interface's address may have been changed by somebody else.
-            self._tell_app_mac(mac)
-            return mac
-
-    @app_mac.setter
-    def app_mac(self, value: MacLike) -> None:
-        mac = MacAddr(value)
-        if mac.is_multicast or not any(mac.packed):
-            raise ValueError(f"app_mac must be a unicast address, got {mac}")
-        with self._lock:
-            self._check("app_mac")
-            self._app_mac = mac
-            self._tell_app_mac(mac)
-
-    def _tell_app_mac(self, mac: MacAddr) -> None:
-        if self._mac_addrs.get(0) != mac and any(mac.packed):
-            self._ops.mac_addr_add(mac, 0)
-            self._mac_addrs[0] = mac
-
-    @property
-    def promiscuous(self) -> bool:
-        """Whether frames to anybody are received. Assignable; True in the beginning.
-
-        When False, unicast frames are received only if they are for `app_mac` or an address added
-        with :meth:`mac_addr_add`, multicast frames only if subscribed to or `allmulticast` is on,
-        broadcasts always. What is left out counts in xstats as ``filtered_unicast_packets`` and
-        ``filtered_multicast_packets``. ValueError for a TUN device, whose packets have no Ethernet
-        addresses.
-        """
-        self._check("promiscuous")
-        return self._promiscuous
-
-    @promiscuous.setter
-    def promiscuous(self, on: bool) -> None:
-        with self._lock:
-            self._check("promiscuous")
-            if not on:
-                self._tell_app_mac(self.app_mac)
-            (self._ops.promiscuous_enable if on else self._ops.promiscuous_disable)()
-            self._promiscuous = bool(on)
-
-    @property
-    def allmulticast(self) -> bool:
-        """Whether frames to any group are received while not promiscuous. Assignable."""
-        self._check("allmulticast")
-        return self._allmulticast
-
-    @allmulticast.setter
-    def allmulticast(self, on: bool) -> None:
-        with self._lock:
-            self._check("allmulticast")
-            (self._ops.allmulticast_enable if on else self._ops.allmulticast_disable)()
-            self._allmulticast = bool(on)
-
-    @property
-    def mac_addrs(self) -> tuple[MacAddr, ...]:
-        """The unicast addresses received while not promiscuous: `app_mac`, then those added."""
-        with self._lock:
-            self._check("mac_addrs")
-            self._tell_app_mac(self.app_mac)
-            return tuple(mac for _, mac in sorted(self._mac_addrs.items()))
-
-    def mac_addr_add(self, mac: MacLike) -> None:
-        """Receive frames to `mac` too. No effect when it is among `mac_addrs` already.
-
-        ValueError for a group address and when the device's table is full
-        (``info().max_mac_addrs``, `app_mac` included).
-        """
-        mac = MacAddr(mac)
-        if mac.is_multicast or not any(mac.packed):
-            raise ValueError(f"mac_addr_add takes a unicast address, got {mac}")
-        with self._lock:
-            self._check("mac_addr_add")
-            if mac in self._mac_addrs.values():
-                return
-            free = (i for i in range(1, self._caps.max_mac_addrs) if i not in self._mac_addrs)
-            index = next(free, None)
-            if index is None:
-                raise ValueError(
-                    f"mac_addr_add: device {self.name} has room for {self._caps.max_mac_addrs} "
-                    "addresses, all are taken"
-                )
-            self._ops.mac_addr_add(mac, index)
-            self._mac_addrs[index] = mac
-
-    def mac_addr_remove(self, mac: MacLike) -> None:
-        """Undo :meth:`mac_addr_add`. ValueError for `app_mac` and for what was not added."""
-        mac = MacAddr(mac)
-        with self._lock:
-            self._check("mac_addr_remove")
-            for index, other in self._mac_addrs.items():
-                if index != 0 and other == mac:
-                    self._ops.mac_addr_remove(index)
-                    del self._mac_addrs[index]
-                    return
-            raise ValueError(f"mac_addr_remove: {mac} was not added to device {self.name}")
-
-    @property
-    def mc_addr_list(self) -> tuple[MacAddr, ...]:
-        """The groups subscribed to. Assigning any iterable of group addresses replaces all."""
-        self._check("mc_addr_list")
-        return self._mc_addr_list
-
-    @mc_addr_list.setter
-    def mc_addr_list(self, groups: Iterable[MacLike]) -> None:
-        wanted = tuple(dict.fromkeys(MacAddr(group) for group in groups))
-        for mac in wanted:
-            if not mac.is_multicast:
-                raise ValueError(f"mc_addr_list takes group addresses, got {mac}")
-        with self._lock:
-            self._check("mc_addr_list")
-            self._ops.set_mc_addr_list(wanted)
-            self._mc_addr_list = wanted
-
-    @property
-    def mtu(self) -> int:
-        """Bytes of the longest IP packet. Assignable; ValueError when the buffers are too small."""
-        with self._lock:
-            self._check("mtu")
-            return self._ops.mtu_get()
-
-    @mtu.setter
-    def mtu(self, value: int) -> None:
-        with self._lock:
-            self._check("mtu")
-            self._ops.mtu_set(_count(value, "mtu", self._caps.min_mtu, self._caps.max_mtu))
-
-    def stats(self) -> Stats:
-        """The counters since the last :meth:`stats_reset`. Stopping does not clear them."""
-        with self._lock:
-            self._check("stats")
-            return self._ops.stats_get()
-
-    def stats_reset(self) -> None:
-        """Set the counters of :meth:`stats` to zero, and only those."""
-        with self._lock:
-            self._check("stats_reset")
-            self._ops.stats_reset()
-
-    def xstats(self) -> dict[str, int]:
-        """The extended statistics since the last :meth:`xstats_reset`, by name.
-
-        ``rx_q0_size_64_packets`` and so on for each queue that is set up; stopping does not clear
-        them.
-        """
-        with self._lock:
-            self._check("xstats")
-            return self._ops.xstats_get()
-
-    def xstats_names(self) -> list[str]:
-        """The names of :meth:`xstats`, in its order."""
-        with self._lock:
-            self._check("xstats_names")
-            return self._ops.xstats_get_names()
-
-    def xstats_reset(self) -> None:
-        """Set the extended statistics to zero, and only those."""
-        with self._lock:
-            self._check("xstats_reset")
-            self._ops.xstats_reset()
-
     # -- Python
 
     def __enter__(self) -> EthDev:
@@ -791,13 +496,13 @@ class EthDev:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_state", CLOSED) in _ALIVE:
+        if getattr(self, "_state", CLOSED) in ALIVE:
             warnings.warn(f"unclosed device {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()
 
     def __repr__(self) -> str:
         text = f"<rtap.EthDev {self.name}"
-        if self._state in _ALIVE:
+        if self._state in ALIVE:
             try:
                 ifname = self._ops.ifname
             except OSError:

@@ -5,17 +5,11 @@ from __future__ import annotations
 
 from rtap._mempool import Mempool
 from rtap.control import tun
-from rtap.drivers.net_rtap import (
-    DEFAULT_IFNAME,
-    DEFAULT_NB_DESC,
-    DRIVER,
-    NetRtap,
-    needs_header,
-    rx_room,
-    tun_features,
-)
+from rtap.drivers.net_rtap import DEFAULT_IFNAME, DEFAULT_NB_DESC, DRIVER, NetRtap
+from rtap.drivers.offloads import needs_header, rx_room, tun_features
 from rtap.ethdev import EthDev
 from rtap.ether import MacAddr, MacLike
+from rtap.events import Port
 from rtap.flags import RxOffload, TxOffload
 from rtap.netns import NetNSLike
 from rtap.ops import EthConf, as_flags
@@ -80,7 +74,8 @@ def open(  # noqa: A001 - rtap.open() reads like io.open()
     mode
         "tap" for Ethernet frames, "tun" for IP packets.
     nb_mbufs, data_room
-        Size of the pool; by default what the MTU, the offloads and the queues call for.
+        Size of the pool; by default what the MTU, the offloads and the queues call for. Without
+        `data_room` the pool is replaced when the MTU outgrows its buffers.
     engine
         "uring", "syscall", or "auto", the first that works here (``info().engine_reason``).
     gil
@@ -113,7 +108,7 @@ def open(  # noqa: A001 - rtap.open() reads like io.open()
 
     made: list[NetRtap] = []
 
-    def make(port: int) -> NetRtap:
+    def make(port: Port) -> NetRtap:
         made.append(
             NetRtap(
                 port, ifname, mode=mode, netns=netns, sndbuf=sndbuf, vnet_hdr=needs_header(conf)
@@ -126,11 +121,17 @@ def open(  # noqa: A001 - rtap.open() reads like io.open()
         dev.configure(queues, queues, conf)
         if address is not None:
             dev.mac = address
-        if data_room is None:
-            data_room = _data_room(dev.mtu, conf.rx_offloads, mode)
-        if nb_mbufs is None:
-            nb_mbufs = _pool_size(data_room, queues)
-        pool = Mempool(nb_mbufs, data_room, name=dev.name)
+
+        name = dev.name
+
+        def new_pool(room: int) -> Mempool:  # refers to no device: the driver keeps it
+            n = _pool_size(room, queues) if nb_mbufs is None else nb_mbufs
+            return Mempool(n, room, name=name)
+
+        if data_room is None and not conf.rx_offloads & RxOffload.SCATTER:
+            made[0].new_pool = new_pool
+        room = _data_room(dev.mtu, conf.rx_offloads, mode) if data_room is None else data_room
+        pool = new_pool(room)
         for q in range(queues):
             dev.rx_queue_setup(q, nb_desc, pool)
             dev.tx_queue_setup(q, nb_desc)

@@ -18,12 +18,13 @@ from rtap.devargs import DevArgs, parse_devargs
 
 if TYPE_CHECKING:
     from rtap.ethdev import EthDev
+    from rtap.events import Port
     from rtap.ops import EthDevOps
 
 __all__ = ["device", "devices", "probe", "register_driver"]
 
-#: Makes the ops table of a new device from its arguments, all of which it takes, and port number.
-ProbeFn = Callable[[DevArgs, int], "EthDevOps"]
+#: Makes the ops table of a new device from its arguments, all of which it takes, and its port.
+ProbeFn = Callable[[DevArgs, "Port"], "EthDevOps"]
 
 _drivers: dict[str, tuple[str, ProbeFn]] = {}
 _devices: dict[str, weakref.ref[EthDev] | None] = {}

@@ -23,6 +23,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -399,6 +400,16 @@ def python(
         check=False,
         **child_place(),
     )
+
+
+def with_open_tun(directory: Path, *command: str) -> list[str]:
+    """`command` where ``/dev/net/tun`` is for everybody (mode 0666), as distributions have it: a
+    mount namespace of its own with a device node from `directory`."""
+    script = (
+        'node="$1"; shift; mknod -m 666 "$node" c 10 200 && mount --bind "$node" /dev/net/tun'
+        ' && exec "$@"'
+    )
+    return ["unshare", "--mount", "sh", "-ec", script, "sh", str(directory / "tun"), *command]
 
 
 def child_environment() -> dict[str, str]:

@@ -34,6 +34,7 @@ from rtap import (
     registry,
 )
 from rtap.devargs import DevArgs
+from rtap.events import Port
 from rtap.ops import DescLim, EthDevOps
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class FakeOps:
 
     ifname = "fake0"
 
-    def __init__(self, args: DevArgs, port: int) -> None:
+    def __init__(self, args: DevArgs, port: Port) -> None:
         args.finish(())
         self.port = port
         self.calls: list[str] = []
@@ -1007,9 +1008,8 @@ def test_data_room_names_what_it_has_to_be(
 
 
 def test_mtu_that_the_buffers_cannot_take(netns: NetNS, engine: str) -> None:
-    with rtap.open("t0", netns=netns, engine=engine, queues=2) as dev:
-        assert dev.pool.data_room == 2048
-        with pytest.raises(ValueError, match=r"MTU of 9000 needs .* of 9023 bytes.*has 2048"):
+    with rtap.open("t0", netns=netns, engine=engine, queues=2, data_room=2048) as dev:
+        with pytest.raises(ValueError, match=r"MTU of 9000 needs .* at least 9023, .* is 2048"):
             dev.mtu = 9000
         assert dev.mtu == link(netns, "t0")["mtu"] == 1500
         dev.mtu = 2048 - 22 - 1

@@ -13,13 +13,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rigs import wrong_checksums
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import IPv6
-from support import child_environment, eventually, fds, ip, link, links
+from support import child_environment, eventually, fds, ip, link, links, with_open_tun
 
 import rtap
 from rtap import DeviceGone, NetNS
@@ -344,7 +345,7 @@ def test_namespace_of_the_interface(netns: NetNS, netns2: NetNS, descriptors: De
             os.close(there)
 
 
-def test_attaching_without_rights(netns: NetNS) -> None:
+def test_attaching_without_rights(netns: NetNS, tmp_path: Path) -> None:
     ip(netns, *f"tuntap add mode tap mine multi_queue user {NOBODY}".split())
     ip(netns, *f"tuntap add mode tap theirs multi_queue user {NOBODY - 1}".split())
     code = f"""
@@ -362,7 +363,10 @@ for name in ("theirs", "new0"):
         raise SystemExit(f"{{name}} could be had")
 """
     done = netns.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=child_environment()
+        with_open_tun(tmp_path, sys.executable, "-c", code),
+        capture_output=True,
+        text=True,
+        env=child_environment(),
     )
     assert done.returncode == 0, done.stderr
 

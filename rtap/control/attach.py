@@ -20,14 +20,18 @@ DYING_S = 1.0
 POLL_S = 0.002
 
 
-def attach_first(ns: NetNS, name: str, mode: str, vnet_hdr: bool) -> tuple[int, TunIface]:
+def attach_first(
+    ns: NetNS, name: str, mode: str, vnet_hdr: bool, fd: int | None = None
+) -> tuple[int, TunIface]:
     """The first descriptor of interface `name`, which is made, or taken over if it persists.
+
+    A new descriptor, or `fd`, whose own interface was deleted.
 
     Never joins an interface that lives by somebody else's descriptor: the kernel would let us,
     and half of that process's frames would be ours. It is waited for, as it may be dying.
     """
     deadline = time.monotonic() + DYING_S
-    attach = partial(tun.open_queue, name, mode, vnet_hdr=vnet_hdr)
+    attach = partial(tun.open_queue, name, mode, vnet_hdr=vnet_hdr, fd=fd)
     while True:
         try:
             return call_in(ns.fd, partial(attach, exclusive=True))

@@ -75,6 +75,11 @@ class LinkState:
         return bool(self.flags & IFF_UP)
 
     @property
+    def dropped(self) -> int:
+        """Frames the kernel had for whoever reads and dropped: sending, from its side."""
+        return self.stats.get("tx_dropped", 0)
+
+    @property
     def persist(self) -> bool:
         """A TUN or TAP device that stays when its last descriptor is closed."""
         return bool(self.tun.get("IFLA_TUN_PERSIST", 0))

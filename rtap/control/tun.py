@@ -230,8 +230,11 @@ def open_queue(
     vnet_hdr: bool = True,
     napi: bool = False,
     exclusive: bool = False,
+    fd: int | None = None,
 ) -> tuple[int, TunIface]:
     """A new queue descriptor on interface `name`, which is made where it does not exist.
+
+    Or `fd`, whose own interface was deleted, back on one.
 
     `name` may hold one ``%d``. Frames carry no protocol information prefix, and with `vnet_hdr`
     a little-endian virtio-net header of 10 bytes where the interface can still be given one:
@@ -254,16 +257,17 @@ def open_queue(
         flags |= QueueFlag.NAPI
     if exclusive:
         flags |= QueueFlag.TUN_EXCL
-    fd = open_control()
+    queue = open_control() if fd is None else fd
     try:
-        iface = attach_queue(fd, name, flags)
+        iface = attach_queue(queue, name, flags)
         if iface.flags & QueueFlag.VNET_HDR:
-            _set_int(fd, TUNSETVNETHDRSZ, VNET_HDR_LEN, "TUNSETVNETHDRSZ", name)
-            _set_int(fd, TUNSETVNETLE, 1, "TUNSETVNETLE", name)
+            _set_int(queue, TUNSETVNETHDRSZ, VNET_HDR_LEN, "TUNSETVNETHDRSZ", name)
+            _set_int(queue, TUNSETVNETLE, 1, "TUNSETVNETLE", name)
     except BaseException:
-        os.close(fd)
+        if fd is None:
+            os.close(queue)
         raise
-    return fd, iface
+    return queue, iface
 
 
 def get_iface(fd: int, ifname: str = "") -> TunIface:

@@ -17,6 +17,7 @@ from rtap._null import NullRxQueue, NullTxQueue
 from rtap.devargs import DevArgs
 from rtap.drivers.filter import MAX_MAC_ADDRS
 from rtap.ether import MacAddr
+from rtap.events import EthEvent, Port
 from rtap.ops import DescLim, DevInfo, EthConf, Link, Stats
 from rtap.registry import register_driver
 from rtap.stats import queue_stats, queue_xstats
@@ -33,12 +34,12 @@ class NetNull:
 
     ifname = ""
 
-    def __init__(self, port: int, name: str, size: int = 64) -> None:
+    def __init__(self, port: Port, name: str, size: int = 64) -> None:
         self._port = port
         self._name = name
         self._size = size
         self._conf = EthConf()
-        self._mac = MacAddr(bytes((2, 0, 0, 0, port >> 8 & 0xFF, port & 0xFF)))
+        self._mac = MacAddr(bytes((2, 0, 0, 0, port.id >> 8 & 0xFF, port.id & 0xFF)))
         self._mtu = 1500
         self._up = False
         self._nb_queues = (0, 0)
@@ -77,10 +78,17 @@ class NetNull:
         for queue in self._queues():
             if queue not in self._deferred:
                 queue.start()
-        self._up = True
+        self._set_link(True)
+
+    def _set_link(self, up: bool) -> None:
+        for txq in self._txq.values():
+            txq.set_plugged(up)
+        if up != self._up:
+            self._up = up
+            self._port.event(EthEvent.INTR_LSC, self.link_update())
 
     def dev_stop(self) -> None:
-        self._up = False
+        self._set_link(False)
         for queue in self._queues():
             queue.stop()
 
@@ -102,7 +110,7 @@ class NetNull:
             name=self._name,
             size=self._size,
             queue_id=queue_id,
-            port=self._port,
+            port=self._port.id,
             nb_desc=nb_desc,
             gil=self._conf.gil,
         )
@@ -142,10 +150,11 @@ class NetNull:
         txq = NullTxQueue(
             name=self._name,
             queue_id=queue_id,
-            port=self._port,
+            port=self._port.id,
             nb_desc=nb_desc,
             gil=self._conf.gil,
         )
+        txq.set_plugged(self._up)
         self._txq[queue_id] = txq
         if deferred_start:
             self._deferred.add(txq)
@@ -166,22 +175,24 @@ class NetNull:
         return Link(link_status=self._up)
 
     def dev_set_link_up(self) -> None:
-        self._up = True
+        self._set_link(True)
 
     def dev_set_link_down(self) -> None:
-        self._up = False
+        self._set_link(False)
 
     def mac_addr_get(self) -> MacAddr:
         return self._mac
 
     def mac_addr_set(self, mac: MacAddr) -> None:
         self._mac = mac
+        self._port.event(EthEvent.MAC, mac)
 
     def mtu_get(self) -> int:
         return self._mtu
 
     def mtu_set(self, mtu: int) -> None:
         self._mtu = mtu
+        self._port.event(EthEvent.MTU, mtu)
 
     # Frames without addresses are for whoever asks, whatever is set here.
 
@@ -224,7 +235,7 @@ class NetNull:
             queue.reset_xcounters()
 
 
-def _probe(args: DevArgs, port: int) -> NetNull:
+def _probe(args: DevArgs, port: Port) -> NetNull:
     size = args.take_int("size", 64, MIN_SIZE, MAX_SIZE)
     args.finish(("size=BYTES",))
     return NetNull(port, args.name, size)

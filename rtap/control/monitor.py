@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Hearing that somebody changed an interface (``rtnetlink(7)``, RTNLGRP_LINK).
+
+One thread, "rtap-netlink", listens for all devices of the process, with one socket for each network
+namespace they are in; both exist while something is watched. What it passes on is a hint and no
+more: look at that interface. Whoever gets one asks the kernel what is so now, which makes lost,
+late, merged and repeated notifications all alike, and an overrun (ENOBUFS) a hint for everybody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import select
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from rtap.netns import call_in
+
+__all__ = ["Watch", "watch"]
+
+log = logging.getLogger("rtap")
+
+_RTMGRP_LINK = 1  # linux/rtnetlink.h
+_RCVBUF = 1 << 20
+_RECV_MAX = 1 << 16
+# struct nlmsghdr: length, type, flags, sequence, port; the start of struct ifinfomsg: index.
+_NLMSGHDR = struct.Struct("=IHHII")
+_IFINDEX = struct.Struct("=i")
+_IFINDEX_AT = _NLMSGHDR.size + 4
+_LINK_MESSAGES = frozenset((16, 17))  # RTM_NEWLINK, RTM_DELLINK
+
+_NetnsId = tuple[int, int]
+
+
+@dataclass(eq=False)
+class Watch:
+    """Hints about one interface, given as ``fn(watch)`` on the netlink thread until cancelled."""
+
+    fn: Callable[[Watch], object]
+    index: int
+    netns_id: _NetnsId
+    cancelled: bool = False
+
+    def covers(self, netns: int, index: int) -> bool:
+        """Whether it is that interface in the namespace of descriptor `netns`."""
+        return (self.netns_id, self.index) == (_netns_id(netns), index)
+
+    def cancel(self) -> None:
+        """No further hint begins. Idempotent; the last one ends the thread."""
+        self.cancelled = True
+        _monitor.cancel(self)
+
+
+@dataclass
+class _Socket:
+    """A netlink socket and the interfaces of its namespace that are watched."""
+
+    sock: socket.socket
+    watches: set[Watch] = field(default_factory=set)
+
+
+class _Loop:
+    """What the thread sleeps on."""
+
+    def __init__(self, monitor: _Monitor) -> None:
+        self.epoll = select.epoll()
+        self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.epoll.register(self.wake, select.EPOLLIN)
+        self.thread = threading.Thread(
+            target=monitor.run, args=(self,), name="rtap-netlink", daemon=True
+        )
+
+    def close(self) -> None:
+        self.epoll.close()
+        os.close(self.wake)
+
+
+def _netns_id(netns: int) -> _NetnsId:
+    there = os.fstat(netns)
+    return there.st_dev, there.st_ino
+
+
+def _open_socket() -> socket.socket:
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RCVBUF)
+        sock.bind((0, _RTMGRP_LINK))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class _Monitor:
+    def __init__(self) -> None:
+        # Reentrant: the garbage collector may close a forgotten device in the middle of anything.
+        self._lock = threading.RLock()
+        self._sockets: dict[_NetnsId, _Socket] = {}
+        self._loop: _Loop | None = None
+
+    def add(self, watch: Watch, netns: int) -> None:
+        with self._lock:
+            there = self._sockets.get(watch.netns_id)
+            if there is None:
+                there = _Socket(call_in(netns, _open_socket))
+                try:
+                    loop = self._loop or self._start()
+                    loop.epoll.register(there.sock, select.EPOLLIN)
+                except BaseException:
+                    there.sock.close()
+                    if not self._sockets:
+                        self._end()
+                    raise
+                self._sockets[watch.netns_id] = there
+            there.watches.add(watch)
+
+    def _start(self) -> _Loop:
+        loop = _Loop(self)
+        try:
+            loop.thread.start()
+        except BaseException:
+            loop.close()
+            raise
+        self._loop = loop
+        return loop
+
+    def _end(self) -> threading.Thread | None:
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return None
+        os.eventfd_write(loop.wake, 1)
+        return loop.thread
+
+    def cancel(self, watch: Watch) -> None:
+        thread = None
+        with self._lock:
+            there = self._sockets.get(watch.netns_id)
+            if there is None or watch not in there.watches:
+                return
+            there.watches.remove(watch)
+            if not there.watches:
+                del self._sockets[watch.netns_id]
+                if self._loop is not None:
+                    self._loop.epoll.unregister(there.sock)
+                there.sock.close()
+            if not self._sockets:
+                thread = self._end()
+        if thread not in (None, threading.current_thread()) and not sys.is_finalizing():
+            thread.join()  # soon: it waits for no lock on behalf of a cancelled watch
+
+    def run(self, loop: _Loop) -> None:
+        try:
+            while True:
+                ready = [fd for fd, _ in loop.epoll.poll()]
+                if loop.wake in ready:
+                    return
+                for watch in self._hints(ready):
+                    if not watch.cancelled:
+                        try:
+                            watch.fn(watch)
+                        except Exception:
+                            log.exception("looking at interface %d", watch.index)
+        finally:
+            loop.close()
+
+    def _hints(self, ready: list[int]) -> list[Watch]:
+        """Reads the sockets empty; the watches of what they speak of."""
+        hints: list[Watch] = []
+        with self._lock:
+            for there in list(self._sockets.values()):
+                if there.sock.fileno() in ready:
+                    changed = _read_indexes(there.sock)
+                    hints += [
+                        w for w in list(there.watches) if changed is None or w.index in changed
+                    ]
+        return hints
+
+    def forked(self) -> None:
+        """In a forked child, which has copies of the descriptors and no thread."""
+        for there in self._sockets.values():
+            there.sock.close()
+        if self._loop is not None:
+            with contextlib.suppress(OSError):
+                self._loop.close()
+        self.__init__()  # type: ignore[misc]
+
+
+def _read_indexes(sock: socket.socket) -> set[int] | None:
+    """Which interfaces the waiting notifications are about; None when some were lost."""
+    changed: set[int] = set()
+    lost = False
+    while True:
+        try:
+            data = sock.recv(_RECV_MAX)
+        except BlockingIOError:
+            return None if lost else changed
+        except OSError as exc:
+            if exc.errno != errno.ENOBUFS:
+                return None
+            lost = True
+            continue
+        at = 0
+        while at + _IFINDEX_AT + _IFINDEX.size <= len(data):
+            length, kind, _, _, _ = _NLMSGHDR.unpack_from(data, at)
+            if kind in _LINK_MESSAGES:
+                changed.add(_IFINDEX.unpack_from(data, at + _IFINDEX_AT)[0])
+            if length < _NLMSGHDR.size:
+                break
+            at += length + 3 & ~3
+
+
+_monitor = _Monitor()
+os.register_at_fork(after_in_child=_monitor.forked)
+
+
+def watch(netns: int, index: int, fn: Callable[[Watch], object]) -> Watch:
+    """Have ``fn(watch)`` called whenever interface `index` in a namespace may have changed.
+
+    `netns` is a descriptor of the namespace, which stays the caller's. What changed before this
+    returns is not told: look once afterwards.
+    """
+    made = Watch(fn, index, _netns_id(netns))
+    _monitor.add(made, netns)
+    return made

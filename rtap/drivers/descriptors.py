@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The queue descriptors of one TAP or TUN interface: opened, closed, reopened, brought back."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import time
+import warnings
+from functools import partial
+
+from rtap.control import tun
+from rtap.control.attach import DYING_S, POLL_S, attach_first
+from rtap.control.netlink import MOVES, Control, LinkState, find_link
+from rtap.control.tun import QueueFlag, TunFeature
+from rtap.errors import DeviceGone
+from rtap.netns import NetNS, call_in
+
+__all__ = ["Descriptors"]
+
+
+class Descriptors:
+    """Descriptor q of `fds` is queue q's; the first is also the interface's handle.
+
+    `control` talks to the interface through rtnetlink. `ns`, where the interface is made, belongs
+    to this object from here on.
+    """
+
+    def __init__(
+        self, ns: NetNS, ifname: str, mode: str, *, vnet_hdr: bool, sndbuf: int | None
+    ) -> None:
+        self.mode = mode
+        self.sndbuf = sndbuf
+        self.fds: list[int] = []
+        self._persists = False
+        # Kept alive without descriptors for a moment, see negotiate_header.
+        self._kept_alive = False
+        self._detached: set[int] = set()
+        try:
+            fd, iface = attach_first(ns, ifname, mode, vnet_hdr)
+            self.fds.append(fd)
+            self.name = iface.name
+            self.flags = iface.flags
+            self._prepare(fd)
+            link = find_link(ns.fd, iface.name)
+            if link is None:
+                raise DeviceGone(errno.ENODEV, f"{iface.name} vanished", iface.name)
+            self._persists = link.persist
+            self.control = Control(ns, link.index, iface.name, self.relocate, self.strayed)
+        except BaseException:
+            self.close(0)
+            ns.close()
+            raise
+
+    @property
+    def first(self) -> int:
+        """The first queue's, through which the interface is controlled."""
+        if not self.fds:
+            raise DeviceGone(errno.EBADF, f"{self.name} was lost while reopening it", self.name)
+        return self.fds[0]
+
+    @property
+    def vnet_hdr(self) -> bool:
+        return bool(self.flags & QueueFlag.VNET_HDR)
+
+    @property
+    def multi_queue(self) -> bool:
+        return bool(self.flags & QueueFlag.MULTI_QUEUE)
+
+    @property
+    def persist(self) -> bool:
+        return bool(tun.get_iface(self.first, self.name).flags & QueueFlag.PERSIST)
+
+    def set_persist(self, on: bool) -> None:
+        """Whether the interface outlives its descriptors."""
+        tun.set_persist(self.first, on, self.name)
+        self._persists = on
+
+    def present_name(self) -> str:
+        """The interface's name now; remembers it. DeviceGone when it was deleted."""
+        self.name = tun.get_iface(self.first, self.name).name
+        return self.name
+
+    def _lost(self, fd: int) -> bool:
+        try:
+            tun.get_iface(fd, self.name)
+        except DeviceGone:
+            return True
+        return False
+
+    @property
+    def lost(self) -> bool:
+        """Whether there is no interface behind one of the descriptors any more."""
+        return any(map(self._lost, self.fds))
+
+    def _netns(self) -> NetNS | None:
+        """Where the interface is, for the caller to close; None when it is gone or will not say."""
+        if not self.fds:
+            return None
+        try:
+            fd = tun.device_netns(self.first, self.name)
+        except (DeviceGone, PermissionError):
+            return None
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:  # Linux before 5.2
+                raise
+            return None
+        try:
+            return NetNS.from_fd(fd)
+        finally:
+            os.close(fd)
+
+    def strayed(self, ns: NetNS) -> bool:
+        """Whether the interface has left that namespace."""
+        there = self._netns()
+        if there is None:
+            return False
+        with there:
+            return there.inode != ns.inode
+
+    def relocate(self) -> tuple[NetNS, int] | None:
+        """Where the interface is now, asked of its descriptor; None when it is gone."""
+        for _ in range(MOVES):
+            ns = self._netns()
+            if ns is None:
+                break
+            try:
+                link = find_link(ns.fd, self.present_name())
+            except OSError:
+                link = None
+            if link is not None:
+                return ns, link.index
+            ns.close()  # it was moved or renamed since it was asked
+        return None
+
+    # -- how many there are
+
+    def _prepare(self, fd: int) -> None:
+        if self.sndbuf is not None:
+            tun.set_sndbuf(fd, self.sndbuf, self.name)
+
+    def close(self, keep: int = 0) -> None:
+        """Close all but the first `keep`."""
+        # From the end: closing an earlier one would move the kernel's last queue into its place.
+        while len(self.fds) > keep:
+            os.close(self.fds.pop())
+
+    def resize(self, n: int) -> None:
+        """Have `n` of them, all attached."""
+        for q in sorted(self._detached):
+            self.attach(q, True)
+        self.close(n)
+        if len(self.fds) < n:
+            self._open(n)
+
+    def _open(self, n: int) -> None:
+        link = self.control.get()
+        before = len(self.fds)
+        attach = partial(
+            tun.open_queue,
+            link.name,
+            self.mode,
+            multi_queue=self.multi_queue,
+            vnet_hdr=self.vnet_hdr,
+        )
+        try:
+            while len(self.fds) < n:
+                fd, _ = call_in(self.control.netns.fd, attach)
+                self.fds.append(fd)
+                self._prepare(fd)
+            queues = self.control.get().queues
+            if queues is not None and queues < n:
+                # Renamed or moved meanwhile: these belong to a new interface of the old name.
+                raise DeviceGone(errno.ENODEV, f"{link.name} was renamed or moved", link.name)
+        except BaseException:
+            self.close(before)
+            raise
+
+    def attach(self, queue_id: int, attached: bool) -> None:
+        """Have the kernel send frames to a queue, or none.
+
+        The only queue of an interface of the plain kind cannot be detached: what comes for it
+        waits, and is missed when there is no more room.
+        """
+        if attached == (queue_id not in self._detached):
+            return
+        if self.multi_queue:
+            try:
+                tun.set_queue_attached(self.fds[queue_id], attached, self.name)
+            except OSError:
+                tun.get_iface(self.fds[queue_id], self.name)  # says so when that is the reason
+                raise
+        if attached:
+            self._detached.discard(queue_id)
+        else:
+            self._detached.add(queue_id)
+
+    def is_attached(self, queue_id: int) -> bool:
+        return queue_id not in self._detached
+
+    # -- anew
+
+    def negotiate_header(self, wanted: bool) -> None:
+        """Have virtio-net headers on every frame, or not: they cost a tenth of a small one.
+
+        The kernel settles that when an interface's first queue attaches, so the queues are closed
+        and the first one opened anew, the interface being kept alive for that moment.
+        """
+        if wanted == self.vnet_hdr:
+            return
+        link = self.control.get()
+        attach = partial(
+            tun.open_queue, link.name, self.mode, multi_queue=self.multi_queue, vnet_hdr=wanted
+        )
+        tun.set_offload(self.first, TunFeature(0), self.name)
+        self._kept_alive = not self.persist
+        try:
+            tun.set_persist(self.first, True, self.name)
+            self.close()
+            fd, iface = call_in(self.control.netns.fd, attach)
+            self.fds.append(fd)
+            self.flags = iface.flags
+            self._prepare(fd)
+            if not link.carrier:
+                tun.set_carrier(fd, False, link.name)  # which attaching had raised
+        finally:
+            self.let_die()
+        if wanted and not self.vnet_hdr:
+            raise OSError(
+                errno.EBUSY, f"offloads need {link.name} for themselves, others have queues of it"
+            )
+
+    def let_die(self) -> None:
+        """Ends what :meth:`negotiate_header` did to keep the interface alive without queues."""
+        if not self._kept_alive:
+            return
+        if self.fds:
+            tun.set_persist(self.first, False, self.name)
+        else:
+            with contextlib.suppress(OSError):
+                self.control.delete()
+        self._kept_alive = False
+
+    def revive(self, last: LinkState) -> None:
+        """Put the descriptors of a deleted interface on a new one with that name and settings.
+
+        It is made in the namespace the first descriptor was opened in, or taken over when somebody
+        made a persistent one of that name meanwhile. Its carrier is off. The descriptors stay the
+        same, and with them whatever refers to them. Can be tried again when it failed halfway.
+        """
+        attach = partial(
+            tun.open_queue, mode=self.mode, multi_queue=self.multi_queue, vnet_hdr=self.vnet_hdr
+        )
+        if self._lost(self.first):
+            ns = self.control.netns
+            _, iface = attach_first(ns, last.name, self.mode, self.vnet_hdr, self.first)
+            self.name = iface.name
+            tun.set_carrier(self.first, False, self.name)
+            kind = QueueFlag.VNET_HDR | QueueFlag.MULTI_QUEUE
+            if iface.flags & kind != self.flags & kind:
+                raise OSError(
+                    errno.EEXIST, f"{self.name} was made anew by somebody else, of another kind"
+                )
+        for fd in self.fds:
+            if self._lost(fd):
+                attach(self.name, fd=fd)
+            self._prepare(fd)
+        self._detached.clear()
+        tun.set_persist(self.first, self._persists, self.name)
+        if not self.control.follow():
+            raise DeviceGone(errno.ENODEV, f"{self.name} vanished", self.name)
+        self.control.set_mtu(last.mtu)
+        if self.mode == "tap":
+            self.control.set_mac(last.mac)
+
+    def await_gone(self) -> None:
+        """Returns when the interface is gone, its descriptors being closed, or warns."""
+        deadline = time.monotonic() + DYING_S
+        while not sys.is_finalizing():
+            try:
+                if self.control.peek() is None:
+                    return
+            except RuntimeError:
+                return  # the interpreter is exiting and starts no thread any more
+            if time.monotonic() > deadline:
+                warnings.warn(
+                    f"{self.name} outlives its device: another process holds a descriptor of it",
+                    ResourceWarning,
+                    stacklevel=2,
+                )
+                return
+            time.sleep(POLL_S)

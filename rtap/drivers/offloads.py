@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What net_rtap can be asked to do, what that needs of the kernel, and how long frames then get."""
+
+from __future__ import annotations
+
+from rtap.control.tun import TunFeature
+from rtap.flags import RxOffload, TxOffload
+from rtap.ops import EthConf
+
+__all__ = [
+    "RX_CAPA",
+    "TX_CAPA",
+    "granted",
+    "max_frame",
+    "needs_header",
+    "rx_room",
+    "tun_features",
+]
+
+# An Ethernet header and two VLAN tags.
+_L2_MAX = 14 + 2 * 4
+# The longest a frame gets with LRO: an IPv6 header, whose length field does not count itself.
+_LRO_MAX = 65535 + 40
+_LRO = RxOffload.TCP_LRO | RxOffload.UDP_LRO
+
+#: IPV4_CKSUM is free of charge: the kernel never leaves an IPv4 header checksum undone.
+RX_CAPA = RxOffload.CHECKSUM | _LRO | RxOffload.SCATTER
+TX_CAPA = (
+    TxOffload.UDP_CKSUM
+    | TxOffload.TCP_CKSUM
+    | TxOffload.TCP_TSO
+    | TxOffload.UDP_TSO
+    | TxOffload.MULTI_SEGS
+)
+
+
+def max_frame(mode: str, mtu: int, offloads: RxOffload) -> int:
+    payload = _LRO_MAX if offloads & _LRO else mtu
+    return payload + (_L2_MAX if mode == "tap" else 0)
+
+
+def rx_room(mtu: int = 1500, rx_offloads: RxOffload = RxOffload(0), mode: str = "tap") -> int:
+    """Bytes of data room a receive mbuf needs for the longest frame.
+
+    One byte more than the frame, by which a frame that was cut is told from one that just fits.
+    """
+    return max_frame(mode, mtu, rx_offloads) + 1
+
+
+def tun_features(offloads: RxOffload) -> TunFeature:
+    """What the kernel may leave undone for these receive offloads; ValueError if inconsistent."""
+    wanted = TunFeature(0)
+    if offloads & (RxOffload.UDP_CKSUM | RxOffload.TCP_CKSUM):
+        wanted |= TunFeature.CSUM
+    for lro, cksum, features in (
+        (
+            RxOffload.TCP_LRO,
+            RxOffload.TCP_CKSUM,
+            TunFeature.TSO4 | TunFeature.TSO6 | TunFeature.TSO_ECN,
+        ),
+        (RxOffload.UDP_LRO, RxOffload.UDP_CKSUM, TunFeature.USO4 | TunFeature.USO6),
+    ):
+        if offloads & lro:
+            if not offloads & cksum:
+                raise ValueError(
+                    f"rx_offloads: {lro.name} needs {cksum.name} too, the kernel hands over large "
+                    "frames only with the checksum left to do"
+                )
+            wanted |= features
+    return wanted
+
+
+def needs_header(conf: EthConf) -> bool:
+    """Whether frames must say more than their bytes do."""
+    return bool(conf.rx_offloads & ~RxOffload.SCATTER or conf.tx_offloads & ~TxOffload.MULTI_SEGS)
+
+
+def granted(asked: RxOffload, features: TunFeature) -> RxOffload:
+    """`asked` without what the kernel refused."""
+    return asked if features & TunFeature.USO4 else asked & ~RxOffload.UDP_LRO
