@@ -18,13 +18,14 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from rigs import Wire, wire, write_in
 from support import Task, eventually, fds, ip, link, quiet_netns, settle
 
-from rtap import EthDev, NetNS, RxOffload, TxOffload, Worker
+from rtap import EthDev, EthEvent, NetNS, RxOffload, TxOffload, Worker
 from rtap.cli.tcp import Iperf3
 
 OPERATIONS = 520
@@ -100,6 +101,17 @@ class Storm:
         self.alone = True  # nothing else is done meanwhile, so each operation can be checked
         self.ends = [End(w.a, w.left, away, "10.9.0.1"), End(w.b, w.right, away, "10.9.0.2")]
         self.done: list[str] = []
+        self.heard: Counter[EthEvent] = Counter()
+        for end in self.ends:
+            for event in EthEvent:
+                end.dev.callback_register(event, self.listen)
+
+    def listen(self, dev: EthDev, event: EthEvent, data: object) -> None:
+        """On the events thread, which may ask the device for everything."""
+        if event != EthEvent.DESTROY:
+            dev.link()
+            assert dev.info().name == dev.name
+            self.heard[event] += 1
 
     # -- through rtap
 
@@ -213,6 +225,7 @@ class Storm:
 
 
 OWN = [name for name in vars(Storm) if name.startswith("own_")]
+TOLD = {EthEvent.INTR_LSC, EthEvent.RENAME, EthEvent.MTU, EthEvent.NETNS, EthEvent.ADMIN_STATE}
 THEIR = [name for name in vars(Storm) if name.startswith("their_")]
 
 
@@ -276,7 +289,7 @@ class Ends:
 
 
 @pytest.mark.slow
-def test_storm(engine: str) -> None:
+def test_storm(engine: str, caplog: pytest.LogCaptureFixture) -> None:
     if not shutil.which("iperf3") or not shutil.which("ss"):
         pytest.skip("needs iperf3 and ss")
     with quiet_netns() as away, wire(a=LRO | {"engine": engine}, b=LRO | {"engine": engine}) as w:
@@ -307,6 +320,9 @@ def test_storm(engine: str) -> None:
             assert watcher.result() > SQUALLS
             assert (fds(), threading.active_count()) == before
         assert len(storm.done) == OPERATIONS
+        assert storm.heard.keys() >= TOLD
+        # What a callback raises, or what goes wrong on the netlink thread, is only logged.
+        assert [record.getMessage() for record in caplog.records] == []
         assert {line.split()[0] for line in storm.done} == {*OWN, *THEIR}
         with worker:
             assert Iperf3().run(Ends(w), 1, lambda: None) > 0
