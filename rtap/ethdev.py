@@ -8,6 +8,7 @@ own state and refuse a second thread.
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -498,6 +499,9 @@ class EthDev(EthDevControl):
     def __del__(self) -> None:
         if getattr(self, "_state", CLOSED) in ALIVE:
             warnings.warn(f"unclosed device {self!r}", ResourceWarning, stacklevel=2, source=self)
+            if sys.is_finalizing():
+                # Threads that were in the middle of something stay there for ever, with their locks.
+                self._lock = self._port.lock = threading.RLock()
             self.close()
 
     def __repr__(self) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -195,6 +196,8 @@ class Port:
 
     def end(self) -> None:
         """The device is closed: DESTROY, and no event after it."""
+        if sys.is_finalizing():
+            return  # the events thread has stopped for ever, wherever it was
         dev = self._dev()
         if dev is not None:
             _dispatcher.end(dev, self.handles)

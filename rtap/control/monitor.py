@@ -55,7 +55,8 @@ class Watch:
     def cancel(self) -> None:
         """No further hint begins. Idempotent; the last one ends the thread."""
         self.cancelled = True
-        _monitor.cancel(self)
+        if not sys.is_finalizing():  # when the thread has stopped for ever, wherever it was
+            _monitor.cancel(self)
 
 
 @dataclass
@@ -153,7 +154,7 @@ class _Monitor:
                 there.sock.close()
             if not self._sockets:
                 thread = self._end()
-        if thread not in (None, threading.current_thread()) and not sys.is_finalizing():
+        if thread is not None and thread is not threading.current_thread():
             thread.join()  # soon: it waits for no lock on behalf of a cancelled watch
 
     def run(self, loop: _Loop) -> None:
