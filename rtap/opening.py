@@ -7,6 +7,7 @@ from rtap._mempool import Mempool
 from rtap.control import tun
 from rtap.drivers.net_rtap import DEFAULT_IFNAME, DEFAULT_NB_DESC, DRIVER, NetRtap
 from rtap.drivers.offloads import needs_header, rx_room, tun_features
+from rtap.drivers.options import Account, IfaceOptions
 from rtap.ethdev import EthDev
 from rtap.ether import MacAddr, MacLike
 from rtap.events import Port
@@ -52,6 +53,10 @@ def open(  # noqa: A001 - rtap.open() reads like io.open()
     gil: str = "auto",
     netns: NetNSLike = None,
     sndbuf: int | None = None,
+    txqueuelen: int | None = None,
+    owner: Account | None = None,
+    group: Account | None = None,
+    fd: int | None = None,
     nb_desc: int = DEFAULT_NB_DESC,
 ) -> EthDev:
     """Open a TAP (or TUN) interface and return its device, started, with a pool of its own.
@@ -86,6 +91,16 @@ def open(  # noqa: A001 - rtap.open() reads like io.open()
     sndbuf
         Bytes that may wait in the kernel's stack before sends fall short (TUNSETSNDBUF);
         unlimited by default.
+    txqueuelen
+        Frames for each queue that wait to be read, 1 to 524288 (the kernel begins with 1000).
+    owner, group
+        Who may attach to the interface without CAP_NET_ADMIN: a user and a group, by number or
+        name. Anybody may where neither is set and ``/dev/net/tun`` can be opened.
+    fd
+        A descriptor that somebody else attached to an interface (TUNSETIFF), instead of `name` and
+        `netns`. It is duplicated and stays the caller's; both share one open file, which becomes
+        non-blocking. Offloads need it to have IFF_VNET_HDR. Works without CAP_NET_ADMIN as far as
+        the interface is in the caller's network namespace, up, and one queue is enough.
     nb_desc
         Most frames per kernel entry.
 
@@ -103,6 +118,9 @@ def open(  # noqa: A001 - rtap.open() reads like io.open()
         gil,
     )
     tun_features(conf.rx_offloads)
+    options = IfaceOptions(owner, group, txqueuelen, sndbuf, fd)
+    if fd is not None and (name or netns is not None):
+        raise ValueError("fd: the descriptor says which interface it is, leave name and netns out")
     ifname = tun.check_ifname(name or DEFAULT_IFNAME)
     address = None if mac is None else MacAddr(mac)
 
@@ -111,7 +129,12 @@ def open(  # noqa: A001 - rtap.open() reads like io.open()
     def make(port: Port) -> NetRtap:
         made.append(
             NetRtap(
-                port, ifname, mode=mode, netns=netns, sndbuf=sndbuf, vnet_hdr=needs_header(conf)
+                port,
+                ifname,
+                mode=mode,
+                netns=netns,
+                options=options,
+                vnet_hdr=needs_header(conf),
             )
         )
         return made[0]

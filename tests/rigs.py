@@ -104,16 +104,21 @@ class Bridge:
         return self.arriving(1) == [mark]
 
 
+def add_bridge(ns: NetNS, name: str = "br0") -> None:
+    """A bridge that forwards at once and everything."""
+    iproute(ns, f"link add {name} type bridge stp_state 0 forward_delay 0 mcast_snooping 0")
+    with contextlib.suppress(FileNotFoundError):  # present where br_netfilter is loaded
+        write_in(ns, "/proc/sys/net/bridge/bridge-nf-call-iptables", "0")
+    ip(ns, "link", "set", name, "up")
+
+
 @contextlib.contextmanager
 def bridged(
     *, a: dict[str, Any] | None = None, b: dict[str, Any] | None = None
 ) -> Iterator[Bridge]:
     """A namespace with devices a and b on a bridge, opened with those options."""
     with quiet_netns() as ns:
-        iproute(ns, "link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0")
-        with contextlib.suppress(FileNotFoundError):  # present where br_netfilter is loaded
-            write_in(ns, "/proc/sys/net/bridge/bridge-nf-call-iptables", "0")
-        ip(ns, "link", "set", "br0", "up")
+        add_bridge(ns)
         with (
             rtap.open("a0", netns=ns, mac=MAC_A, **(a or {})) as dev_a,
             rtap.open("b0", netns=ns, mac=MAC_B, **(b or {})) as dev_b,

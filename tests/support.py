@@ -213,9 +213,10 @@ class PacketSocket(socket.socket):
     def drain(self) -> list[bytes]:
         """All frames that are there now."""
         got: list[bytes] = []
+        self.settimeout(0)
         with contextlib.suppress(BlockingIOError):
             while True:
-                got.append(self.recv(1 << 17, socket.MSG_DONTWAIT))
+                got.append(self.recv(1 << 17))
         return got
 
 
@@ -440,6 +441,14 @@ def fds() -> int:
         return len(os.listdir("/proc/self/fd"))
 
     return min(count() for _ in range(8))
+
+
+def drop_capabilities() -> None:
+    """Leaves this process its user and no privilege at all, for ever (capset(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = struct.pack("Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3
+    if libc.capset(header, bytes(24)):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def block_io_uring(code: int) -> None:

@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import links
+from support import PacketSocket, frame, links
 
 import rtap
-from rtap import NetNS
+from rtap import Mempool, NetNS
 from rtap.devargs import NAME_MAX, DevArgs, parse_devargs
 
 
@@ -86,7 +87,7 @@ def test_what_is_taken_is_gone() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("net_rtap0,ifce=foo", "'ifce=foo', expected iface=NAME, persist"),
+        ("net_rtap0,ifce=foo", "'ifce=foo', expected iface=NAME, persist, owner"),
         ("net_rtap0,iface=foo,remote", "'remote'"),
         ("net_rtap0,iface", "'iface'"),
         ("net_rtap0,iface=", "'iface='"),
@@ -98,6 +99,24 @@ def test_what_is_taken_is_gone() -> None:
         ("net_rtap0,iface=%s", "'iface=%s'"),
         ("net_rtap0,iface=x%d%d", "'iface=x%d%d'"),
         ("net_rtap0,iface=..", "'iface=..'"),
+        ("net_rtap0,owner", "owner needs a value (owner=...), got 'owner'"),
+        ("net_rtap0,owner=", "got 'owner='"),
+        ("net_rtap0,owner=no such user", "net_rtap0: owner: there is no user 'no such user'"),
+        ("net_rtap0,owner=a\0b", "net_rtap0: owner: there is no user 'a\\x00b'"),
+        ("net_rtap0,owner=-1", "there is no user '-1'"),
+        ("net_rtap0,owner=4294967295", "owner must be None or a name or a number, 0 to 4294967294"),
+        ("net_rtap0,group=no-such-group", "net_rtap0: group: there is no group 'no-such-group'"),
+        ("net_rtap0,group=4294967295", "group must be"),
+        ("net_rtap0,txqueuelen", "got 'txqueuelen'"),
+        ("net_rtap0,txqueuelen=0", "txqueuelen must be 1 to 524288, got '0'"),
+        ("net_rtap0,txqueuelen=524289", "got '524289'"),
+        ("net_rtap0,txqueuelen=1e3", "got '1e3'"),
+        ("net_rtap0,sndbuf=0", "sndbuf must be 1 to 2147483647, got '0'"),
+        ("net_rtap0,sndbuf=2147483648", "got '2147483648'"),
+        ("net_rtap0,fd=", "got 'fd='"),
+        ("net_rtap0,fd=-1", "fd must be 0 to 2147483647, got '-1'"),
+        ("net_rtap0,fd=1000000", "fd: descriptor 1000000 is not open"),
+        ("net_rtap0,iface=foo,fd=0", "iface=foo and fd=0 exclude each other"),
         (
             "net_tap0,iface=foo",
             "'net_tap0', its name must start with one of eth_null, eth_rtap, net_null, net_rtap",
@@ -131,3 +150,37 @@ def test_probe(netns: NetNS, text: str, name: str, ifname: str, persist: bool) -
         assert (info.driver_name, info.persist, info.mode) == ("net_rtap", persist, "tap")
         assert links(netns) == ["lo", ifname]
     assert links(netns) == (["lo", ifname] if persist else ["lo"])
+
+
+def test_many_devices(netns: NetNS) -> None:
+    """Each with a name, a port number and a wire of its own, whatever becomes of the others."""
+    with contextlib.ExitStack() as stack:
+        pool = Mempool(512)
+        devs = []
+        for n in range(32):
+            dev = netns.call(rtap.probe, f"net_rtap{n},iface=x{n}")
+            devs.append(stack.enter_context(dev))
+            dev.configure()
+            dev.rx_queue_setup(0, 8, pool)
+            dev.tx_queue_setup(0, 8)
+            dev.start()
+        peers = [stack.enter_context(PacketSocket(netns, f"x{n}")) for n in range(32)]
+        assert {dev.name for dev in rtap.devices()} == {f"net_rtap{n}" for n in range(32)}
+        assert len({dev.port_id for dev in devs}) == 32
+        for step in (1, 2):
+            for n in range(0, 32, step):
+                assert rtap.device(f"net_rtap{n}") is devs[n]
+                assert devs[n].send(frame(n))
+                peers[n].send(frame(100 + n))
+            for n in range(0, 32, step):
+                assert peers[n].frames(1) == [frame(n)]
+                assert devs[n].recv(5) == frame(100 + n)
+                assert devs[n].stats().ipackets == devs[n].stats().opackets == step
+            for n in range(1, 32, 2):
+                devs[n].close()
+                with pytest.raises(KeyError, match=f"no device 'net_rtap{n}'; open devices: net_"):
+                    rtap.device(f"net_rtap{n}")
+        # Their names are free again, and so are their numbers.
+        with netns.call(rtap.probe, "net_rtap31,iface=x1") as again:
+            assert again.port_id == devs[1].port_id
+    assert links(netns) == ["lo"]

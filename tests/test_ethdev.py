@@ -91,6 +91,7 @@ class FakeOps:
             driver_name="fake",
             max_rx_queues=4,
             max_tx_queues=8,
+            max_mac_addrs=4,
             rx_offload_capa=RxOffload.CHECKSUM,
             tx_offload_capa=TxOffload(0),
             rx_desc_lim=DescLim(2, 32),
@@ -285,6 +286,24 @@ def set_mtu(dev: EthDev) -> None:
     dev.mtu = 1400
 
 
+def set_promiscuous(dev: EthDev) -> None:
+    dev.promiscuous = False
+
+
+def set_allmulticast(dev: EthDev) -> None:
+    dev.allmulticast = True
+
+
+def set_mc_addr_list(dev: EthDev) -> None:
+    dev.mc_addr_list = ["01:00:5e:00:00:01"]
+
+
+def add_and_remove(dev: EthDev) -> None:
+    if dev.state not in (CLOSED, INHERITED):
+        dev.mac_addr_add("02:00:00:00:00:03")
+    dev.mac_addr_remove("02:00:00:00:00:03")
+
+
 METHODS: dict[str, tuple[Callable[[EthDev, Mempool], object], set[str]]] = {
     "configure": (lambda dev, pool: dev.configure(1, 1), IDLE | {UNCONFIGURED}),
     "rx_queue_setup": (lambda dev, pool: dev.rx_queue_setup(0, 8, pool), IDLE),
@@ -308,10 +327,40 @@ METHODS: dict[str, tuple[Callable[[EthDev, Mempool], object], set[str]]] = {
     "set mtu": (lambda dev, pool: set_mtu(dev), ALIVE),
     "stats": (lambda dev, pool: dev.stats(), ALIVE),
     "stats_reset": (lambda dev, pool: dev.stats_reset(), ALIVE),
+    "xstats": (lambda dev, pool: dev.xstats(), ALIVE),
+    "xstats_names": (lambda dev, pool: dev.xstats_names(), ALIVE),
+    "xstats_reset": (lambda dev, pool: dev.xstats_reset(), ALIVE),
+    "promiscuous": (lambda dev, pool: dev.promiscuous, ALIVE),
+    "set promiscuous": (lambda dev, pool: set_promiscuous(dev), ALIVE),
+    "allmulticast": (lambda dev, pool: dev.allmulticast, ALIVE),
+    "set allmulticast": (lambda dev, pool: set_allmulticast(dev), ALIVE),
+    "mac_addrs": (lambda dev, pool: dev.mac_addrs, ALIVE),
+    "mac_addr_add": (lambda dev, pool: dev.mac_addr_add("02:00:00:00:00:03"), ALIVE),
+    "mac_addr_remove": (lambda dev, pool: add_and_remove(dev), ALIVE),
+    "mc_addr_list": (lambda dev, pool: dev.mc_addr_list, ALIVE),
+    "set mc_addr_list": (lambda dev, pool: set_mc_addr_list(dev), ALIVE),
+    "rx_queue_release": (lambda dev, pool: dev.rx_queue_release(0), {CONFIGURED, STOPPED}),
+    "tx_queue_release": (lambda dev, pool: dev.tx_queue_release(0), {CONFIGURED, STOPPED}),
+    "rx_queue_start": (lambda dev, pool: dev.rx_queue_start(0), {STARTED}),
+    "rx_queue_stop": (lambda dev, pool: dev.rx_queue_stop(0), {STARTED}),
+    "tx_queue_start": (lambda dev, pool: dev.tx_queue_start(0), {STARTED}),
+    "tx_queue_stop": (lambda dev, pool: dev.tx_queue_stop(0), {STARTED}),
+    "rx_queue_intr_fd": (lambda dev, pool: dev.rx_queue_intr_fd(0), READY),
+    "rx_queue_intr_enable": (lambda dev, pool: dev.rx_queue_intr_enable(0), READY),
+    "rx_queue_intr_disable": (lambda dev, pool: dev.rx_queue_intr_disable(0), READY),
     "with": (lambda dev, pool: dev.__enter__(), ALIVE),
     "state": (lambda dev, pool: dev.state, set(STATES)),
     "repr": (lambda dev, pool: repr(dev), set(STATES)),
 }
+
+
+#: Not restricted to states, or tested on their own.
+ELSEWHERE = {"name", "port_id", "rx_burst", "tx_burst", "recv", "send", "callback_register"}
+
+
+def test_no_method_is_left_out() -> None:
+    public = {name for name in dir(EthDev) if not name.startswith("_")}
+    assert sorted(public - ELSEWHERE - {name.removeprefix("set ") for name in METHODS}) == []
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -330,12 +379,15 @@ def test_every_method_in_every_state(dev: EthDev, pool: Mempool, state: str, met
         with pytest.raises(ValueError, match="queue 0 is not set up"):
             call(dev, pool)
         return
-    with pytest.raises(DeviceStateError, match=rf"^{name}: device fake0") as caught:
+    start = f"{name}: device fake0"
+    if state == MISSING and ("intr" in name or "release" in name):
+        start, shown = f"{name}: queue 0 of device fake0", "is not set up"
+    with pytest.raises(DeviceStateError, match=f"^{start}") as caught:
         call(dev, pool)
     assert isinstance(caught.value, RuntimeError)
     if state == MISSING and name in ("start", "pool"):
         shown = "needs rx_queue_setup for queue 0"
-    if state == STARTED and name in ("rx_queue_setup", "tx_queue_setup"):
+    if state == STARTED and name.endswith(("queue_setup", "queue_release")):
         shown = f"{name[:2]} queue 0 is running, call {name[:2]}_queue_stop(0) first"
     said = {CLOSED: "is closed", INHERITED: "before fork"}.get(state, shown)
     assert said in str(caught.value)

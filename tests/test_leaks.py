@@ -369,6 +369,9 @@ OPTIONS: dict[str, Any] = {
     "persist": True,
     "rx_offloads": RxOffload.CHECKSUM,
     "sndbuf": 1 << 20,
+    "txqueuelen": 100,
+    "owner": 0,
+    "group": 0,
     "engine": "syscall",
 }
 
@@ -482,6 +485,33 @@ def test_taking_over_that_fails_at_any_step(
         check,
     )
     check(None)
+
+
+@pytest.mark.parametrize("error", ["ENOMEM", "ctrl-c"])  # gone: it is no descriptor to adopt
+def test_adopting_that_fails_at_any_step(
+    netns: NetNS, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    """The descriptor stays its lender's, and the interface with it."""
+    with Tap(netns, "t0", multi_queue=True) as lender:
+        before = fds()
+        opened: list[EthDev] = []
+
+        def check(nothing: object) -> None:
+            for dev in opened:
+                dev.close()
+            opened.clear()
+            assert tun.get_iface(lender.fd).name == "t0"
+            assert_nothing(netns, before, "t0")
+
+        steps = failing_at_each_step(
+            monkeypatch,
+            error,
+            lambda: None,
+            lambda nothing: opened.append(rtap.open(fd=lender.fd, queues=2, engine="syscall")),
+            check,
+        )
+        check(None)
+        assert len(steps) >= 20
 
 
 @errors

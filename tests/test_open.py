@@ -170,7 +170,29 @@ def test_pool(netns: NetNS, options: dict[str, Any], size: int, room: int) -> No
         ({"nb_desc": 0}, ValueError, "nb_desc must be 1 to 32768, got 0"),
         ({"nb_desc": 32769}, ValueError, "nb_desc must be 1 to 32768, got 32769"),
         ({"nb_desc": 1.5}, TypeError, "float"),
-        ({"sndbuf": 0}, ValueError, "sndbuf must be None or a number of bytes, got 0"),
+        (
+            {"sndbuf": 0},
+            ValueError,
+            "sndbuf must be None or a number of bytes, 1 to 2147483647, go",
+        ),
+        ({"sndbuf": 1 << 31}, ValueError, "got 2147483648"),
+        (
+            {"txqueuelen": 0},
+            ValueError,
+            "txqueuelen must be None or a number of frames, 1 to 524288",
+        ),
+        ({"txqueuelen": "9"}, ValueError, "got '9'"),
+        (
+            {"owner": -1},
+            ValueError,
+            "owner must be None or a name or a number, 0 to 4294967294, got",
+        ),
+        ({"owner": "no such user"}, ValueError, "owner: there is no user 'no such user'"),
+        ({"owner": 1.5}, ValueError, "got 1.5"),
+        ({"group": ""}, ValueError, "group: there is no group ''"),
+        ({"fd": 3.0}, ValueError, "fd must be None or a descriptor, 0 to 2147483647, got 3.0"),
+        ({"fd": True}, ValueError, "got True"),
+        ({"fd": 5}, ValueError, "leave name and netns out"),
         ({"sndbuf": "1"}, ValueError, "'1'"),
         ({"netns": 4.5}, TypeError, "float"),
         ({"netns": "rtap-no-such"}, FileNotFoundError, "rtap-no-such"),
@@ -687,9 +709,9 @@ def test_counters_survive_stop_and_start_and_not_a_reset(netns: NetNS, engine: s
 
 
 def test_frames_longer_than_the_mtu_are_errors(netns: NetNS, engine: str) -> None:
-    """Somebody else raised the MTU: nothing arrives cut."""
+    """Somebody else raised the MTU, the buffers are not ours to replace: nothing arrives cut."""
     with (
-        rtap.open("t0", netns=netns, engine=engine) as dev,
+        rtap.open("t0", netns=netns, engine=engine, data_room=2048) as dev,
         PacketSocket(netns, "t0") as kernel,
     ):
         iproute(netns, "link set dev t0 mtu 9000")

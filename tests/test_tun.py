@@ -25,6 +25,7 @@ from support import child_environment, eventually, fds, ip, link, links, with_op
 import rtap
 from rtap import DeviceGone, NetNS
 from rtap.control import tun
+from rtap.control.netlink import find_link
 from rtap.control.tun import QueueFlag, TunFeature
 
 ALL = TunFeature(0x4F) | TunFeature.USO4
@@ -62,6 +63,7 @@ def test_ioctl_numbers_as_in_the_kernel_headers() -> None:
     assert tun.TUNGETFEATURES == 0x800454CF
     assert tun.TUNSETOFFLOAD == 0x400454D0
     assert tun.TUNGETIFF == 0x800454D2
+    assert tun.TUNGETSNDBUF == 0x800454D3
     assert tun.TUNSETSNDBUF == 0x400454D4
     assert tun.TUNSETVNETHDRSZ == 0x400454D8
     assert tun.TUNSETQUEUE == 0x400454D9
@@ -288,6 +290,37 @@ def test_persist_owner_group(netns: NetNS, descriptors: Descriptors) -> None:
     assert not tun.get_iface(fd).flags & QueueFlag.PERSIST
 
 
+@pytest.mark.parametrize("number", [0, 1 << 31, (1 << 32) - 2])
+def test_owner_of_any_number(netns: NetNS, descriptors: Descriptors, number: int) -> None:
+    fd, _ = descriptors.open(netns, "t0")
+    tun.set_owner(fd, number, "t0")
+    found = find_link(netns.fd, "t0")
+    assert found is not None
+    assert found.tun["IFLA_TUN_OWNER"] == number
+
+
+def test_owner_of_no_number(netns: NetNS, descriptors: Descriptors) -> None:
+    fd, _ = descriptors.open(netns, "t0")
+    with pytest.raises(OSError, match="TUNSETOWNER 4294967295 on t0") as caught:
+        tun.set_owner(fd, (1 << 32) - 1, "t0")
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_sndbuf(netns: NetNS, descriptors: Descriptors) -> None:
+    """It belongs to the descriptors that are there, not to those that come."""
+    fd, _ = descriptors.open(netns, "t0")
+    assert tun.get_sndbuf(fd, "t0") is None
+    tun.set_sndbuf(fd, 12345, "t0")
+    assert tun.get_sndbuf(fd, "t0") == 12345
+    other, _ = descriptors.open(netns, "t0")
+    assert tun.get_sndbuf(other, "t0") is None
+
+
+def test_mac(netns: NetNS, descriptors: Descriptors) -> None:
+    fd, _ = descriptors.open(netns, "t0")
+    assert tun.get_mac(fd, "t0") == link(netns, "t0")["address"]
+
+
 def test_carrier(netns: NetNS, descriptors: Descriptors) -> None:
     fd, _ = descriptors.open(netns, "t0")
     ip(netns, "link", "set", "t0", "up")
@@ -326,6 +359,8 @@ def test_deleted_interface(netns: NetNS, descriptors: Descriptors) -> None:
         lambda: tun.set_carrier(fd, True, "t0"),
         lambda: tun.set_sndbuf(fd, 1000, "t0"),
         lambda: tun.set_owner(fd, 0, "t0"),
+        lambda: tun.get_sndbuf(fd, "t0"),
+        lambda: tun.get_mac(fd, "t0"),
         lambda: tun.device_netns(fd, "t0"),
     ):
         with pytest.raises(DeviceGone, match=r"on t0.*gone") as caught:

@@ -463,17 +463,18 @@ def routed(
 ) -> Iterator[tuple[Forwarder, Tap, Tap, str]]:
     """Two kernels that talk over rtap: A at .1, B at .2."""
     with (
-        Tap(ns1, "tap0", mac=LOCAL) as a,
-        Tap(ns2, "tap1", mac=REMOTE) as b,
+        Tap(ns1, "tap0", mac=LOCAL, up=False) as a,
+        Tap(ns2, "tap1", mac=REMOTE, up=False) as b,
     ):
         for tap, n in ((a, 1), (b, 2)):
             offload(tap, features)
             if version == 4:
+                tap.set("up")
                 ip(tap.ns, "addr", "add", f"10.9.0.{n}/24", "dev", tap.name)
             else:
+                # Before it is up: a report that is due when it goes down would count as dropped.
                 tap.ns.call(_enable_ipv6)
-                tap.set("down")
-                tap.set("up", "addrgenmode", "none")
+                tap.set("addrgenmode", "none", "up")
                 ip(tap.ns, "addr", "add", f"fd09::{n}/64", "dev", tap.name, "nodad")
         forwarder = Forwarder(a, b, engine, room)
         try:

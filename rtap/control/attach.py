@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Getting hold of an interface by name: make it, take it over, or wait for a dying one to go."""
+"""Getting hold of an interface: make it, take it over, wait for a dying one to go, or adopt a
+descriptor that somebody else attached to one."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import time
 from functools import partial
 
 from rtap.control import tun
 from rtap.control.netlink import LinkState, find_link
-from rtap.control.tun import TunIface
+from rtap.control.tun import QueueFlag, TunIface
+from rtap.errors import DeviceGone
 from rtap.netns import NetNS, call_in
 
-__all__ = ["DYING_S", "POLL_S", "attach_first"]
+__all__ = ["DYING_S", "POLL_S", "adopt", "attach_first", "netns_of"]
 
 #: How long an interface that is about to disappear is waited for: a ring lets go of a descriptor
 #: 20 to 40 ms late, that of a killed process too.
@@ -73,3 +77,79 @@ def _take_over(
         if exc.errno != errno.EINVAL:
             raise
         return call_in(ns.fd, partial(attach, multi_queue=False))
+
+
+# -- descriptors from somebody else
+
+
+def _iface_of(fd: int) -> TunIface:
+    try:
+        return tun.get_iface(fd)
+    except DeviceGone as exc:
+        what = "is not open" if exc.errno == errno.EBADF else "is not attached to an interface"
+        raise ValueError(f"fd: descriptor {fd} {what}") from None
+    except OSError as exc:
+        if exc.errno not in (errno.ENOTTY, errno.EINVAL):
+            raise
+        raise ValueError(f"fd: descriptor {fd} is not one of {tun.DEV_PATH}") from None
+
+
+def netns_of(fd: int) -> NetNS:
+    """Where the interface of descriptor `fd` is, as far as we may ask: else where the caller is.
+
+    ValueError for a descriptor that no interface is attached to.
+    """
+    iface = _iface_of(fd)
+    try:
+        there = tun.device_netns(fd, iface.name)
+    except OSError as exc:
+        # Asking takes CAP_NET_ADMIN and Linux 5.2.
+        if exc.errno not in (errno.EPERM, errno.EINVAL):
+            raise
+        return NetNS.current()
+    try:
+        return NetNS.from_fd(there)
+    finally:
+        os.close(there)
+
+
+def adopt(ns: NetNS, fd: int, mode: str) -> tuple[int, TunIface]:
+    """A duplicate of `fd`, which is attached to an interface in `ns`, and what that is.
+
+    The two share one open file, which is made non-blocking; everything else stays as its maker
+    chose, since none of it can be changed any more. ValueError for what rtap cannot work with.
+    """
+    iface = _iface_of(fd)
+    there = "tun" if iface.flags & QueueFlag.TUN else "tap"
+    if there != mode:
+        raise ValueError(
+            f"fd: descriptor {fd} is that of a {there.upper()} interface ({iface.name}), mode "
+            f"{mode} was asked for"
+        )
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+        raise ValueError(f"fd: descriptor {fd} ({iface.name}) is not open for reading and writing")
+    link = find_link(ns.fd, iface.name)
+    if link is None or (mode == "tap" and link.mac != tun.get_mac(fd, iface.name)):
+        raise OSError(
+            errno.EPERM,
+            f"fd: interface {iface.name} of descriptor {fd} is in another network namespace, "
+            "which only CAP_NET_ADMIN may ask for",
+        )
+    if link.kind != "tun":
+        raise ValueError(f"fd: {iface.name} of descriptor {fd} is not a TAP or TUN interface")
+    if link.tun.get("IFLA_TUN_PI"):
+        raise ValueError(
+            f"fd: frames of descriptor {fd} ({iface.name}) have a protocol prefix, it has to be "
+            "attached with IFF_NO_PI"
+        )
+    own = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+    try:
+        os.set_blocking(own, False)
+        if iface.flags & QueueFlag.VNET_HDR:
+            tun.set_header(own, iface.name)
+        if iface.flags & QueueFlag.DETACH_QUEUE:
+            tun.set_queue_attached(own, True, iface.name)
+    except BaseException:
+        os.close(own)
+        raise
+    return own, iface

@@ -17,6 +17,7 @@ from enum import IntFlag
 from typing import NoReturn
 
 from rtap.errors import raise_errno
+from rtap.ether import MacAddr
 
 __all__ = [
     "DEV_PATH",
@@ -29,10 +30,13 @@ __all__ = [
     "device_netns",
     "get_features",
     "get_iface",
+    "get_mac",
+    "get_sndbuf",
     "open_control",
     "open_queue",
     "set_carrier",
     "set_group",
+    "set_header",
     "set_offload",
     "set_owner",
     "set_persist",
@@ -95,6 +99,7 @@ def _ioc(direction: int, number: int, size: int) -> int:
 
 
 _INT = struct.calcsize("i")
+_INT_MAX = (1 << (8 * _INT - 1)) - 1
 TUNSETIFF = _ioc(_WRITE, 202, _INT)
 TUNSETPERSIST = _ioc(_WRITE, 203, _INT)
 TUNSETOWNER = _ioc(_WRITE, 204, _INT)
@@ -102,12 +107,14 @@ TUNSETGROUP = _ioc(_WRITE, 206, _INT)
 TUNGETFEATURES = _ioc(_READ, 207, _INT)
 TUNSETOFFLOAD = _ioc(_WRITE, 208, _INT)
 TUNGETIFF = _ioc(_READ, 210, _INT)
+TUNGETSNDBUF = _ioc(_READ, 211, _INT)
 TUNSETSNDBUF = _ioc(_WRITE, 212, _INT)
 TUNSETVNETHDRSZ = _ioc(_WRITE, 216, _INT)
 TUNSETQUEUE = _ioc(_WRITE, 217, _INT)
 TUNSETVNETLE = _ioc(_WRITE, 220, _INT)
 TUNSETCARRIER = _ioc(_WRITE, 226, _INT)
 TUNGETDEVNETNS = _ioc(_NONE, 227, 0)
+SIOCGIFHWADDR = 0x8927  # asm-generic/sockios.h, the same everywhere
 
 # struct ifreq: the name, then a union whose largest member is struct ifmap (two longs and more).
 _IFREQ_SIZE = IFNAMSIZ + 2 * struct.calcsize("L") + 8
@@ -159,9 +166,9 @@ def _set_int(fd: int, request: int, value: int, operation: str, ifname: str) -> 
 
 
 def _set_value(fd: int, request: int, value: int, operation: str, ifname: str) -> None:
-    # These take the number itself where the others take a pointer to it.
+    # These take the number itself where the others take a pointer to it; fcntl wants it signed.
     try:
-        fcntl.ioctl(fd, request, value)
+        fcntl.ioctl(fd, request, struct.unpack("i", struct.pack("I", value))[0])
     except OSError as exc:
         _fail(exc, operation, ifname)
 
@@ -261,8 +268,7 @@ def open_queue(
     try:
         iface = attach_queue(queue, name, flags)
         if iface.flags & QueueFlag.VNET_HDR:
-            _set_int(queue, TUNSETVNETHDRSZ, VNET_HDR_LEN, "TUNSETVNETHDRSZ", name)
-            _set_int(queue, TUNSETVNETLE, 1, "TUNSETVNETLE", name)
+            set_header(queue, name)
     except BaseException:
         if fd is None:
             os.close(queue)
@@ -281,6 +287,22 @@ def get_iface(fd: int, ifname: str = "") -> TunIface:
         _fail(exc, "TUNGETIFF", ifname)
     name, flags = struct.unpack_from(f"{IFNAMSIZ}sH", raw)
     return TunIface(os.fsdecode(name.partition(b"\0")[0]), QueueFlag(flags) & ~QueueFlag.NO_PI)
+
+
+def set_header(fd: int, ifname: str = "") -> None:
+    """Virtio-net headers as rtap reads them: 10 bytes, little-endian. Where VNET_HDR is set."""
+    _set_int(fd, TUNSETVNETHDRSZ, VNET_HDR_LEN, "TUNSETVNETHDRSZ", ifname)
+    _set_int(fd, TUNSETVNETLE, 1, "TUNSETVNETLE", ifname)
+
+
+def get_mac(fd: int, ifname: str = "") -> MacAddr:
+    """SIOCGIFHWADDR: the Ethernet address of the TAP interface behind `fd`. Needs no rights."""
+    try:
+        raw = fcntl.ioctl(fd, SIOCGIFHWADDR, bytes(_IFREQ_SIZE))
+    except OSError as exc:
+        _fail(exc, "SIOCGIFHWADDR", ifname)
+    at = IFNAMSIZ + 2  # past the address family
+    return MacAddr(raw[at : at + 6])
 
 
 def set_offload(fd: int, features: TunFeature, ifname: str = "") -> TunFeature:
@@ -305,18 +327,28 @@ def set_persist(fd: int, on: bool, ifname: str = "") -> None:
 
 
 def set_owner(fd: int, uid: int, ifname: str = "") -> None:
-    """TUNSETOWNER: who may attach without CAP_NET_ADMIN; -1 for anybody."""
+    """TUNSETOWNER: who may attach without CAP_NET_ADMIN: a uid of this user namespace."""
     _set_value(fd, TUNSETOWNER, uid, f"TUNSETOWNER {uid}", ifname)
 
 
 def set_group(fd: int, gid: int, ifname: str = "") -> None:
-    """TUNSETGROUP: which group may attach without CAP_NET_ADMIN; -1 for any."""
+    """TUNSETGROUP: which group may attach without CAP_NET_ADMIN: a gid."""
     _set_value(fd, TUNSETGROUP, gid, f"TUNSETGROUP {gid}", ifname)
 
 
 def set_sndbuf(fd: int, size: int, ifname: str = "") -> None:
     """TUNSETSNDBUF: bytes that may wait in the stack before writes on `fd` give EAGAIN."""
     _set_int(fd, TUNSETSNDBUF, size, f"TUNSETSNDBUF {size}", ifname)
+
+
+def get_sndbuf(fd: int, ifname: str = "") -> int | None:
+    """TUNGETSNDBUF: what :func:`set_sndbuf` set on this descriptor; None for no limit."""
+    try:
+        raw = fcntl.ioctl(fd, TUNGETSNDBUF, bytes(_INT))
+    except OSError as exc:
+        _fail(exc, "TUNGETSNDBUF", ifname)
+    size: int = struct.unpack("i", raw)[0]
+    return None if size == _INT_MAX else size
 
 
 def set_carrier(fd: int, on: bool, ifname: str = "") -> None:

@@ -12,9 +12,10 @@ import warnings
 from functools import partial
 
 from rtap.control import tun
-from rtap.control.attach import DYING_S, POLL_S, attach_first
+from rtap.control.attach import DYING_S, POLL_S, adopt, attach_first
 from rtap.control.netlink import MOVES, Control, LinkState, find_link
 from rtap.control.tun import QueueFlag, TunFeature
+from rtap.drivers.options import IfaceOptions
 from rtap.errors import DeviceGone
 from rtap.netns import NetNS, call_in
 
@@ -29,26 +30,35 @@ class Descriptors:
     """
 
     def __init__(
-        self, ns: NetNS, ifname: str, mode: str, *, vnet_hdr: bool, sndbuf: int | None
+        self, ns: NetNS, ifname: str, mode: str, *, vnet_hdr: bool, options: IfaceOptions
     ) -> None:
         self.mode = mode
-        self.sndbuf = sndbuf
+        self.options = options
+        self.sndbuf = options.sndbuf
+        #: Whether the first one came from somebody else: it cannot be opened anew.
+        self.adopted = options.fd is not None
         self.fds: list[int] = []
         self._persists = False
         # Kept alive without descriptors for a moment, see negotiate_header.
         self._kept_alive = False
         self._detached: set[int] = set()
         try:
-            fd, iface = attach_first(ns, ifname, mode, vnet_hdr)
+            if options.fd is None:
+                fd, iface = attach_first(ns, ifname, mode, vnet_hdr)
+            else:
+                fd, iface = adopt(ns, options.fd, mode)
             self.fds.append(fd)
             self.name = iface.name
             self.flags = iface.flags
+            if self.sndbuf is None:
+                self.sndbuf = tun.get_sndbuf(fd, self.name)
             self._prepare(fd)
             link = find_link(ns.fd, iface.name)
             if link is None:
                 raise DeviceGone(errno.ENODEV, f"{iface.name} vanished", iface.name)
             self._persists = link.persist
             self.control = Control(ns, link.index, iface.name, self.relocate, self.strayed)
+            self._apply_options()
         except BaseException:
             self.close(0)
             ns.close()
@@ -141,6 +151,15 @@ class Descriptors:
         if self.sndbuf is not None:
             tun.set_sndbuf(fd, self.sndbuf, self.name)
 
+    def _apply_options(self) -> None:
+        options = self.options
+        if options.txqueuelen is not None:
+            self.control.set_txqueuelen(options.txqueuelen)
+        # Last: whose they are from then on need not be us.
+        for number, set_to in ((options.owner, tun.set_owner), (options.group, tun.set_group)):
+            if isinstance(number, int):
+                set_to(self.first, number, self.name)
+
     def close(self, keep: int = 0) -> None:
         """Close all but the first `keep`."""
         # From the end: closing an earlier one would move the kernel's last queue into its place.
@@ -208,7 +227,7 @@ class Descriptors:
         The kernel settles that when an interface's first queue attaches, so the queues are closed
         and the first one opened anew, the interface being kept alive for that moment.
         """
-        if wanted == self.vnet_hdr:
+        if self.adopted or wanted == self.vnet_hdr:
             return
         link = self.control.get()
         attach = partial(
@@ -271,6 +290,7 @@ class Descriptors:
         tun.set_persist(self.first, self._persists, self.name)
         if not self.control.follow():
             raise DeviceGone(errno.ENODEV, f"{self.name} vanished", self.name)
+        self._apply_options()
         self.control.set_mtu(last.mtu)
         if self.mode == "tap":
             self.control.set_mac(last.mac)

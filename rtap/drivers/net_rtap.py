@@ -16,6 +16,7 @@ from typing import Any
 from rtap._mempool import Mempool
 from rtap._ring import RxQueue, TxQueue
 from rtap.control import tun
+from rtap.control.attach import netns_of
 from rtap.control.monitor import Watch, watch
 from rtap.control.netlink import MAX_MTU, MIN_MTU, LinkState
 from rtap.control.tun import TunFeature
@@ -32,6 +33,7 @@ from rtap.drivers.offloads import (
     rx_room,
     tun_features,
 )
+from rtap.drivers.options import NO_OPTIONS, IfaceOptions
 from rtap.errors import DeviceGone
 from rtap.ether import MacAddr
 from rtap.events import EthEvent, Port
@@ -70,11 +72,9 @@ class NetRtap:
         mode: str = "tap",
         persist: bool = False,
         netns: NetNSLike = None,
-        sndbuf: int | None = None,
+        options: IfaceOptions = NO_OPTIONS,
         vnet_hdr: bool = True,
     ) -> None:
-        if sndbuf is not None and (not isinstance(sndbuf, int) or sndbuf < 1):
-            raise ValueError(f"sndbuf must be None or a number of bytes, got {sndbuf!r}")
         self._port = port
         self._mode = mode
         self._conf = EthConf()
@@ -90,7 +90,11 @@ class NetRtap:
         self.new_pool: Callable[[int], Mempool] | None = None
 
         self._tap = Descriptors(
-            open_netns(netns), tun.check_ifname(ifname), mode, vnet_hdr=vnet_hdr, sndbuf=sndbuf
+            open_netns(netns) if options.fd is None else netns_of(options.fd),
+            tun.check_ifname(ifname),
+            mode,
+            vnet_hdr=vnet_hdr,
+            options=options,
         )
         self._control = self._tap.control
         with contextlib.ExitStack() as undo:
@@ -250,6 +254,11 @@ class NetRtap:
                 f"{nb_rx_queues} and {nb_tx_queues}"
             )
         features = tun_features(conf.rx_offloads)
+        if needs_header(conf) and self._tap.adopted and not self._tap.vnet_hdr:
+            raise ValueError(
+                f"offloads need virtio-net headers, and the descriptor of {self._tap.name} that "
+                "this device was given was attached without (IFF_VNET_HDR)"
+            )
         self._release_queues()
         self._nb_queues = 0
         if self._tap.lost:
@@ -320,7 +329,7 @@ class NetRtap:
             self._txq.clear()
             with contextlib.suppress(OSError):  # deleted: nothing to wait for
                 self._tap.let_die()
-                stays = self._tap.persist
+                stays = self._tap.persist or self._tap.adopted
 
     def dev_forked(self) -> None:
         for intr in self._intr.values():
@@ -553,10 +562,17 @@ class NetRtap:
 
 
 def _probe(args: DevArgs, port: Port) -> NetRtap:
+    named = "iface" in args.args
     ifname = args.take_ifname("iface", DEFAULT_IFNAME)
     persist = args.take_flag("persist")
-    args.finish(("iface=NAME", "persist"))
-    return NetRtap(port, ifname, persist=persist)
+    options = IfaceOptions.take(args)
+    args.finish(("iface=NAME", "persist", *IfaceOptions.KEYS))
+    if named and options.fd is not None:
+        raise ValueError(
+            f"{args.name}: iface={ifname} and fd={options.fd} exclude each other, the descriptor "
+            "says which interface it is"
+        )
+    return NetRtap(port, ifname, persist=persist, options=options)
 
 
 register_driver(DRIVER, _probe, aliases=("eth_rtap",))

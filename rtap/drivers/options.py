@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What can be asked of a TAP or TUN interface beside its name, as keywords and device arguments."""
+
+from __future__ import annotations
+
+import grp
+import pwd
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from rtap.devargs import DevArgs
+
+__all__ = ["MAX_TXQUEUELEN", "NO_OPTIONS", "Account", "IfaceOptions"]
+
+#: A user or group: its number or its name.
+Account: TypeAlias = "int | str"
+
+INT_MAX = (1 << 31) - 1
+# The number after it means "leave it alone" to the kernel.
+MAX_ID = (1 << 32) - 2
+#: More than one piece of kernel memory holds (KMALLOC_MAX_SIZE of pointers) is refused.
+MAX_TXQUEUELEN = 1 << 19
+
+
+def _number(value: int | None, what: str, low: int, high: int, unit: str) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{what} must be None or {unit}, {low} to {high}, got {value!r}")
+    return value
+
+
+def _uid_of(name: str) -> int:
+    return pwd.getpwnam(name).pw_uid
+
+
+def _gid_of(name: str) -> int:
+    return grp.getgrnam(name).gr_gid
+
+
+def _account(value: Account | None, what: str) -> int | None:
+    if isinstance(value, str):
+        user = what == "owner"
+        try:
+            return (_uid_of if user else _gid_of)(value)
+        except (KeyError, ValueError):  # ValueError: a null character in it
+            kind = "user" if user else "group"
+            raise ValueError(f"{what}: there is no {kind} {value!r}") from None
+    return _number(value, what, 0, MAX_ID, "a name or a number")
+
+
+@dataclass(frozen=True)
+class IfaceOptions:
+    """Options of one interface, checked; None leaves what it has.
+
+    ``owner`` and ``group`` may attach to the interface without CAP_NET_ADMIN (numbers here, names
+    are looked up). ``txqueuelen`` is the number of frames for each queue that wait to be read,
+    ``sndbuf`` how many bytes may wait in the kernel's stack before sends fall short. ``fd`` is a
+    descriptor that somebody else attached to an interface, to be used instead of making one.
+    """
+
+    owner: Account | None = None
+    group: Account | None = None
+    txqueuelen: int | None = None
+    sndbuf: int | None = None
+    fd: int | None = None
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        set_(self, "owner", _account(self.owner, "owner"))
+        set_(self, "group", _account(self.group, "group"))
+        _number(self.txqueuelen, "txqueuelen", 1, MAX_TXQUEUELEN, "a number of frames")
+        _number(self.sndbuf, "sndbuf", 1, INT_MAX, "a number of bytes")
+        _number(self.fd, "fd", 0, INT_MAX, "a descriptor")
+
+    #: Their device arguments, for a message.
+    KEYS = ("owner=USER", "group=GROUP", "txqueuelen=N", "sndbuf=BYTES", "fd=N")
+
+    @classmethod
+    def take(cls, args: DevArgs) -> IfaceOptions:
+        """Take them out of device arguments. ValueError that names the offending one."""
+
+        def account(key: str) -> Account | None:
+            text = args.take_str(key, "") if key in args.args else None
+            return int(text) if text and text.isascii() and text.isdigit() else text
+
+        def number(key: str, low: int, high: int) -> int | None:
+            return args.take_int(key, low, low, high) if key in args.args else None
+
+        taken = (
+            account("owner"),
+            account("group"),
+            number("txqueuelen", 1, MAX_TXQUEUELEN),
+            number("sndbuf", 1, INT_MAX),
+            number("fd", 0, INT_MAX),
+        )
+        try:
+            return cls(*taken)
+        except ValueError as exc:
+            raise ValueError(f"{args.name}: {exc}") from None
+
+
+#: Everything as it is, on an interface of ours.
+NO_OPTIONS = IfaceOptions()
