@@ -500,7 +500,7 @@ class EthDev(EthDevControl):
         if getattr(self, "_state", CLOSED) in ALIVE:
             warnings.warn(f"unclosed device {self!r}", ResourceWarning, stacklevel=2, source=self)
             if sys.is_finalizing():
-                # Threads that were in the middle of something stay there for ever, with their locks.
+                # Threads caught in the middle of something stay there for ever, with their locks.
                 self._lock = self._port.lock = threading.RLock()
             self.close()
 
