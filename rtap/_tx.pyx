@@ -18,17 +18,15 @@ from rtap._liburing cimport (
     io_uring_submit_and_wait,
 )
 from rtap._linux cimport EBADFD, RWF_NOWAIT, iovec, write, writev
-from rtap._offload cimport (
-    RX_LRO, TX_REQUESTS, VNET_HDR_LEN, finish_checksum, keeps_vnet_hdr, take_requests,
-    vnet_hdr_from_mbuf,
-)
 from rtap._pool cimport mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_t, pool_t
 from rtap._queue cimport tx_lost, txq_t
+from rtap._request cimport TX_REQUESTS, finish_checksum, take_requests
 from rtap._traffic cimport count_frames
 from rtap._uring cimport (
     ENGINE_AUTO, RING_ENTRIES, RING_HEADERS, RING_IOVECS, uring_buffer, uring_enter, uring_file,
     uring_leave, uring_run, uring_t,
 )
+from rtap._vnet cimport RX_LRO, VNET_HDR_LEN, keeps_vnet_hdr, vnet_hdr_from_mbuf
 
 cdef enum:
     IOVECS_MAX = 1024           # UIO_MAXIOV: writev(2) refuses more
