@@ -16,4 +16,6 @@ cdef extern from "rtap_compat.h" nogil:
     bint trylock "rtap_trylock" (uint32_t *lock)
     void lock "rtap_lock" (uint32_t *lock)
     void unlock "rtap_unlock" (uint32_t *lock)
+    void step_lock "rtap_step_lock" (uint32_t *lock)
+    void step_unlock "rtap_step_unlock" (uint32_t *lock)
     uint64_t now_ns "rtap_now_ns" ()

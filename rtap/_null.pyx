@@ -51,14 +51,13 @@ cdef class NullRxQueue(RxQueueBase):
             raise RuntimeError("a NullRxQueue is made once")
         self.gil.mode = gil_mode(gil)
         self.nb_desc = check_range("nb_desc", nb_desc, 1, 32768)
-        self.null.pool = pool.alive()
-        self.null.size = check_range("size", size, 14, self.null.pool.data_room)
+        self.null.size = check_range("size", size, 14, pool.data_room)
         self.null.port = <uint16_t>port
         self.null.base.burst = null_rx
         self.null.base.fd = -1
-        self.q = &self.null.base
+        self.null.pool = pool.hold()
         self.pool = pool
-        pool.queues += 1
+        self.q = &self.null.base
         self.name = name
         self.queue_id = queue_id
         self.port = port
@@ -66,7 +65,7 @@ cdef class NullRxQueue(RxQueueBase):
 
     def __dealloc__(self):
         if self.q != NULL and self.q.state != QUEUE_CLOSED and self.pool is not None:
-            self.pool.queues -= 1
+            self.pool.let_go()
 
     engine = "none"
     engine_reason = "no kernel is entered"
@@ -77,7 +76,7 @@ cdef class NullRxQueue(RxQueueBase):
         if self.q.state != QUEUE_CLOSED:
             self.stop()
             _compat.store(&self.q.state, QUEUE_CLOSED)
-            self.pool.queues -= 1
+            self.pool.let_go()
 
 
 cdef class NullTxQueue(TxQueueBase):

@@ -352,7 +352,7 @@ cdef class TxQueueBase:
         cdef int error = 0
         if frame is None:
             raise TypeError("a frame is a bytes-like object, not None")
-        m = alloc_one(pool.alive(), frame)
+        m = alloc_one(pool, frame)
         try:
             self.own(thread_number())
         except BaseException:

@@ -146,6 +146,25 @@ static inline void rtap_unlock(uint32_t *lock)
 	rtap_store(lock, 0);
 }
 
+/* Around what the GIL makes one step for the threads of other builds. */
+static inline void rtap_step_lock(uint32_t *lock)
+{
+#ifdef Py_GIL_DISABLED
+	rtap_lock(lock);
+#else
+	(void)lock;
+#endif
+}
+
+static inline void rtap_step_unlock(uint32_t *lock)
+{
+#ifdef Py_GIL_DISABLED
+	rtap_unlock(lock);
+#else
+	(void)lock;
+#endif
+}
+
 /* glibc makes read and write cancellation points, which costs each call two atomic
  * operations in a threaded process.  Nobody cancels our threads. */
 static inline ssize_t rtap_read(int fd, void *buf, size_t n)
