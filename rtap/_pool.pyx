@@ -441,7 +441,6 @@ cdef mbuf_t *mbuf_copy(const mbuf_t *m) noexcept nogil:
         seg.csum_at = m.csum_at - <uint32_t>(start - m.buf) + offset
         seg.data_off = offset
         seg.data_len = n
-        seg.pkt_len = m.pkt_len
         seg.nb_segs = m.nb_segs
         seg.port = m.port
         if tail == NULL:
@@ -449,6 +448,7 @@ cdef mbuf_t *mbuf_copy(const mbuf_t *m) noexcept nogil:
         else:
             tail.next = seg
         tail = seg
+        head.pkt_len += n           # not the other's, whose windows may move meanwhile
         m = m.next
     return head
 
