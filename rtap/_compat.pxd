@@ -12,6 +12,7 @@ cdef extern from "rtap_compat.h" nogil:
     uint32_t exchange "rtap_exchange" (uint32_t *p, uint32_t v)
     bint cas "rtap_cas" (uint32_t *p, uint32_t expected, uint32_t desired)
     uint64_t counter_read "rtap_counter_read" (const uint64_t *p)
+    void counter_set "rtap_counter_set" (uint64_t *p, uint64_t v)
     void counter_add "rtap_counter_add" (uint64_t *p, uint64_t v)
     bint trylock "rtap_trylock" (uint32_t *lock)
     void lock "rtap_lock" (uint32_t *lock)

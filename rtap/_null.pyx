@@ -11,7 +11,7 @@ from rtap._mbuf cimport check_range
 from rtap._mempool cimport Mempool
 from rtap._pool cimport mbuf_free_bulk, mbuf_reset, mbuf_t, pool_get
 from rtap._queue cimport (
-    QUEUE_CLOSED, RxQueueBase, TxQueueBase, gil_mode, rxq_t, tx_lost, txq_t,
+    QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, TxQueueBase, gil_mode, rxq_t, tx_lost, txq_t,
 )
 from rtap._traffic cimport count_frames
 from rtap._uring cimport fork_generation
@@ -73,9 +73,8 @@ cdef class NullRxQueue(RxQueueBase):
     def close(self):
         """Stops, for good; idempotent."""
         self.checked()
-        if self.q.state != QUEUE_CLOSED:
-            self.stop()
-            _compat.store(&self.q.state, QUEUE_CLOSED)
+        self.stop()
+        if _compat.cas(&self.q.state, QUEUE_STOPPED, QUEUE_CLOSED):
             self.pool.let_go()
 
 
@@ -101,6 +100,5 @@ cdef class NullTxQueue(TxQueueBase):
     def close(self):
         """Stops, for good; idempotent."""
         self.checked()
-        if self.q.state != QUEUE_CLOSED:
-            self.stop()
-            _compat.store(&self.q.state, QUEUE_CLOSED)
+        self.stop()
+        _compat.cas(&self.q.state, QUEUE_STOPPED, QUEUE_CLOSED)
