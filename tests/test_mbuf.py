@@ -472,6 +472,9 @@ def test_same_frame_is_equal_and_hashes_alike(pool: Mempool) -> None:
         ("l4_len", 16),
         ("tso_segsz", 16),
         ("vlan_tci", 16),
+        ("vlan_tci_outer", 16),
+        ("outer_l2_len", 16),
+        ("outer_l3_len", 16),
         ("port", 16),
     ],
 )
