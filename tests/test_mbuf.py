@@ -327,6 +327,9 @@ def test_every_slice_over_segment_borders(pool: Mempool) -> None:
         ("l4_len", 16),
         ("tso_segsz", 16),
         ("vlan_tci", 16),
+        ("vlan_tci_outer", 16),
+        ("outer_l2_len", 16),
+        ("outer_l3_len", 16),
         ("port", 16),
     ],
 )
