@@ -1,2 +1,1 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# Native kernels only; nothing here is callable from Python.

@@ -17,7 +17,6 @@ cimport rtap._compat as _compat
 from rtap._linux cimport read
 from rtap._mbuf cimport check_range
 from rtap._mempool cimport Mempool
-from rtap._offload cimport VNET_HDR_LEN
 from rtap._pool cimport pool_t, thread_number
 from rtap._queue cimport QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, TxQueueBase, gil_mode
 from rtap._rx cimport (
@@ -28,6 +27,7 @@ from rtap._uring cimport (
     ENGINE_AUTO, ENGINE_SYSCALL, ENGINE_URING, RING_ENTRIES, fork_generation, uring_costs,
     uring_forget_file, uring_new_file_id, uring_refusal,
 )
+from rtap._vnet cimport VNET_HDR_LEN
 
 import errno as errno_names
 

@@ -17,15 +17,15 @@ from rtap._liburing cimport (
     io_uring_sqe, io_uring_submit_and_wait,
 )
 from rtap._linux cimport EBADFD, POLLIN, RWF_NOWAIT, iovec, poll, pollfd, read, readv
-from rtap._offload cimport (
-    RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE, RX_LRO, vnet_hdr_to_mbuf,
-)
 from rtap._pool cimport mbuf_data, mbuf_free, mbuf_reset, mbuf_t, pool_get, pool_put
 from rtap._queue cimport rxq_t
 from rtap._traffic cimport count_frames
 from rtap._uring cimport (
     ENGINE_AUTO, RING_ENTRIES, uring_buffer, uring_enter, uring_file, uring_leave, uring_run,
     uring_t,
+)
+from rtap._vnet cimport (
+    RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE, RX_LRO, vnet_hdr_to_mbuf,
 )
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, settings
 BUILD = os.environ.get("RTAP_TEST_BUILD")
 # Test modules import their helpers from here, and pytest's importlib mode adds nothing to the path.
 sys.path.append(str(Path(__file__).resolve().parent))
-pytest_plugins = ["support"]
+pytest_plugins = ["support", "fakes"]
 
 NO_SKIPS = os.environ.get("RTAP_NO_SKIPS", "") not in ("", "0")
 
@@ -36,6 +37,8 @@ def package_directory() -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell's background jobs ignore it, and so would the children that tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     found = package_directory()
     if not BUILD:
         return

@@ -56,13 +56,18 @@
 #define RTAP_RX_LRO		(UINT64_C(1) << 16)
 #define RTAP_TX_UDP_SEG		(UINT64_C(1) << 42)
 #define RTAP_TX_TUNNEL_MASK	(UINT64_C(0xf) << 45)
+#define RTAP_TX_QINQ		(UINT64_C(1) << 49)
 #define RTAP_TX_TCP_SEG		(UINT64_C(1) << 50)
 #define RTAP_TX_TCP_CKSUM	(UINT64_C(1) << 52)
 #define RTAP_TX_UDP_CKSUM	(UINT64_C(3) << 52)
 #define RTAP_TX_L4_MASK		(UINT64_C(3) << 52)
 #define RTAP_TX_IP_CKSUM	(UINT64_C(1) << 54)
-#define RTAP_TX_REQUESTS \
+#define RTAP_TX_VLAN		(UINT64_C(1) << 57)
+#define RTAP_TX_CKSUM_REQUESTS \
 	(RTAP_TX_UDP_SEG | RTAP_TX_TCP_SEG | RTAP_TX_L4_MASK | RTAP_TX_IP_CKSUM)
+#define RTAP_TX_REQUESTS	(RTAP_TX_CKSUM_REQUESTS | RTAP_TX_QINQ | RTAP_TX_VLAN)
+/* What a frame has none of that is sent as it is: requests, and what keeps_vnet_hdr() looks for. */
+#define RTAP_TX_SPECIAL		(RTAP_TX_REQUESTS | RTAP_RX_LRO | RTAP_RX_L4_CKSUM_BAD)
 
 static inline uint32_t rtap_load(const uint32_t *p)
 {

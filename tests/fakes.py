@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A driver that only notes what it is asked to do, and devices of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import rtap
+from rtap import (
+    Burst,
+    DevInfo,
+    EthConf,
+    EthDev,
+    Link,
+    MacAddr,
+    Mempool,
+    RxOffload,
+    Stats,
+    TxOffload,
+    registry,
+)
+from rtap.devargs import DevArgs
+from rtap.events import Port
+from rtap.ops import DescLim, EthDevOps
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class FakeRxQueue:
+    engine = "fake"
+    engine_reason = "there is no other"
+
+    def __init__(self, pool: Mempool) -> None:
+        self.pool = pool
+
+    def rx_burst(self, n: int = 64, timeout: float | None = 0) -> Burst:
+        return Burst()
+
+
+class FakeTxQueue:
+    engine = "fake"
+    engine_reason = "there is no other"
+
+    def tx_burst(self, burst: Burst) -> int:
+        return len(burst)
+
+    def send(self, frame: Buffer, pool: Mempool) -> bool:
+        return True
+
+
+class FakeOps:
+    """An ops table that notes its calls; ``fail`` names one that raises."""
+
+    ifname = "fake0"
+
+    def __init__(self, args: DevArgs, port: Port) -> None:
+        args.finish(())
+        self.port = port
+        self.calls: list[str] = []
+        self.fail: dict[str, BaseException] = {}
+        self.mac = MacAddr("02:00:00:00:00:01")
+        self.mtu = 1500
+
+    def note(self, call: str) -> None:
+        self.calls.append(call)
+        name = call.partition("(")[0]
+        if name in self.fail:
+            raise self.fail.pop(name)
+
+    def take(self) -> list[str]:
+        calls, self.calls = self.calls, []
+        return calls
+
+    def dev_infos_get(self) -> DevInfo:
+        return DevInfo(
+            driver_name="fake",
+            max_rx_queues=4,
+            max_tx_queues=8,
+            max_mac_addrs=4,
+            rx_offload_capa=RxOffload.CHECKSUM,
+            tx_offload_capa=TxOffload(0),
+            rx_desc_lim=DescLim(2, 32),
+            tx_desc_lim=DescLim(1, 16),
+            min_mtu=100,
+            max_mtu=2000,
+        )
+
+    def dev_configure(self, nb_rx_queues: int, nb_tx_queues: int, conf: EthConf) -> None:
+        self.note(f"dev_configure({nb_rx_queues}, {nb_tx_queues})")
+
+    def dev_start(self) -> None:
+        self.note("dev_start")
+
+    def dev_stop(self) -> None:
+        self.note("dev_stop")
+
+    def dev_close(self) -> None:
+        self.note("dev_close")
+
+    def dev_forked(self) -> None:
+        self.note("dev_forked")
+
+    def rx_queue_setup(
+        self, queue_id: int, nb_desc: int, pool: Mempool, deferred_start: bool
+    ) -> FakeRxQueue:
+        self.note(f"rx_queue_setup({queue_id}, {nb_desc})")
+        return FakeRxQueue(pool)
+
+    def rx_queue_release(self, queue_id: int) -> None:
+        self.note(f"rx_queue_release({queue_id})")
+
+    def tx_queue_setup(self, queue_id: int, nb_desc: int, deferred_start: bool) -> FakeTxQueue:
+        self.note(f"tx_queue_setup({queue_id}, {nb_desc})")
+        return FakeTxQueue()
+
+    def tx_queue_release(self, queue_id: int) -> None:
+        self.note(f"tx_queue_release({queue_id})")
+
+    def link_update(self) -> Link:
+        self.note("link_update")
+        return Link(link_status=True)
+
+    def dev_set_link_up(self) -> None:
+        self.note("dev_set_link_up")
+
+    def dev_set_link_down(self) -> None:
+        self.note("dev_set_link_down")
+
+    def mac_addr_get(self) -> MacAddr:
+        return self.mac
+
+    def mac_addr_set(self, mac: MacAddr) -> None:
+        self.note(f"mac_addr_set({mac})")
+        self.mac = mac
+
+    def mtu_get(self) -> int:
+        return self.mtu
+
+    def mtu_set(self, mtu: int) -> None:
+        self.note(f"mtu_set({mtu})")
+        self.mtu = mtu
+
+    def stats_get(self) -> Stats:
+        self.note("stats_get")
+        return Stats()
+
+    def stats_reset(self) -> None:
+        self.note("stats_reset")
+
+    def xstats_get_names(self) -> list[str]:
+        return []
+
+    def xstats_get(self) -> dict[str, int]:
+        return {}
+
+    def xstats_reset(self) -> None:
+        self.note("xstats_reset")
+
+    def rx_queue_start(self, queue_id: int) -> None:
+        self.note(f"rx_queue_start({queue_id})")
+
+    def rx_queue_stop(self, queue_id: int) -> None:
+        self.note(f"rx_queue_stop({queue_id})")
+
+    def tx_queue_start(self, queue_id: int) -> None:
+        self.note(f"tx_queue_start({queue_id})")
+
+    def tx_queue_stop(self, queue_id: int) -> None:
+        self.note(f"tx_queue_stop({queue_id})")
+
+    def rx_queue_intr_fd(self, queue_id: int) -> int:
+        return -1
+
+    def rx_queue_intr_enable(self, queue_id: int) -> None:
+        self.note(f"rx_queue_intr_enable({queue_id})")
+
+    def rx_queue_intr_disable(self, queue_id: int) -> None:
+        self.note(f"rx_queue_intr_disable({queue_id})")
+
+    def promiscuous_enable(self) -> None:
+        pass
+
+    def promiscuous_disable(self) -> None:
+        pass
+
+    def allmulticast_enable(self) -> None:
+        pass
+
+    def allmulticast_disable(self) -> None:
+        pass
+
+    def mac_addr_add(self, mac: MacAddr, index: int) -> None:
+        pass
+
+    def mac_addr_remove(self, index: int) -> None:
+        pass
+
+    def set_mc_addr_list(self, groups: Sequence[MacAddr]) -> None:
+        pass
+
+
+_typed: Callable[[DevArgs, Port], EthDevOps] = FakeOps  # a driver as the protocol describes it
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver for devices called fake..."""
+    monkeypatch.setattr(registry, "_drivers", dict(registry._drivers))
+    registry.register_driver("fake", FakeOps, aliases=("phony",))
+
+
+@pytest.fixture
+def dev(driver: None) -> Iterator[EthDev]:
+    with rtap.probe("fake0") as dev:
+        yield dev
+    registry.release(dev.name, dev.port_id)  # of one made to look inherited
+
+
+@pytest.fixture(scope="module")
+def pool() -> Mempool:
+    return Mempool(16)
+
+
+def ops_of(dev: EthDev) -> FakeOps:
+    ops: Any = dev._ops
+    assert isinstance(ops, FakeOps)
+    return ops
+
+
+def bring(dev: EthDev, state: str, pool: Mempool) -> None:
+    """Takes a fresh device of one queue pair to a state."""
+    if state == "inherited":
+        dev._forked()
+    elif state == "closed":
+        dev.close()
+    elif state != "unconfigured":
+        dev.configure(1, 1)
+        if state == "queues missing":
+            return
+        dev.rx_queue_setup(0, 8, pool)
+        dev.tx_queue_setup(0, 8)
+        if state in ("started", "stopped"):
+            dev.start()
+        if state == "stopped":
+            dev.stop()
+
+
+UNCONFIGURED, MISSING, CONFIGURED = "unconfigured", "queues missing", "configured"
+STARTED, STOPPED, CLOSED, INHERITED = "started", "stopped", "closed", "inherited"
+STATES = (UNCONFIGURED, MISSING, CONFIGURED, STARTED, STOPPED, CLOSED, INHERITED)
