@@ -30,13 +30,13 @@ cdef inline uint64_t place(noisy_t *q) noexcept nogil:
 
 
 cdef void look_up(noisy_t *q, uint32_t frames) noexcept nogil:
-    cdef uint32_t i, k
-    for i in range(frames):
-        for k in range(q.reads):
+    cdef uint32_t _i, _k, k
+    for _i in range(frames):
+        for _k in range(q.reads):
             q.seen += q.memory[place(q)]
         for k in range(q.writes):
             q.memory[place(q)] = q.seen + k
-        for k in range(q.reads_writes):
+        for _k in range(q.reads_writes):
             q.memory[place(q)] += 1
 
 

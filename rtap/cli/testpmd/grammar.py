@@ -33,7 +33,7 @@ class Command:
     run: Callable[..., None]
 
     def __str__(self) -> str:
-        return " ".join(w if isinstance(w, str) else f"({w.name})" for w in self.words)
+        return " ".join(w if isinstance(w, str) else w.name for w in self.words)
 
 
 def _either(alternatives: Sequence[str]) -> str:

@@ -121,10 +121,14 @@ class Prompt:
             raise Interrupted(signum)
 
         before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+        # A signal just before input() begins to wait would not end that wait; the next one does.
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.setitimer(signal.ITIMER_REAL, SLICE_S, SLICE_S)
         try:
             self._stop.check()
             yield
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             for signum, handler in before.items():
                 signal.signal(signum, handler)
 
