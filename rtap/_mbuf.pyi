@@ -48,4 +48,7 @@ class Mbuf:
     l4_len: int
     tso_segsz: int
     vlan_tci: int
+    vlan_tci_outer: int
+    outer_l2_len: int
+    outer_l3_len: int
     port: int

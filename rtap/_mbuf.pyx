@@ -328,6 +328,32 @@ cdef class Mbuf:
         self.alive().vlan_tci = value
 
     @property
+    def vlan_tci_outer(self):
+        """The outer tag's of two, see ``MbufFlag.TX_QINQ``."""
+        return self.alive().vlan_tci_outer
+
+    @vlan_tci_outer.setter
+    def vlan_tci_outer(self, uint16_t value):
+        self.alive().vlan_tci_outer = value
+
+    @property
+    def outer_l2_len(self):
+        """Of a tunnelled packet; ``l2_len`` then counts from the end of the outer L3 header."""
+        return self.alive().outer_l2_len
+
+    @outer_l2_len.setter
+    def outer_l2_len(self, uint16_t value):
+        self.alive().outer_l2_len = value
+
+    @property
+    def outer_l3_len(self):
+        return self.alive().outer_l3_len
+
+    @outer_l3_len.setter
+    def outer_l3_len(self, uint16_t value):
+        self.alive().outer_l3_len = value
+
+    @property
     def port(self):
         """Number of the device that received the frame; 0xffff when none did."""
         return self.alive().port

@@ -1,6 +1,275 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Checksums, segmentation and coalescing over frames in memory.
+"""The functions of :mod:`rtap.offload`: arguments checked here, the work done by the kernels over
+pointers of ``_checksum``, ``_parse`` and ``_verify``."""
 
-The work is done by kernels over pointers: ``_vnet`` and ``_request`` for what is negotiated with
-the kernel.
-"""
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from rtap._burst cimport Burst
+from rtap._checksum cimport chain_sum, fold16, sum16, update16
+from rtap._linux cimport VIRTIO_NET_HDR_F_NEEDS_CSUM
+from rtap._mbuf cimport Mbuf, check_range
+from rtap._parse cimport HEADERS_MAX, headers_of, headers_t, parse_headers
+from rtap._pool cimport MAX_DATA_ROOM, mbuf_read, mbuf_t
+from rtap._vnet cimport RX_LRO
+from rtap._verify cimport (
+    RX_CKSUM_MASK, RX_IP_CKSUM_BAD, RX_IP_CKSUM_GOOD, RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD,
+    RX_L4_CKSUM_NONE, RX_OUTER_IP_CKSUM_BAD, RX_OUTER_L4_CKSUM_BAD, fill_frame, verify_frame,
+)
+
+cdef enum:
+    GIL_BYTES = 1 << 20         # a sum of fewer is over before the GIL would be back
+    # ChecksumStatus
+    UNKNOWN = 0
+    BAD = 1
+    GOOD = 2
+    NONE = 3
+    FRAME_MAX = MAX_DATA_ROOM
+
+
+@cython.final
+cdef class _Frame:
+    """An mbuf, or the bytes of a buffer as one: ``m`` is good while this object lives."""
+
+    cdef mbuf_t own
+    cdef mbuf_t *m
+    cdef Py_buffer view
+    cdef bint held
+    cdef object owner
+
+    def __cinit__(self, frame):
+        if isinstance(frame, Mbuf):
+            self.owner = frame
+            self.m = (<Mbuf>frame).alive()
+            return
+        PyObject_GetBuffer(frame, &self.view, PyBUF_SIMPLE)
+        self.held = True
+        if self.view.len > FRAME_MAX:
+            raise ValueError(f"a frame has at most {FRAME_MAX} bytes, got {self.view.len}")
+        memset(&self.own, 0, sizeof(mbuf_t))
+        self.own.buf = <uint8_t *>self.view.buf
+        self.own.buf_len = self.own.data_len = self.own.pkt_len = <uint32_t>self.view.len
+        self.own.nb_segs = 1
+        self.m = &self.own
+
+    def __dealloc__(self):
+        if self.held:
+            PyBuffer_Release(&self.view)
+
+
+@cython.final
+cdef class _Loan:
+    """A burst's frames while a kernel works on them without the GIL: others see it empty."""
+
+    cdef Burst burst
+    cdef mbuf_t **v
+    cdef Py_ssize_t n, capacity
+
+    def __cinit__(self, Burst burst not None):
+        self.burst = burst
+        self.n = burst.lend(&self.v, &self.capacity)
+
+    cdef int end(self) except -1:
+        cdef Burst burst = self.burst
+        self.burst = None
+        return burst.give_back(self.v, self.n, self.capacity)
+
+
+cdef const uint8_t *mbuf_headers(const mbuf_t *m, uint8_t *copy, headers_t *h, bint l2,
+                                 int *result) noexcept nogil:
+    cdef uint32_t n
+    cdef const uint8_t *p = headers_of(m, copy, &n)
+    result[0] = parse_headers(p, n, m.pkt_len, l2, h)
+    return p
+
+
+cdef uint32_t status_of(uint64_t flags, bint l3, bint l4) noexcept nogil:
+    """One ChecksumStatus for both layers: what is wrong anywhere is BAD, else that of layer 4."""
+    if l3 and flags & (RX_IP_CKSUM_BAD | RX_OUTER_IP_CKSUM_BAD):
+        return BAD
+    if not l4:
+        return GOOD if flags & RX_IP_CKSUM_GOOD else UNKNOWN
+    if flags & RX_OUTER_L4_CKSUM_BAD:
+        return BAD
+    if flags & RX_L4_CKSUM_NONE == RX_L4_CKSUM_NONE:
+        return NONE
+    if flags & RX_L4_CKSUM_BAD:
+        return BAD
+    return GOOD if flags & RX_L4_CKSUM_GOOD else UNKNOWN
+
+
+def checksum(buf, uint64_t initial=0):
+    """The Internet checksum of some bytes, as a header field holds it: complemented, 0..0xffff.
+
+    ``initial`` is added first: a sum of big-endian 16-bit words of any size up to 64 bits, for
+    instance :func:`partial` over bytes before these, of even length.  An odd last byte is the high
+    half of a word.  RFC 1071.
+    """
+    return partial(buf, initial) ^ 0xffff
+
+
+def partial(buf, uint64_t initial=0):
+    """Like :func:`checksum`, but not complemented: a sum to go on from, 0..0xffff."""
+    cdef Py_buffer view
+    cdef uint32_t total
+    cdef mbuf_t *m
+    if isinstance(buf, Mbuf):
+        m = (<Mbuf>buf).alive()
+        total = chain_sum(m, 0, m.pkt_len)
+    else:
+        PyObject_GetBuffer(buf, &view, PyBUF_SIMPLE)
+        try:
+            if view.len < GIL_BYTES:
+                total = sum16(<const uint8_t *>view.buf, view.len)
+            else:
+                with nogil:
+                    total = sum16(<const uint8_t *>view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+    return fold16(<uint64_t>fold16(initial) + total)
+
+
+def update(checksum, old, new):
+    """A checksum field after the bytes ``old`` that it covers were replaced by ``new`` (RFC 1624).
+
+    Both start at an even offset in what is summed; where one is shorter, zeros follow it.  A
+    result of 0 is right for IP and TCP; a UDP field then takes 0xffff.
+    """
+    cdef uint32_t field = check_range("checksum", checksum, 0, 0xffff)
+    return update16(field, partial(old), partial(new))
+
+
+def checksum_burst(Burst burst not None, offset=0):
+    """:func:`checksum` of every frame from ``offset`` on: a uint16 memoryview, one pass without
+    the GIL.  A frame that ends before ``offset`` counts as empty."""
+    cdef uint32_t start = check_range("offset", offset, 0, MAX_DATA_ROOM)
+    cdef _Loan loan = _Loan(burst)
+    cdef bytes out
+    cdef uint16_t *p
+    cdef Py_ssize_t i
+    try:
+        out = PyBytes_FromStringAndSize(NULL, loan.n * sizeof(uint16_t))
+        p = <uint16_t *>PyBytes_AS_STRING(out)
+        with nogil:
+            for i in range(loan.n):
+                p[i] = chain_sum(loan.v[i], start, <uint32_t>-1) ^ 0xffff
+    finally:
+        loan.end()
+    return memoryview(out).cast("H")
+
+
+def verify(frame, bint l2, bint l3, bint l4):
+    cdef _Frame f = _Frame(frame)
+    return status_of(verify_frame(f.m, l2), l3, l4)
+
+
+def verify_burst(Burst burst not None, *, bint l2=True):
+    """:func:`verify` for every frame: a uint8 memoryview of :class:`ChecksumStatus` values.
+
+    Each mbuf's ``RX_*_CKSUM_*`` flags are set to what was found, as a device with checksum
+    offloads would have."""
+    cdef _Loan loan = _Loan(burst)
+    cdef bytes out
+    cdef uint8_t *p
+    cdef uint64_t flags
+    cdef Py_ssize_t i
+    try:
+        out = PyBytes_FromStringAndSize(NULL, loan.n)
+        p = <uint8_t *>PyBytes_AS_STRING(out)
+        with nogil:
+            for i in range(loan.n):
+                flags = verify_frame(loan.v[i], l2)
+                loan.v[i].ol_flags = loan.v[i].ol_flags & ~RX_CKSUM_MASK | flags
+                p[i] = <uint8_t>status_of(flags, True, True)
+    finally:
+        loan.end()
+    return memoryview(out)
+
+
+def parse(frame, bint l2):
+    cdef _Frame f = _Frame(frame)
+    cdef uint8_t copy[HEADERS_MAX]
+    cdef headers_t h
+    cdef int result
+    mbuf_headers(f.m, copy, &h, l2, &result)
+    if result != 0:
+        raise ValueError(f"malformed frame of {f.m.pkt_len} bytes: a length or a version of its "
+                         "headers contradicts another one, or the frame ends inside a header")
+    return (h.packet_type, h.l2_len, h.l3_len, h.l4_len, h.outer_l2_len, h.outer_l3_len,
+            h.fragment != 0)
+
+
+def parse_burst(Burst burst not None, *, bint l2=True):
+    """:func:`parse` for every frame: sets ``packet_type`` and the header lengths of each mbuf and
+    returns the packet types, a uint32 memoryview.  A malformed frame is described as far as it
+    makes sense."""
+    cdef _Loan loan = _Loan(burst)
+    cdef bytes out
+    cdef uint8_t copy[HEADERS_MAX]
+    cdef uint32_t *p
+    cdef headers_t h
+    cdef mbuf_t *m
+    cdef Py_ssize_t i
+    cdef int result
+    try:
+        out = PyBytes_FromStringAndSize(NULL, loan.n * sizeof(uint32_t))
+        p = <uint32_t *>PyBytes_AS_STRING(out)
+        with nogil:
+            for i in range(loan.n):
+                m = loan.v[i]
+                mbuf_headers(m, copy, &h, l2, &result)
+                p[i] = m.packet_type = h.packet_type
+                m.l2_len = h.l2_len
+                m.l3_len = h.l3_len
+                m.l4_len = h.l4_len
+                m.outer_l2_len = h.outer_l2_len
+                m.outer_l3_len = h.outer_l3_len
+    finally:
+        loan.end()
+    return memoryview(out).cast("I")
+
+
+def fill(frame, *, bint l2=True):
+    """The frame with its IPv4, TCP and UDP checksums written, in tunnels those of both layers.
+
+    What they held before does not matter, but for the outer UDP checksum of a tunnel, which stays
+    0 where it is.  ``l2`` false: the frame starts with its IP header.  Fragments get the IPv4
+    checksum only.  ValueError when the frame's lengths contradict each other or its size.
+    """
+    cdef _Frame f = _Frame(frame)
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, f.m.pkt_len)
+    cdef mbuf_t copy
+    memset(&copy, 0, sizeof(mbuf_t))
+    copy.buf = <uint8_t *>PyBytes_AS_STRING(out)
+    copy.data_len = copy.pkt_len = mbuf_read(f.m, 0, copy.buf, f.m.pkt_len)
+    copy.nb_segs = 1
+    if fill_frame(&copy, l2) != 0:
+        raise ValueError(f"malformed frame of {copy.pkt_len} bytes: its checksums cannot be "
+                         "computed, since its lengths contradict each other or its size")
+    return out
+
+
+def fill_burst(Burst burst not None, *, bint l2=True):
+    """Writes the checksums of every frame in place, like :func:`fill`; whoever shares a frame sees
+    that.  Super-frames keep the checksum that the kernel expects.
+
+    Returns how many frames got theirs; a malformed frame is left as it is."""
+    cdef _Loan loan = _Loan(burst)
+    cdef Py_ssize_t i, done = 0
+    cdef mbuf_t *m
+    try:
+        with nogil:
+            for i in range(loan.n):
+                m = loan.v[i]
+                if m.ol_flags & RX_LRO or fill_frame(m, l2) != 0:
+                    continue
+                if m.ol_flags & RX_L4_CKSUM_NONE == RX_L4_CKSUM_NONE:
+                    m.ol_flags &= ~RX_L4_CKSUM_NONE
+                    m.vnet_flags &= ~VIRTIO_NET_HDR_F_NEEDS_CSUM
+                done += 1
+    finally:
+        loan.end()
+    return done

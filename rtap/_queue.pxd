@@ -61,8 +61,9 @@ cdef struct txq_t:
     uint32_t unplugged          # the link is down: whatever is sent is lost
     uint64_t packets
     uint64_t bytes
-    uint64_t errors             # frames consumed unsent: refused or down
-    uint64_t refused            # EINVAL and whatever else speaks against one frame
+    uint64_t errors             # frames consumed unsent: for one of the next three reasons
+    uint64_t bad_request        # it asks for what does not fit it, or has a header that does not
+    uint64_t refused            # by the kernel: EINVAL and whatever else speaks against one frame
     uint64_t down               # the link or the interface (EIO) was down
     uint64_t tso                # super-frames
     uint64_t checksum           # checksums left to the kernel, or done here for want of a header

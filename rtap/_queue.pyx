@@ -237,6 +237,9 @@ cdef class RxQueueBase:
             "mbuf_alloc_failed": _compat.counter_read(&q.nombuf),
             "filtered_unicast_packets": _compat.counter_read(&q.filtered_unicast),
             "filtered_multicast_packets": _compat.counter_read(&q.filtered_multicast),
+            "truncated_packets": _compat.counter_read(&q.truncated),
+            "bad_header_packets": _compat.counter_read(&q.bad_vnet_hdr),
+            "read_errors": _compat.counter_read(&q.read_errors),
         }
 
     def reset_xcounters(self):
@@ -381,9 +384,9 @@ cdef class TxQueueBase:
     def counters(self):
         """Totals since the start or the last reset, as a dict of name to int.
 
-        packets, bytes (frames the kernel took); errors = refused (EINVAL and the like, one frame
-        each) + down (the link or the interface was down); full (bursts cut short by the
-        kernel)."""
+        packets, bytes (frames the kernel took); errors = refused (by the kernel, or for a request
+        that does not fit the frame) + down (the link or the interface was down); full (bursts cut
+        short by the kernel)."""
         cdef dict zero = self.zero
         return since(self.totals(), zero)
 
@@ -394,7 +397,7 @@ cdef class TxQueueBase:
             "packets": _compat.counter_read(&q.packets),
             "bytes": _compat.counter_read(&q.bytes),
             "errors": _compat.counter_read(&q.errors),
-            "refused": _compat.counter_read(&q.refused),
+            "refused": _compat.counter_read(&q.refused) + _compat.counter_read(&q.bad_request),
             "down": _compat.counter_read(&q.down),
             "full": _compat.counter_read(&q.full),
         }
@@ -416,6 +419,9 @@ cdef class TxQueueBase:
             "tso_packets": _compat.counter_read(&q.tso),
             "checksum_offload": _compat.counter_read(&q.checksum),
             "multiseg_packets": _compat.counter_read(&q.multiseg),
+            "bad_request_packets": _compat.counter_read(&q.bad_request),
+            "kernel_refused_packets": _compat.counter_read(&q.refused),
+            "link_down_packets": _compat.counter_read(&q.down),
         }
 
     def reset_xcounters(self):

@@ -15,9 +15,13 @@ cdef extern from "rtap_compat.h":
     const uint64_t TX_UDP_CKSUM "RTAP_TX_UDP_CKSUM"
     const uint64_t TX_L4_MASK "RTAP_TX_L4_MASK"
     const uint64_t TX_IP_CKSUM "RTAP_TX_IP_CKSUM"
+    const uint64_t TX_QINQ "RTAP_TX_QINQ"
+    const uint64_t TX_VLAN "RTAP_TX_VLAN"
+    const uint64_t TX_CKSUM_REQUESTS "RTAP_TX_CKSUM_REQUESTS"
     const uint64_t TX_REQUESTS "RTAP_TX_REQUESTS"
+    const uint64_t TX_SPECIAL "RTAP_TX_SPECIAL"
 
 
-cdef int take_requests(mbuf_t **frame) noexcept nogil
+cdef int take_requests(mbuf_t **frame, bint l2) noexcept nogil
 cdef int finish_checksum(mbuf_t **frame) noexcept nogil
 cdef int make_private(mbuf_t **frame) noexcept nogil

@@ -2,14 +2,15 @@
 """What an application asks of single frames to send, in the TX_* flags of their mbufs."""
 
 from libc.errno cimport EINVAL, ENOBUFS
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memmove
 
 from rtap._linux cimport (
     VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4,
     VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP_L4,
 )
 from rtap._pool cimport (
-    mbuf_copy, mbuf_data, mbuf_free, mbuf_is_private, mbuf_t, mbuf_write,
+    mbuf_copy, mbuf_data, mbuf_free, mbuf_is_private, mbuf_t, mbuf_tailroom, mbuf_write,
 )
 from rtap._vnet cimport RX_L4_CKSUM_NONE, RX_LRO
 
@@ -19,6 +20,12 @@ cdef enum:
     TCP_CSUM_OFFSET = 16
     UDP_CSUM_OFFSET = 6
     TCP_CWR = 0x80              # in the fourteenth byte of the TCP header
+    IPV4_FRAGMENT = 0x3fff      # offset and "more fragments"
+    MAX_PKT_LEN = 1 << 30
+    ADDRESSES_LEN = 12          # in front of the tags
+    VLAN_HDR_LEN = 4
+    ETHERTYPE_VLAN = 0x8100
+    ETHERTYPE_QINQ = 0x88A8
 
 
 cdef inline uint32_t be16(const uint8_t *p) noexcept nogil:
@@ -81,27 +88,85 @@ cdef void put_be16(uint8_t *p, uint32_t v) noexcept nogil:
     p[1] = <uint8_t>(v & 0xff)
 
 
-cdef int take_requests(mbuf_t **frame) noexcept nogil:
-    """Turns the application's TX_* flags into the form of a frame that came with a header:
-    IP checksum and pseudo-header sum written, checksum place and segment size noted.
+cdef int insert_tags(mbuf_t *m, uint64_t asked) noexcept nogil:
+    """Puts one VLAN tag or two behind the addresses of a frame that is nobody else's; 0, or
+    -EINVAL when its first segment does not hold those or has no room for the tags."""
+    cdef uint32_t n = 2 * VLAN_HDR_LEN if asked & TX_QINQ else VLAN_HDR_LEN
+    cdef uint8_t *h = mbuf_data(m)
+    if m.data_len < ADDRESSES_LEN or m.pkt_len > MAX_PKT_LEN:
+        return -EINVAL
+    if m.data_off >= n:
+        memmove(h - n, h, ADDRESSES_LEN)
+        m.data_off -= n
+        h -= n
+    elif mbuf_tailroom(m) >= n:
+        memmove(h + ADDRESSES_LEN + n, h + ADDRESSES_LEN, m.data_len - ADDRESSES_LEN)
+        m.csum_at += n
+    else:
+        return -EINVAL
+    m.data_len += n
+    m.pkt_len += n
+    h += ADDRESSES_LEN
+    if asked & TX_QINQ:
+        put_be16(h, ETHERTYPE_QINQ)
+        put_be16(h + 2, m.vlan_tci_outer)
+        h += VLAN_HDR_LEN
+    put_be16(h, ETHERTYPE_VLAN)
+    put_be16(h + 2, m.vlan_tci)
+    if asked & TX_TUNNEL_MASK:
+        m.outer_l2_len += <uint16_t>n
+    else:
+        m.l2_len += <uint16_t>n
+    return 0
 
-    0; -EINVAL when l2_len and l3_len do not describe the frame; -ENOBUFS when it is shared and
-    there is no buffer to copy it to."""
+
+cdef int take_requests(mbuf_t **frame, bint l2) noexcept nogil:
+    """Does what the application's TX_* flags ask for, as far as that is not the kernel's part:
+    tags are inserted, and the rest is turned into the form of a frame that came with a header: IP
+    checksum and pseudo-header sum written, checksum place and segment size noted.
+
+    0; -EINVAL when the frame is not what l2_len and l3_len say, or has no place for tags; -ENOBUFS
+    when it is shared and there is no buffer to copy it to."""
     cdef uint64_t asked = frame[0].ol_flags
-    cdef bint udp = asked & TX_UDP_SEG != 0 or asked & TX_L4_MASK == TX_UDP_CKSUM
-    cdef bint tcp = asked & TX_TCP_SEG != 0 or asked & TX_L4_MASK == TX_TCP_CKSUM
-    cdef uint32_t l3, l4, l4_bytes, least, total, padding
-    cdef mbuf_t *m
-    cdef mbuf_t *last
-    cdef uint8_t *h
-    cdef int version
+    cdef int rc = 0
     if make_private(frame) != 0:
         return -ENOBUFS
-    m = last = frame[0]
-    h = mbuf_data(m)
+    frame[0].ol_flags &= ~TX_REQUESTS
+    if asked & (TX_VLAN | TX_QINQ):
+        rc = insert_tags(frame[0], asked) if l2 else -EINVAL
+    if rc == 0 and asked & TX_CKSUM_REQUESTS:
+        rc = take_checksum(frame[0], asked)
+    return rc
+
+
+cdef void cut(mbuf_t *m, uint32_t n) noexcept nogil:
+    """Shortens a frame to its first ``n`` bytes, at least one; later segments go back."""
+    cdef mbuf_t *seg = m
+    cdef uint32_t before = 0
+    if m.pkt_len <= n:
+        return
+    m.pkt_len = n
+    m.nb_segs = 1
+    while seg.data_len < n - before:
+        before += seg.data_len
+        seg = seg.next
+        m.nb_segs += 1
+    seg.data_len = n - before
+    if seg.next != NULL:
+        mbuf_free(seg.next)
+        seg.next = NULL
+
+
+cdef int take_checksum(mbuf_t *m, uint64_t asked) noexcept nogil:
+    cdef bint udp = asked & TX_UDP_SEG != 0 or asked & TX_L4_MASK == TX_UDP_CKSUM
+    cdef bint tcp = asked & TX_TCP_SEG != 0 or asked & TX_L4_MASK == TX_TCP_CKSUM
+    cdef uint32_t l3, l4, l4_bytes, least, total
+    cdef uint32_t protocol = IPPROTO_UDP if udp else IPPROTO_TCP
+    cdef uint8_t *h = mbuf_data(m)
+    cdef int version
     l3 = m.l2_len + (m.outer_l2_len + m.outer_l3_len if asked & TX_TUNNEL_MASK else 0)
     l4 = l3 + m.l3_len
-    if l4 > m.data_len or m.l3_len < 20 or udp == tcp and asked & ~TX_IP_CKSUM & TX_REQUESTS:
+    if l4 > m.data_len or m.l3_len < 20 or udp == tcp and asked & ~TX_IP_CKSUM & TX_CKSUM_REQUESTS:
         return -EINVAL
     version = h[l3] >> 4
     if version == 4:
@@ -120,30 +185,24 @@ cdef int take_requests(mbuf_t **frame) noexcept nogil:
     if version == 4 and asked & (TX_IP_CKSUM | TX_TCP_SEG | TX_UDP_SEG):
         put_be16(h + l3 + 10, 0)
         put_be16(h + l3 + 10, ~fold16(sum_be16(h + l3, m.l3_len)) & 0xffff)
-    m.ol_flags &= ~TX_REQUESTS
     if not udp and not tcp:
         return 0
+    if version == 4 and (be16(h + l3 + 6) & IPV4_FRAGMENT or h[l3 + 9] != protocol):
+        return -EINVAL
     least = 8 if udp else 20
     if l4_bytes < least or l4 + least > m.data_len:
         return -EINVAL
     m.l4_len = 8 if udp else (h[l4 + 12] >> 4) * 4
     if m.l4_len < least or m.l4_len > l4_bytes:
         return -EINVAL
-    padding = m.pkt_len - l4 - l4_bytes
-    if padding > 0:             # the kernel sums to the end of what it is given
-        while last.next != NULL:
-            last = last.next
-        if last.data_len < padding:
-            return -EINVAL
-        last.data_len -= padding
-        m.pkt_len -= padding
+    cut(m, l4 + l4_bytes)       # the kernel sums to the end of what it is given
     m.csum_offset = UDP_CSUM_OFFSET if udp else TCP_CSUM_OFFSET
     m.csum_at = m.data_off + l4
     m.vnet_flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
     m.ol_flags = m.ol_flags & ~RX_LRO | RX_L4_CKSUM_NONE
     put_be16(h + l4 + m.csum_offset, fold16(
         sum_be16(h + l3 + (12 if version == 4 else 8), 8 if version == 4 else 32)
-        + (IPPROTO_UDP if udp else IPPROTO_TCP) + l4_bytes))
+        + protocol + l4_bytes))
     if asked & (TX_TCP_SEG | TX_UDP_SEG) and l4_bytes > <uint32_t>m.l4_len + m.tso_segsz:
         if m.tso_segsz == 0 or asked & TX_TUNNEL_MASK:
             return -EINVAL

@@ -6,7 +6,7 @@ one place; chains and shared frames leave through an iovec with the header besid
 sending never writes into bytes that somebody else can see.
 """
 
-from libc.errno cimport EAGAIN, EBADF, EINTR, EIO, ENOBUFS, ENOMEM, errno
+from libc.errno cimport EAGAIN, EBADF, EINTR, EINVAL, EIO, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libc.string cimport memmove, memset
 
@@ -20,13 +20,13 @@ from rtap._liburing cimport (
 from rtap._linux cimport EBADFD, RWF_NOWAIT, iovec, write, writev
 from rtap._pool cimport mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_t, pool_t
 from rtap._queue cimport tx_lost, txq_t
-from rtap._request cimport TX_REQUESTS, finish_checksum, take_requests
+from rtap._request cimport TX_REQUESTS, TX_SPECIAL, finish_checksum, take_requests
 from rtap._traffic cimport count_frames
 from rtap._uring cimport (
     ENGINE_AUTO, RING_ENTRIES, RING_HEADERS, RING_IOVECS, uring_buffer, uring_enter, uring_file,
     uring_leave, uring_run, uring_t,
 )
-from rtap._vnet cimport RX_LRO, VNET_HDR_LEN, keeps_vnet_hdr, vnet_hdr_from_mbuf
+from rtap._vnet cimport RX_LRO, VNET_HDR_LEN, keeps_vnet_hdr, vnet_hdr_fits, vnet_hdr_from_mbuf
 
 cdef enum:
     IOVECS_MAX = 1024           # UIO_MAXIOV: writev(2) refuses more
@@ -261,6 +261,22 @@ cdef uint32_t tx_syscall(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexce
     return done
 
 
+cdef int tx_special(tap_txq_t *q, mbuf_t **frame) noexcept nogil:
+    """Makes a frame of which more is known than its bytes ready to be sent; 0 or -errno."""
+    cdef int rc = 0
+    if frame[0].ol_flags & TX_REQUESTS:
+        rc = take_requests(frame, q.l2)
+    if rc != 0 or not keeps_vnet_hdr(frame[0]):
+        return rc
+    if not vnet_hdr_fits(frame[0]):
+        return -EINVAL
+    if q.hdr_len == 0:
+        rc = finish_checksum(frame)
+        if rc == 0:
+            _compat.counter_add(&q.base.checksum, 1)
+    return rc
+
+
 cdef uint32_t tx_checked(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil:
     """Every burst's way in: sees to what the application asked of single frames, does in software
     what a descriptor without virtio-net headers cannot ask of the kernel, then sends."""
@@ -271,12 +287,8 @@ cdef uint32_t tx_checked(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexce
         return tx_lost(base, v, n)
     while seen < n:
         rc = 0
-        if v[seen].ol_flags & TX_REQUESTS:
-            rc = take_requests(&v[seen])
-        if rc == 0 and q.hdr_len == 0 and keeps_vnet_hdr(v[seen]):
-            rc = finish_checksum(&v[seen])
-            if rc == 0:
-                _compat.counter_add(&base.checksum, 1)
+        if v[seen].ol_flags & TX_SPECIAL:
+            rc = tx_special(q, &v[seen])
         if rc == -ENOBUFS:
             _compat.counter_add(&base.full, 1)
             break
@@ -284,7 +296,7 @@ cdef uint32_t tx_checked(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexce
             v[kept] = v[seen]
             kept += 1
         else:
-            _compat.counter_add(&base.refused, 1)
+            _compat.counter_add(&base.bad_request, 1)
             _compat.counter_add(&base.errors, 1)
             mbuf_free(v[seen])
         seen += 1

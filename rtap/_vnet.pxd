@@ -24,4 +24,5 @@ cdef inline bint keeps_vnet_hdr(const mbuf_t *m) noexcept nogil:
 
 
 cdef int vnet_hdr_to_mbuf(mbuf_t *m, const uint8_t *hdr, bint l2) noexcept nogil
+cdef bint vnet_hdr_fits(const mbuf_t *m) noexcept nogil
 cdef void vnet_hdr_from_mbuf(const mbuf_t *m, uint8_t *hdr) noexcept nogil

@@ -147,6 +147,25 @@ cdef int vnet_hdr_to_mbuf(mbuf_t *m, const uint8_t *hdr, bint l2) noexcept nogil
     return 0
 
 
+cdef bint vnet_hdr_fits(const mbuf_t *m) noexcept nogil:
+    """Whether a frame is still what the header that it keeps says of it.
+
+    A checksum whose place was cut off in front, with headers that the frame had, is no longer
+    anybody's; a super-frame cannot lose its headers and still be one."""
+    cdef bint super_frame = m.ol_flags & RX_LRO and m.gso_type != VIRTIO_NET_HDR_GSO_NONE
+    cdef uint32_t start
+    if not m.vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
+        return not super_frame
+    if m.csum_at < m.data_off:
+        return not super_frame
+    start = m.csum_at - m.data_off
+    if start > 0xffff or start + m.csum_offset + 2 > m.pkt_len:
+        return False
+    if super_frame:
+        return 0 < m.tso_segsz < 0xffff and 8 <= m.l4_len and start + m.l4_len <= m.pkt_len
+    return True
+
+
 cdef void vnet_hdr_from_mbuf(const mbuf_t *m, uint8_t *hdr) noexcept nogil:
     """Writes the ten header bytes a frame is sent under: those it came with, if it still says
     that they apply and its checksum still starts inside it, else "nothing to do"."""

@@ -141,12 +141,12 @@ def rx_checksum_unknown(pair: Pair) -> dict[str, int]:
 
 def rx_truncated(pair: Pair) -> dict[str, int]:
     pair.receive(bytes(ROOM), arrives=False)
-    return {"errors": 1, "truncated": 1}
+    return {"errors": 1, "truncated": 1, "truncated_packets": 1}
 
 
 def rx_bad_vnet_hdr(pair: Pair) -> dict[str, int]:
     pair.receive(TCP, header(NEEDS_CSUM, start=len(TCP)), arrives=False)
-    return {"errors": 1, "bad_vnet_hdr": 1}
+    return {"errors": 1, "bad_vnet_hdr": 1, "bad_header_packets": 1}
 
 
 def rx_read_errors(pair: Pair) -> dict[str, int]:
@@ -219,7 +219,27 @@ def tx_refused(pair: Pair) -> dict[str, int]:
     mbuf.l3_len = 4000
     burst = Burst([mbuf, pair.pool.alloc(frame(1, 100))])
     assert pair.tx.tx_burst(burst) == 2
-    return counted(100, errors=1, refused=1)
+    return counted(100, errors=1, refused=1, bad_request_packets=1)
+
+
+def tx_header_does_not_fit(pair: Pair) -> dict[str, int]:
+    """A frame that came with its checksum undone, and has lost the place for it since."""
+    assert pair.theirs.send(header(NEEDS_CSUM) + TCP) == 10 + len(TCP)
+    (mbuf,) = pair.rx.rx_burst(1)
+    pair.rx.reset_counters()
+    pair.rx.reset_xcounters()
+    mbuf.trim(mbuf.pkt_len - 40)
+    assert pair.tx.tx_burst(Burst([mbuf])) == 1
+    return {"errors": 1, "refused": 1, "bad_request_packets": 1}
+
+
+def tx_kernel_refused(pair: Pair) -> dict[str, int]:
+    """Too many segments for writev(2)."""
+    with Mempool(1100, 64) as tiny:
+        burst = tiny.alloc_burst(1, frame(1, 1100 * 64))
+        assert burst[0].nb_segs == 1100
+        assert pair.tx.tx_burst(burst) == 1
+    return {"errors": 1, "refused": 1, "kernel_refused_packets": 1}
 
 
 def tx_full(pair: Pair) -> dict[str, int]:
@@ -255,12 +275,12 @@ def test_down(tap: Tap, engine: str) -> None:
         tx = tap.tx(engine=engine)
         tap.set("down")
         assert tx.tx_burst(pool.alloc_burst(3, frame(1, 100))) == 3
-        assert moved(tx) == {"errors": 3, "down": 3}
+        assert moved(tx) == {"errors": 3, "down": 3, "link_down_packets": 3}
         tx.close()
 
 
 def test_no_counter_is_left_out() -> None:
-    seen: dict[str, set[str]] = {"rx": set(NEVER), "tx": {"down"}}
+    seen: dict[str, set[str]] = {"rx": set(NEVER), "tx": {"down", "link_down_packets"}}
     for name, case in CASES.items():
         with ExitStack() as stack:
             pair = Pair(stack, "syscall")

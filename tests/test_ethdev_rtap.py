@@ -142,7 +142,7 @@ def test_real_rx_offloads_refused(netns: NetNS, offloads: RxOffload, says: str) 
 @pytest.mark.parametrize(
     ("offloads", "says"),
     [
-        (TxOffload.VLAN_INSERT, "tx_offloads: this device cannot do VLAN_INSERT"),
+        (TxOffload.SCTP_CKSUM, "tx_offloads: this device cannot do SCTP_CKSUM"),
         (TxOffload.TCP_TSO | TxOffload.VXLAN_TNL_TSO, "cannot do VXLAN_TNL_TSO"),
         (TxOffload(1 << 60), hex(1 << 60)),
     ],

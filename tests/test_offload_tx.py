@@ -210,6 +210,19 @@ def test_padding_is_no_part_of_the_sum(rig: Rig, shape: Shape) -> None:
         assert set(got[len(shape.finished(b"ab")) :]) <= {0xA5}
 
 
+def test_padding_in_segments_of_its_own(rig: Rig) -> None:
+    """Those that hold nothing else are given back."""
+    shape = Shape()
+    with Mempool(16, 128) as pool:
+        mbuf = shape.request(pool.alloc(shape.unfinished(b"ab") + b"\xa5" * 600))
+        assert mbuf.nb_segs == 6
+        assert rig.dev.tx_burst(0, Burst([mbuf])) == 1
+        del mbuf
+        (got,) = rig.bridge.arriving(1)
+        assert got == shape.finished(b"ab")
+        assert settle(pool) == 0
+
+
 # ---- segmentation
 
 
@@ -451,6 +464,10 @@ WRONG: dict[str, tuple[Shape, Callable[[Mbuf], None]]] = {
     "tcp: data offset below a header": (Shape(), edit(46, b"\x40")),
     "tcp: data offset of zero": (Shape(), edit(46, b"\x00")),
     "tcp: data offset past the payload": (Shape(proto="tcp"), edit(46, b"\xf0")),
+    "fragment": (Shape(), edit(20, b"\x20\x00")),
+    "later fragment": (Shape(), edit(20, b"\x00\x10")),
+    "another protocol": (Shape(), edit(23, b"\x11")),
+    "udp: another protocol": (Shape(4, "udp"), edit(23, b"\x06")),
     "sctp": (Shape(), assign(ol_flags=MbufFlag.TX_SCTP_CKSUM | V4)),
     "two transports": (Shape(), assign(ol_flags=TX_L4["tcp"] | TX_SEG["udp"] | V4, tso_segsz=2)),
     "two segmentations": (

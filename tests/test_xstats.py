@@ -36,8 +36,20 @@ RX_NAMES = (
     "mbuf_alloc_failed",
     "filtered_unicast_packets",
     "filtered_multicast_packets",
+    "truncated_packets",
+    "bad_header_packets",
+    "read_errors",
 )
-TX_NAMES = (*SIZES, *KINDS, "tso_packets", "checksum_offload", "multiseg_packets")
+TX_NAMES = (
+    *SIZES,
+    *KINDS,
+    "tso_packets",
+    "checksum_offload",
+    "multiseg_packets",
+    "bad_request_packets",
+    "kernel_refused_packets",
+    "link_down_packets",
+)
 GROUP = bytes.fromhex("01005e000001")
 
 #: Length of a frame, and the bucket it falls into: both sides of every border.

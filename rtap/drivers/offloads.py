@@ -26,11 +26,18 @@ _LRO = RxOffload.TCP_LRO | RxOffload.UDP_LRO
 #: IPV4_CKSUM is free of charge: the kernel never leaves an IPv4 header checksum undone.
 RX_CAPA = RxOffload.CHECKSUM | _LRO | RxOffload.SCATTER
 TX_CAPA = (
-    TxOffload.UDP_CKSUM
+    TxOffload.VLAN_INSERT
+    | TxOffload.QINQ_INSERT
+    | TxOffload.IPV4_CKSUM
+    | TxOffload.UDP_CKSUM
     | TxOffload.TCP_CKSUM
     | TxOffload.TCP_TSO
     | TxOffload.UDP_TSO
     | TxOffload.MULTI_SEGS
+)
+#: Done by rtap itself, whatever the kernel can.
+_TX_SOFTWARE = (
+    TxOffload.MULTI_SEGS | TxOffload.IPV4_CKSUM | TxOffload.VLAN_INSERT | TxOffload.QINQ_INSERT
 )
 
 
@@ -72,7 +79,7 @@ def tun_features(offloads: RxOffload) -> TunFeature:
 
 def needs_header(conf: EthConf) -> bool:
     """Whether frames must say more than their bytes do."""
-    return bool(conf.rx_offloads & ~RxOffload.SCATTER or conf.tx_offloads & ~TxOffload.MULTI_SEGS)
+    return bool(conf.rx_offloads & ~RxOffload.SCATTER or conf.tx_offloads & ~_TX_SOFTWARE)
 
 
 def granted(asked: RxOffload, features: TunFeature) -> RxOffload:

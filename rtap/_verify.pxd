@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Checksums of whole frames: checked, and written."""
+
+from libc.stdint cimport uint64_t
+
+from rtap._pool cimport mbuf_t
+
+
+cdef extern from "rtap_compat.h":
+    # ol_flags, from rte_mbuf_core.h
+    const uint64_t RX_L4_CKSUM_BAD "RTAP_RX_L4_CKSUM_BAD"
+    const uint64_t RX_L4_CKSUM_GOOD "RTAP_RX_L4_CKSUM_GOOD"
+    const uint64_t RX_L4_CKSUM_NONE "RTAP_RX_L4_CKSUM_NONE"
+    const uint64_t RX_IP_CKSUM_BAD "RTAP_RX_IP_CKSUM_BAD"
+    const uint64_t RX_IP_CKSUM_GOOD "RTAP_RX_IP_CKSUM_GOOD"
+    const uint64_t RX_OUTER_IP_CKSUM_BAD "RTAP_RX_OUTER_IP_CKSUM_BAD"
+    const uint64_t RX_OUTER_L4_CKSUM_BAD "RTAP_RX_OUTER_L4_CKSUM_BAD"
+    const uint64_t RX_OUTER_L4_CKSUM_GOOD "RTAP_RX_OUTER_L4_CKSUM_GOOD"
+    const uint64_t RX_CKSUM_MASK "RTAP_RX_CKSUM_MASK"
+
+
+cdef uint64_t verify_frame(const mbuf_t *m, bint l2) noexcept nogil
+cdef int fill_frame(mbuf_t *m, bint l2) noexcept nogil

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Offloads in software: checksums and headers of frames in memory, without a device.
+
+A frame is anything with the buffer protocol (bytes, bytearray, memoryview, a NumPy array) or an
+:class:`~rtap.Mbuf`, one of several segments included. It starts with its Ethernet header, or with
+``l2=False`` with its IP header, as on a TUN device. Functions named ``..._burst`` do the same for
+all frames of a :class:`~rtap.Burst` in one pass without the GIL.
+
+    from rtap import offload
+
+    offload.checksum(b"\\x45\\x00\\x00\\x1c")
+    offload.verify(frame) is offload.ChecksumStatus.GOOD
+    offload.parse(frame).l4_len
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from rtap import _offload
+from rtap._offload import (
+    checksum,
+    checksum_burst,
+    fill,
+    fill_burst,
+    parse_burst,
+    partial,
+    update,
+    verify_burst,
+)
+from rtap.ptypes import PacketType, packet_type_names
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = [
+    "ChecksumStatus",
+    "Headers",
+    "PacketType",
+    "checksum",
+    "checksum_burst",
+    "fill",
+    "fill_burst",
+    "packet_type_names",
+    "parse",
+    "parse_burst",
+    "partial",
+    "update",
+    "verify",
+    "verify_burst",
+]
+
+
+class ChecksumStatus(IntEnum):
+    """What is known of a frame's checksums, in the sense of DPDK's ``RTE_MBUF_F_RX_*_CKSUM_*``."""
+
+    #: Nothing to check, or it cannot be: no IP, neither TCP nor UDP, a fragment, bytes missing.
+    UNKNOWN = 0
+    #: A checksum is wrong.
+    BAD = 1
+    #: Right.
+    GOOD = 2
+    #: The frame carries no checksum: UDP over IPv4 may go without; or its checksum is still to be
+    #: finished (an mbuf from a device with checksum offload).
+    NONE = 3
+
+
+class Headers(NamedTuple):
+    """Where a frame's headers are: lengths in bytes, 0 for what it does not have.
+
+    The lengths are those of an mbuf: in a tunnel, `outer_l2_len` and `outer_l3_len` are those of
+    the carrying packet, and `l2_len` reaches from the end of its IP header to the inner IP header
+    (UDP and VXLAN, or GRE, and an inner Ethernet header). `l3_len` includes options and extension
+    headers. `l4_len` is 0 where there is no known header or not all of it.
+    """
+
+    #: See :class:`PacketType`.
+    packet_type: int
+    l2_len: int
+    l3_len: int
+    l4_len: int
+    outer_l2_len: int
+    outer_l3_len: int
+    #: The (inner or outer) IP packet is a fragment, the first one included.
+    fragment: bool
+
+
+def parse(frame: Buffer, *, l2: bool = True) -> Headers:
+    """The headers of a frame, through VLAN tags, IPv4 options, IPv6 extension headers and one
+    level of VXLAN (port 4789), GRE or IP in IP.
+
+    Raises
+    ------
+    ValueError
+        for a malformed frame: one that ends inside a header, or whose lengths or IP versions
+        contradict each other. Padding behind the IP packet is none, neither is an IP packet that
+        says it is longer than the frame.
+    """
+    return Headers(*_offload.parse(frame, l2))
+
+
+def verify(frame: Buffer, *, l2: bool = True, layer: Literal[3, 4] | None = None) -> ChecksumStatus:
+    """Checks the IPv4 header checksum and that of TCP or UDP, in a tunnel those of both packets.
+
+    `layer` 3 or 4 looks at one of them; without, BAD when either is wrong and else what is known
+    of layer 4. Never raises for what a frame holds.
+    """
+    if layer not in (None, 3, 4):
+        raise ValueError(f"layer must be 3, 4 or None, got {layer!r}")
+    return ChecksumStatus(_offload.verify(frame, l2, layer != 4, layer != 3))
