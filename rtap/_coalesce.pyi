@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: BSD-3-Clause
-from collections.abc import Sequence
 from typing import final
 
 from typing_extensions import Buffer

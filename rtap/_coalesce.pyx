@@ -217,8 +217,8 @@ cdef class Gro:
         return 0
 
     def coalesce(self, Burst burst not None):
-        """Takes the frames out of ``burst`` and returns, as a new Burst, what goes on: super-frames,
-        and frames that no other one could join. The order within a flow is kept.
+        """Takes the frames out of ``burst`` and returns, as a new Burst, what goes on:
+        super-frames, and frames that no other one could join.  The order within a flow is kept.
 
         With a timeout, call it with an empty burst now and then, or :meth:`flush`."""
         cdef Burst out
@@ -230,7 +230,8 @@ cdef class Gro:
             out = burst_make(burst.n + self.g.n_items)
             n = burst.lend(&v, &capacity)
             with nogil:
-                out.n = gro_burst(self.g, v, <uint32_t>n, now, self.patience, &self.timed_out, out.v)
+                out.n = gro_burst(self.g, v, <uint32_t>n, now, self.patience, &self.timed_out,
+                                  out.v)
             burst.give_back(v, 0, capacity)
         finally:
             _compat.store(&self.owned, 0)

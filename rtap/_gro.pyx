@@ -224,7 +224,8 @@ cdef void hold(gro_t *g, const gro_group_t *group, uint32_t hash, uint64_t now) 
 # ---- one frame
 
 
-cdef bint checksum_right(const gro_t *g, const mbuf_t *m, view_t *v, uint32_t l4_len) noexcept nogil:
+cdef bint checksum_right(const gro_t *g, const mbuf_t *m, view_t *v,
+                         uint32_t l4_len) noexcept nogil:
     """Whether the frame's L4 checksum is right, or is not a thing of this frame's bytes."""
     cdef uint32_t total, field
     v.verified = True
@@ -307,7 +308,7 @@ cdef int look_ipv4(gro_t *g, const mbuf_t *m, view_t *v, uint32_t n) noexcept no
 
 cdef int look_ipv6(gro_t *g, const mbuf_t *m, view_t *v, uint32_t n) noexcept nogil:
     cdef const uint8_t *h = v.p + v.l3
-    cdef uint32_t end, at = v.l3 + 40, i
+    cdef uint32_t end, at = v.l3 + 40, _i
     if at > n or h[0] >> 4 != 6:
         return ALONE
     end = at + be16(h + 4)
@@ -315,7 +316,7 @@ cdef int look_ipv6(gro_t *g, const mbuf_t *m, view_t *v, uint32_t n) noexcept no
         return ALONE
     v.version = 6
     v.protocol = h[6]
-    for i in range(<uint32_t>EXTENSIONS_MAX):
+    for _i in range(<uint32_t>EXTENSIONS_MAX):
         if (v.protocol != IPPROTO_HOPOPTS and v.protocol != IPPROTO_ROUTING
                 and v.protocol != IPPROTO_DSTOPTS):
             break
@@ -331,7 +332,7 @@ cdef int look_ipv6(gro_t *g, const mbuf_t *m, view_t *v, uint32_t n) noexcept no
 
 cdef int gro_look(gro_t *g, const mbuf_t *m, view_t *v, uint32_t n) noexcept nogil:
     """What the rules make of a frame whose first ``n`` bytes are at ``v.p``."""
-    cdef uint32_t ethertype, i
+    cdef uint32_t ethertype, _i
     v.l3 = 0
     if g.flags & GRO_L3:
         if n == 0:
@@ -342,7 +343,7 @@ cdef int gro_look(gro_t *g, const mbuf_t *m, view_t *v, uint32_t n) noexcept nog
             return ALONE
         ethertype = be16(v.p + 12)
         v.l3 = 14
-        for i in range(<uint32_t>VLANS_MAX):
+        for _i in range(<uint32_t>VLANS_MAX):
             if ethertype != ETHERTYPE_VLAN and ethertype != ETHERTYPE_QINQ:
                 break
             if v.l3 + 4 > n:

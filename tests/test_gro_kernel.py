@@ -286,8 +286,13 @@ def test_vlan_tags(kernel: KernelGro, first: F) -> None:
     assert rest == []
     assert frame[:12] + frame[20:] == plain_frame
     assert frame[12:20] == bytes.fromhex("88a8000581000006")
-    assert head == (*plain_head[:2], plain_head[2] + 8, plain_head[3], plain_head[4] + 8,
-                    plain_head[5])
+    assert head == (
+        *plain_head[:2],
+        plain_head[2] + 8,
+        plain_head[3],
+        plain_head[4] + 8,
+        plain_head[5],
+    )
     assert any(
         by_flow(of_kernel(kernel.coalesce(untagged)))
         == by_flow([((1, *plain_head[1:2], *plain_head[3:]), plain_frame)])
@@ -322,8 +327,9 @@ def test_ends_of_a_super_frame(kernel: KernelGro) -> None:
     """Every place where a short frame, PSH or FIN can stand."""
     for proto in (TCP, UDP):
         for at in range(6):
-            train = Train(list(regular(F(proto=proto), [10] * at + [7] + [10] * (5 - at),
-                                       random.Random(at))))
+            train = Train(
+                list(regular(F(proto=proto), [10] * at + [7] + [10] * (5 - at), random.Random(at)))
+            )
             assert agrees(kernel, train) == "", (proto, at)
     for flag in (PSH, 1, PSH | 1):
         for at in range(6):

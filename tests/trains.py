@@ -186,8 +186,9 @@ ONLY_TCP: dict[str, Callable[[F, random.Random], F]] = {
     "ack": lambda f, r: replace(f, ack=f.ack + 1),
     "window": lambda f, r: replace(f, window=f.window + 1),
     "seq": lambda f, r: replace(f, seq=f.seq + r.choice((-1, 1, 1000))),
-    "options": lambda f, r: replace(f, options=f.options[:-1] + bytes([r.randint(3, 9)])
-                                    if f.options else TIMESTAMP),
+    "options": lambda f, r: replace(
+        f, options=f.options[:-1] + bytes([r.randint(3, 9)]) if f.options else TIMESTAMP
+    ),
     "more options": lambda f, r: replace(f, options=f.options + b"\1\1\1\1"),
     "reserved": _set(reserved=2),
     "AE": _set(reserved=1),
@@ -223,9 +224,7 @@ ONLY_V6: dict[str, Callable[[F, random.Random], F]] = {
 def quirks(f: F) -> dict[str, Callable[[F, random.Random], F]]:
     """What can go wrong with a frame like this one."""
     return (
-        ANY
-        | (ONLY_TCP if f.proto == TCP else ONLY_UDP)
-        | (ONLY_V4 if f.version == 4 else ONLY_V6)
+        ANY | (ONLY_TCP if f.proto == TCP else ONLY_UDP) | (ONLY_V4 if f.version == 4 else ONLY_V6)
     )
 
 

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Coalescing as C would call it, beside a memcpy of the same payload."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-cimport rtap._compat as _compat
 from rtap._coalesce cimport gro_burst
 from rtap._gro cimport (
-    GRO_TRUST, gro_add, gro_create, gro_destroy, gro_drained, gro_flush, gro_group_t, gro_length,
-    gro_t, gro_write,
+    GRO_TRUST, gro_add, gro_create, gro_destroy, gro_drained, gro_flush, gro_t, gro_write,
 )
 from rtap._pool cimport mbuf_t
 
@@ -118,36 +116,36 @@ cdef class Train:
 
     def rounds(self, str how, uint32_t count):
         """Coalesces (how: chain or copy), or copies, the frames that often; how many groups."""
-        cdef uint32_t i, got = 0
+        cdef uint32_t _i, got = 0
         if how == "chain":
             with nogil:
-                for i in range(count):
+                for _i in range(count):
                     got = self.chained()
         elif how == "copy":
             with nogil:
-                for i in range(count):
+                for _i in range(count):
                     got = self.copied()
         elif how == "restore":
             with nogil:
-                for i in range(count):
+                for _i in range(count):
                     self.restore()
         else:
             with nogil:
-                for i in range(count):
+                for _i in range(count):
                     memcpy(self.slot, self.flat, self.total)
-                    got += self.slot[i % self.total]
+                    got += self.slot[_i % self.total]
         return got
 
     def send(self, int fd, str how, uint32_t count):
         """Coalesces and writes to a TAP device with virtio-net headers, or writes one by one."""
         cdef iovec iov[600]
         cdef uint8_t hdr[HDR]
-        cdef uint32_t i, j, k
+        cdef uint32_t _i, j, k
         cdef mbuf_t *m
         cdef bint chain = how == "chain", copy = how == "copy"
         memset(hdr, 0, HDR)
         with nogil:
-            for i in range(count):
+            for _i in range(count):
                 if chain:
                     self.chained()
                     m = self.out[0]
