@@ -15,8 +15,9 @@ all frames of a :class:`~rtap.Burst` in one pass without the GIL.
 
 from __future__ import annotations
 
+import struct
 from enum import IntEnum
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from rtap import _offload
 from rtap._offload import (
@@ -24,6 +25,7 @@ from rtap._offload import (
     checksum_burst,
     fill,
     fill_burst,
+    gso,
     parse_burst,
     partial,
     update,
@@ -38,14 +40,18 @@ __all__ = [
     "ChecksumStatus",
     "Headers",
     "PacketType",
+    "VnetHdr",
     "checksum",
     "checksum_burst",
+    "complete",
     "fill",
     "fill_burst",
+    "gso",
     "packet_type_names",
     "parse",
     "parse_burst",
     "partial",
+    "segment",
     "update",
     "verify",
     "verify_burst",
@@ -109,3 +115,96 @@ def verify(frame: Buffer, *, l2: bool = True, layer: Literal[3, 4] | None = None
     if layer not in (None, 3, 4):
         raise ValueError(f"layer must be 3, 4 or None, got {layer!r}")
     return ChecksumStatus(_offload.verify(frame, l2, layer != 4, layer != 3))
+
+
+_VNET_HDR = struct.Struct("<BBHHHH")
+
+
+class _VnetFields(NamedTuple):
+    flags: int = 0
+    gso_type: int = 0
+    hdr_len: int = 0
+    gso_size: int = 0
+    csum_start: int = 0
+    csum_offset: int = 0
+
+
+class VnetHdr(_VnetFields):
+    """The virtio-net header of a frame (``struct virtio_net_hdr`` of linux/virtio_net.h).
+
+    With ``flags & NEEDS_CSUM`` the checksum at ``csum_start + csum_offset`` is the sum of the
+    pseudo-header and wants finishing over all bytes from ``csum_start`` on. A ``gso_type`` other
+    than GSO_NONE makes the frame a super-frame, to be split into frames of ``gso_size`` payload
+    bytes. ``hdr_len`` is a hint. ValueError for a field that is out of its range.
+    """
+
+    __slots__ = ()
+
+    NEEDS_CSUM: ClassVar[int] = 1
+    DATA_VALID: ClassVar[int] = 2
+    GSO_NONE: ClassVar[int] = 0
+    GSO_TCPV4: ClassVar[int] = 1
+    GSO_UDP: ClassVar[int] = 3
+    GSO_TCPV6: ClassVar[int] = 4
+    GSO_UDP_L4: ClassVar[int] = 5
+    GSO_ECN: ClassVar[int] = 0x80
+    #: Bytes of the packed header.
+    SIZE: ClassVar[int] = _VNET_HDR.size
+
+    def __new__(
+        cls,
+        flags: int = 0,
+        gso_type: int = 0,
+        hdr_len: int = 0,
+        gso_size: int = 0,
+        csum_start: int = 0,
+        csum_offset: int = 0,
+    ) -> VnetHdr:
+        self = super().__new__(cls, flags, gso_type, hdr_len, gso_size, csum_start, csum_offset)
+        for i, (name, value) in enumerate(zip(cls._fields, self, strict=True)):
+            if not 0 <= value <= (0xFF if i < 2 else 0xFFFF):
+                raise ValueError(f"{name} of a virtio-net header is out of range: {value}")
+        return self
+
+    def pack(self) -> bytes:
+        """The ten bytes, little-endian, as TAP descriptors have them here (TUNSETVNETLE)."""
+        return _VNET_HDR.pack(*self)
+
+    @classmethod
+    def unpack(cls, buf: Buffer) -> VnetHdr:
+        """From the first ten bytes of a buffer; ValueError when there are fewer."""
+        view = memoryview(buf)
+        if view.nbytes < cls.SIZE:
+            raise ValueError(f"a virtio-net header has {cls.SIZE} bytes, got {view.nbytes}")
+        return cls(*_VNET_HDR.unpack_from(view))
+
+
+def complete(frame: Buffer, hdr: VnetHdr, *, l2: bool = True) -> bytes:
+    """The frame with the checksum written that `hdr` says is left to do (NEEDS_CSUM).
+
+    Sums from csum_start to the end of the IP packet, over the pseudo-header sum that the frame
+    holds, as the kernel does; a result of 0 is written as 0xffff. Without NEEDS_CSUM the frame is
+    returned as it is.
+
+    Raises
+    ------
+    ValueError
+        for a header that does not fit the frame, or describes a super-frame.
+    """
+    return _offload.complete(frame, tuple(hdr), l2)
+
+
+def segment(frame: Buffer, hdr: VnetHdr, *, l2: bool = True) -> list[bytes]:
+    """Splits a super-frame into frames of at most ``hdr.gso_size`` payload bytes (TSO, USO), byte
+    for byte as the kernel does, all checksums written.
+
+    TCP and UDP over both IP versions, with tags, options and extension headers. Does not rely on
+    ``hdr.hdr_len`` nor on the pseudo-header sum in the frame. A frame with no more payload than
+    ``gso_size``, and one with GSO_NONE, gives itself, its checksum finished if that was left to do.
+
+    Raises
+    ------
+    ValueError
+        for a header that does not fit the frame, a fragment, more than 128 UDP segments.
+    """
+    return _offload.segment(frame, tuple(hdr), l2)
