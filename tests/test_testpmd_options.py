@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 
 import pytest
+from support import eventually
 
 from rtap import MacAddr, RxOffload, TxOffload
 from rtap.cli import main
@@ -167,5 +168,9 @@ def test_streams_are_spread_over_the_cores(cores: int, shares: list[int]) -> Non
             (port, 1 - port, queue) for port in range(2) for queue in range(3)
         ]
         forwarding.start()
+        eventually(
+            lambda: all(stats.rx_packets for _, stats in forwarding.routes()),
+            "every stream forwards",
+        )
         forwarding.stop()
         assert all(counts.rx_packets for counts in forwarding.statistics())

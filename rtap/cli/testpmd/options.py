@@ -328,6 +328,11 @@ def _add_forwarding(group: argparse._ArgumentGroup) -> None:
         help="flows that flowgen makes (default %(default)s)",
     )
     group.add_argument(
+        "--no-flush-rx",
+        action="store_true",
+        help="what waits when forwarding starts is forwarded; it always is, without this too",
+    )
+    group.add_argument(
         "--eth-peer",
         action="append",
         type=eth_peer,
