@@ -10,7 +10,7 @@ cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t alignment, size_t n)
 
 from rtap._burst cimport Burst
-from rtap._checksum cimport chain_sum, sum16
+from rtap._checksum cimport chain_sum
 from rtap._mbuf cimport Mbuf
 from rtap._mempool cimport Mempool
 from rtap._pool cimport mbuf_data, mbuf_free_bulk, mbuf_ref, mbuf_t
@@ -23,10 +23,10 @@ cdef extern from "sum16.h" nogil:
 def checksum_loop(Burst burst not None, bint plain, uint32_t rounds):
     """Sums every frame of a burst ``rounds`` times, with the kernel or with a plain C loop;
     returns the number of bytes."""
-    cdef uint32_t i, round_
+    cdef uint32_t i, _round
     cdef uint64_t total = 0, n = 0
     with nogil:
-        for round_ in range(rounds):
+        for _round in range(rounds):
             for i in range(<uint32_t>burst.n):
                 if plain:
                     total += plain_sum16(mbuf_data(burst.v[i]), burst.v[i].data_len)
@@ -41,11 +41,11 @@ def checksum_loop(Burst burst not None, bint plain, uint32_t rounds):
 def segment_loop(Mbuf frame not None, Mempool pool not None, uint32_t rounds):
     """Splits a super-frame and frees what comes of it ``rounds`` times; the number of bytes."""
     cdef mbuf_t *out[2048]
-    cdef uint32_t round_
+    cdef uint32_t _round
     cdef uint64_t n = 0
     cdef int got = 0
     with nogil:
-        for round_ in range(rounds):
+        for _round in range(rounds):
             mbuf_ref(frame.m)
             got = gso_mbuf(frame.m, pool.p, True, out, 2048)
             if got < 0:

@@ -23,9 +23,10 @@ QUICK = {
     "send64": ["--slices=5", "--seconds=0.05"],
     "closed_loop": ["--slices=5", "--seconds=0.05"],
     "tcp": ["--slices=3", "--attempts=1"],
+    "testpmd": ["--slices=3", "--seconds=0.05", "--attempts=1"],
     "soak": ["--frames=1e6", "--cycles=50"],
 }
-SUITE = ("send64", "closed_loop", "tcp")
+SUITE = ("send64", "closed_loop", "tcp", "testpmd")
 TARGETS = {
     "rtap numpy / c write": 1.2,
     "rtap numpy / net_tap": 1.2,
@@ -33,6 +34,11 @@ TARGETS = {
     "python beside / python": 0.4,
     "rtap / veth": 0.75,
     "rtap plain / net_tap": 1.5,
+    **{
+        f"{mode} {size}: rtap / net_tap": 1.0
+        for mode in ("io", "macswap", "txonly", "rxonly")
+        for size in (64, 1500)
+    },
 }
 """What the project set out to reach."""
 

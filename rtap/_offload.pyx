@@ -15,7 +15,7 @@ from rtap._linux cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE
 from rtap._mbuf cimport Mbuf, check_range
 from rtap._mempool cimport Mempool
 from rtap._parse cimport HEADERS_MAX, headers_of, headers_t, parse_headers
-from rtap._pool cimport MAX_DATA_ROOM, mbuf_data, mbuf_read, mbuf_t, pool_t
+from rtap._pool cimport MAX_DATA_ROOM, mbuf_free, mbuf_read, mbuf_ref, mbuf_t, mbuf_window, pool_t
 from rtap._segment cimport (
     FITS, MISFITS, MISFIT_SUPER, complete as complete_frame, gso_mbuf, misfit_t, plan_mbuf,
     plan_segments, plan_t, segment_payload, vnet_t, write_segment,
@@ -44,12 +44,12 @@ cdef class _Frame:
     cdef mbuf_t *m
     cdef Py_buffer view
     cdef bint held
-    cdef object owner
 
     def __cinit__(self, frame):
         if isinstance(frame, Mbuf):
-            self.owner = frame
-            self.m = (<Mbuf>frame).alive()
+            with cython.critical_section(frame):
+                self.m = (<Mbuf>frame).alive()
+                mbuf_ref(self.m)
             return
         PyObject_GetBuffer(frame, &self.view, PyBUF_SIMPLE)
         self.held = True
@@ -61,12 +61,18 @@ cdef class _Frame:
         self.own.nb_segs = 1
         self.m = &self.own
 
-    cdef const uint8_t *start(self) noexcept:
-        return mbuf_data(self.m)
+    cdef uint32_t piece(self, const uint8_t **start) noexcept:
+        """Where the first segment's bytes are, and how many."""
+        cdef uint8_t *p
+        cdef uint32_t n = mbuf_window(self.m, &p)
+        start[0] = p
+        return n
 
     def __dealloc__(self):
         if self.held:
             PyBuffer_Release(&self.view)
+        else:
+            mbuf_free(self.m)
 
 
 @cython.final
@@ -126,8 +132,9 @@ def partial(buf, uint64_t initial=0):
     cdef uint32_t total
     cdef mbuf_t *m
     if isinstance(buf, Mbuf):
-        m = (<Mbuf>buf).alive()
-        total = chain_sum(m, 0, m.pkt_len)
+        with cython.critical_section(buf):
+            m = (<Mbuf>buf).alive()
+            total = chain_sum(m, 0, m.pkt_len)
     else:
         PyObject_GetBuffer(buf, &view, PyBUF_SIMPLE)
         try:
@@ -253,8 +260,11 @@ def fill(frame, *, bint l2=True):
     cdef mbuf_t copy
     memset(&copy, 0, sizeof(mbuf_t))
     copy.buf = <uint8_t *>PyBytes_AS_STRING(out)
-    copy.data_len = copy.pkt_len = mbuf_read(f.m, 0, copy.buf, f.m.pkt_len)
+    copy.buf_len = <uint32_t>len(out)
+    copy.data_len = copy.pkt_len = mbuf_read(f.m, 0, copy.buf, copy.buf_len)
     copy.nb_segs = 1
+    if copy.data_len != copy.buf_len:
+        raise ValueError("the mbuf shrank while it was read")
     if fill_frame(&copy, l2) != 0:
         raise ValueError(f"malformed frame of {copy.pkt_len} bytes: its checksums cannot be "
                          "computed, since its lengths contradict each other or its size")
@@ -324,8 +334,10 @@ def complete(frame, tuple hdr, bint l2):
     cdef _Frame f = _Frame(frame)
     cdef bytes out = PyBytes_FromStringAndSize(NULL, f.m.pkt_len)
     cdef uint8_t *p = <uint8_t *>PyBytes_AS_STRING(out)
-    cdef uint32_t n = mbuf_read(f.m, 0, p, f.m.pkt_len)
+    cdef uint32_t n = mbuf_read(f.m, 0, p, <uint32_t>len(out))
     cdef misfit_t why = FITS
+    if n != len(out):
+        raise ValueError("the mbuf shrank while it was read")
     if h.gso_type != VIRTIO_NET_HDR_GSO_NONE:
         raise misfit(MISFIT_SUPER)
     if h.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
@@ -341,7 +353,8 @@ def segment(frame, tuple hdr, bint l2):
     cdef _Frame f
     cdef plan_t plan
     cdef misfit_t why
-    cdef uint32_t i
+    cdef const uint8_t *p
+    cdef uint32_t i, n
     cdef list frames = []
     if h.gso_type == VIRTIO_NET_HDR_GSO_NONE:
         return [complete(frame, hdr, l2)]
@@ -349,14 +362,15 @@ def segment(frame, tuple hdr, bint l2):
     if f.m.next != NULL:
         whole = bytes(frame)
         f = _Frame(whole)
-    why = plan_segments(f.start(), f.m.pkt_len, f.m.pkt_len, l2, &h, &plan)
+    n = f.piece(&p)
+    why = plan_segments(p, n, n, l2, &h, &plan)
     if why != FITS:
         raise misfit(why)
     if plan.count == 1:
         return [complete(frame, (*hdr[:1], VIRTIO_NET_HDR_GSO_NONE, *hdr[2:]), l2)]
     for i in range(plan.count):
         out = PyBytes_FromStringAndSize(NULL, plan.hdr_len + segment_payload(&plan, i))
-        write_segment(&plan, f.start(), i, <uint8_t *>PyBytes_AS_STRING(out))
+        write_segment(&plan, p, i, <uint8_t *>PyBytes_AS_STRING(out))
         frames.append(out)
     return frames
 
@@ -381,7 +395,7 @@ def gso(Burst burst not None, Mempool pool=None, *, bint l2=True):
     cdef Py_ssize_t i, total = 0, at = 0
     cdef int made = 0
     if pool is not None:
-        p = pool.alive()
+        p = pool.hold()         # it cannot be closed meanwhile
     try:
         with nogil:
             for i in range(loan.n):
@@ -392,10 +406,7 @@ def gso(Burst burst not None, Mempool pool=None, *, bint l2=True):
                 total += plan.count
         if why != FITS:
             raise misfit(why, f"frame {at} cannot be segmented")
-        at = 0
         out = burst_make(total)
-        if p != NULL:
-            pool.queues += 1    # it cannot be closed meanwhile
         with nogil:
             while at < loan.n:
                 made = gso_mbuf(loan.v[at], loan.v[at].pool if p == NULL else p, l2,
@@ -404,12 +415,12 @@ def gso(Burst burst not None, Mempool pool=None, *, bint l2=True):
                     break
                 out.n += made
                 at += 1
-        if p != NULL:
-            pool.queues -= 1
         loan.n -= at
         memmove(loan.v, loan.v + at, loan.n * sizeof(mbuf_t *))
     finally:
         loan.end()
+        if p != NULL:
+            pool.let_go()
     if made < 0 and made != -ENOBUFS:
         out.extend(burst)
         burst.free()

@@ -20,6 +20,7 @@ class RxQueue(RxQueueBase):
         max_frame: int = 1522,
         scatter: bool = False,
         l2: bool = True,
+        offloads: int = 0,
         engine: str = "auto",
         gil: str = "auto",
     ) -> None: ...
@@ -52,6 +53,8 @@ class TxQueue(TxQueueBase):
         vnet_hdr: bool = True,
         l2: bool = True,
         ordered: bool = False,
+        gro: bool = False,
+        gro_udp: bool = False,
         engine: str = "auto",
         gil: str = "auto",
     ) -> None: ...

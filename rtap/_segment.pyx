@@ -22,10 +22,11 @@ from rtap._parse cimport (
     headers_t, l4_pseudo_sum, parse_outermost, put_be16,
 )
 from rtap._pool cimport (
-    mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_ref, mbuf_reset, mbuf_t, pool_get, pool_t,
+    mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_ref, mbuf_reset, mbuf_t, mbuf_window, pool_get,
+    pool_t,
 )
 from rtap._request cimport (
-    TX_L4_MASK, TX_REQUESTS, TX_TCP_SEG, TX_UDP_SEG, finish_checksum, make_private,
+    TX_CKSUM_REQUESTS, TX_L4_MASK, TX_TCP_SEG, TX_UDP_SEG, finish_checksum, make_private,
 )
 from rtap._verify cimport RX_CKSUM_MASK, RX_IP_CKSUM_GOOD, RX_L4_CKSUM_GOOD, fill_frame
 from rtap._vnet cimport RX_LRO
@@ -34,7 +35,7 @@ cdef enum:
     TCP_FIN_PSH = 0x09          # in the low byte of the flags word
     TCP_CWR = 0x80
     HEADER_ROOM = 1024          # longest headers of a frame of several segments, see gso_mbuf
-    REFERENCE_MIN = 16384       # shortest payload, and segment of it, that is referred to, not copied
+    REFERENCE_MIN = 16384       # shortest payload, and piece of it, that is not copied
 
 
 cdef inline uint32_t be32(const uint8_t *p) noexcept nogil:
@@ -213,9 +214,17 @@ cdef struct cursor_t:           # a place in a chain
     uint32_t offset
 
 
-cdef inline void cursor_settle(cursor_t *c) noexcept nogil:
-    while c.offset >= c.seg.data_len and c.seg.next != NULL:
-        c.offset -= c.seg.data_len
+cdef inline uint32_t cursor_piece(cursor_t *c, uint8_t **start) noexcept nogil:
+    """Where the next bytes are, and how many of them are in one piece; 0 at the end."""
+    cdef uint32_t n
+    while True:
+        n = mbuf_window(c.seg, start)
+        if c.offset < n:
+            start[0] += c.offset
+            return n - c.offset
+        if c.seg.next == NULL:
+            return 0
+        c.offset -= n
         c.seg = c.seg.next
 
 
@@ -223,12 +232,12 @@ cdef uint32_t cursor_read(cursor_t *c, uint8_t *dst, uint32_t n) noexcept nogil:
     """Copies ``n`` bytes and returns their sum."""
     cdef uint64_t total = 0
     cdef uint32_t done = 0, k, part
+    cdef uint8_t *start
     while done < n:
-        cursor_settle(c)
-        if c.offset >= c.seg.data_len:
+        k = min(n - done, cursor_piece(c, &start))
+        if k == 0:
             break               # another thread has cut the frame meanwhile
-        k = min(n - done, c.seg.data_len - c.offset)
-        part = copy_sum16(dst + done, mbuf_data(c.seg) + c.offset, k)
+        part = copy_sum16(dst + done, start, k)
         total += swap16(part) if done & 1 else part
         c.offset += k
         done += k
@@ -294,7 +303,7 @@ cdef inline void take_metadata(mbuf_t *out, const mbuf_t *m, const plan_t *plan)
     out.l4_len = plan.h.l4_len
     out.vlan_tci = m.vlan_tci
     out.vlan_tci_outer = m.vlan_tci_outer
-    out.ol_flags = m.ol_flags & ~(RX_LRO | TX_REQUESTS | RX_CKSUM_MASK) | RX_L4_CKSUM_GOOD
+    out.ol_flags = m.ol_flags & ~(RX_LRO | TX_CKSUM_REQUESTS | RX_CKSUM_MASK) | RX_L4_CKSUM_GOOD
     if plan.h.version == 4:
         out.ol_flags |= RX_IP_CKSUM_GOOD
 
@@ -358,11 +367,11 @@ cdef int refer_chain(mbuf_t *head, uint8_t *headers, const plan_t *plan, uint32_
     cdef uint64_t total = 0
     cdef mbuf_t *seg = head
     cdef mbuf_t *owner
+    cdef uint8_t *start
     while done < k:
-        cursor_settle(c)
-        if c.offset >= c.seg.data_len:
+        n = min(k - done, cursor_piece(c, &start))
+        if n == 0:
             return -ENOBUFS     # another thread has cut the frame meanwhile
-        n = min(k - done, c.seg.data_len - c.offset)
         seg = add_segment(head, seg, head.pool)
         if seg == NULL:
             return -ENOBUFS
@@ -371,9 +380,9 @@ cdef int refer_chain(mbuf_t *head, uint8_t *headers, const plan_t *plan, uint32_
         seg.direct = owner
         seg.buf = c.seg.buf
         seg.buf_len = c.seg.buf_len
-        seg.data_off = c.seg.data_off + c.offset
+        seg.data_off = <uint32_t>(start - seg.buf)
         seg.data_len = n
-        part = sum16(mbuf_data(seg), n)
+        part = sum16(start, n)
         total += swap16(part) if done & 1 else part
         c.offset += n
         done += n

@@ -15,11 +15,11 @@ all frames of a :class:`~rtap.Burst` in one pass without the GIL.
 
 from __future__ import annotations
 
-import struct
 from enum import IntEnum
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from rtap import _offload
+from rtap._coalesce import Gro, coalesce_bytes
 from rtap._offload import (
     checksum,
     checksum_burst,
@@ -32,17 +32,22 @@ from rtap._offload import (
     verify_burst,
 )
 from rtap.ptypes import PacketType, packet_type_names
+from rtap.vnethdr import VnetHdr
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from typing_extensions import Buffer
 
 __all__ = [
     "ChecksumStatus",
+    "Gro",
     "Headers",
     "PacketType",
     "VnetHdr",
     "checksum",
     "checksum_burst",
+    "coalesce",
     "complete",
     "fill",
     "fill_burst",
@@ -117,68 +122,6 @@ def verify(frame: Buffer, *, l2: bool = True, layer: Literal[3, 4] | None = None
     return ChecksumStatus(_offload.verify(frame, l2, layer != 4, layer != 3))
 
 
-_VNET_HDR = struct.Struct("<BBHHHH")
-
-
-class _VnetFields(NamedTuple):
-    flags: int = 0
-    gso_type: int = 0
-    hdr_len: int = 0
-    gso_size: int = 0
-    csum_start: int = 0
-    csum_offset: int = 0
-
-
-class VnetHdr(_VnetFields):
-    """The virtio-net header of a frame (``struct virtio_net_hdr`` of linux/virtio_net.h).
-
-    With ``flags & NEEDS_CSUM`` the checksum at ``csum_start + csum_offset`` is the sum of the
-    pseudo-header and wants finishing over all bytes from ``csum_start`` on. A ``gso_type`` other
-    than GSO_NONE makes the frame a super-frame, to be split into frames of ``gso_size`` payload
-    bytes. ``hdr_len`` is a hint. ValueError for a field that is out of its range.
-    """
-
-    __slots__ = ()
-
-    NEEDS_CSUM: ClassVar[int] = 1
-    DATA_VALID: ClassVar[int] = 2
-    GSO_NONE: ClassVar[int] = 0
-    GSO_TCPV4: ClassVar[int] = 1
-    GSO_UDP: ClassVar[int] = 3
-    GSO_TCPV6: ClassVar[int] = 4
-    GSO_UDP_L4: ClassVar[int] = 5
-    GSO_ECN: ClassVar[int] = 0x80
-    #: Bytes of the packed header.
-    SIZE: ClassVar[int] = _VNET_HDR.size
-
-    def __new__(
-        cls,
-        flags: int = 0,
-        gso_type: int = 0,
-        hdr_len: int = 0,
-        gso_size: int = 0,
-        csum_start: int = 0,
-        csum_offset: int = 0,
-    ) -> VnetHdr:
-        self = super().__new__(cls, flags, gso_type, hdr_len, gso_size, csum_start, csum_offset)
-        for i, (name, value) in enumerate(zip(cls._fields, self, strict=True)):
-            if not 0 <= value <= (0xFF if i < 2 else 0xFFFF):
-                raise ValueError(f"{name} of a virtio-net header is out of range: {value}")
-        return self
-
-    def pack(self) -> bytes:
-        """The ten bytes, little-endian, as TAP descriptors have them here (TUNSETVNETLE)."""
-        return _VNET_HDR.pack(*self)
-
-    @classmethod
-    def unpack(cls, buf: Buffer) -> VnetHdr:
-        """From the first ten bytes of a buffer; ValueError when there are fewer."""
-        view = memoryview(buf)
-        if view.nbytes < cls.SIZE:
-            raise ValueError(f"a virtio-net header has {cls.SIZE} bytes, got {view.nbytes}")
-        return cls(*_VNET_HDR.unpack_from(view))
-
-
 def complete(frame: Buffer, hdr: VnetHdr, *, l2: bool = True) -> bytes:
     """The frame with the checksum written that `hdr` says is left to do (NEEDS_CSUM).
 
@@ -208,3 +151,27 @@ def segment(frame: Buffer, hdr: VnetHdr, *, l2: bool = True) -> list[bytes]:
         for a header that does not fit the frame, a fragment, more than 128 UDP segments.
     """
     return _offload.segment(frame, tuple(hdr), l2)
+
+
+def coalesce(
+    frames: Iterable[Buffer],
+    udp: bool = False,
+    *,
+    fixed_id: bool = False,
+    l2: bool = True,
+    max_length: int = 65535,
+) -> list[tuple[VnetHdr, bytes]]:
+    """Software LRO over one batch: the frames, those of a TCP flow that follow each other merged.
+
+    A super-frame has a header with NEEDS_CSUM, a `gso_type` and the size to cut it at; its L4
+    checksum field holds the pseudo-header sum. A frame that nothing was merged with is as it came,
+    with DATA_VALID if its checksum was found right. Results are in the order of the first frame of
+    each; the order within a flow is kept. `udp` merges datagrams of equal size too, up to 64.
+    `max_length` bounds the IP packet of a super-frame (576..65535), `fixed_id` lets IPv4 frames
+    with DF repeat their ID (the kernel counts it up when it splits). :class:`Gro` does this for
+    bursts of mbufs, without copies and across calls.
+
+    The rules are those of the Linux stack; docs/offload.md names the differences.
+    """
+    found = coalesce_bytes(list(frames), udp=udp, fixed_id=fixed_id, l2=l2, max_length=max_length)
+    return [(VnetHdr(*header), frame) for header, frame in found]

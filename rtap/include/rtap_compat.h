@@ -62,6 +62,14 @@
 	(RTAP_RX_L4_CKSUM_NONE | RTAP_RX_IP_CKSUM_BAD | RTAP_RX_IP_CKSUM_GOOD | \
 	 RTAP_RX_OUTER_IP_CKSUM_BAD | RTAP_RX_OUTER_L4_CKSUM_BAD | RTAP_RX_OUTER_L4_CKSUM_GOOD)
 #define RTAP_RX_LRO		(UINT64_C(1) << 16)
+/* Of a queue's receive offloads, those that have its checksums looked at; DPDK's values too. */
+#define RTAP_RX_OFFLOAD_IPV4_CKSUM	(UINT64_C(1) << 1)
+#define RTAP_RX_OFFLOAD_UDP_CKSUM	(UINT64_C(1) << 2)
+#define RTAP_RX_OFFLOAD_TCP_CKSUM	(UINT64_C(1) << 3)
+#define RTAP_RX_OFFLOAD_CKSUM \
+	(RTAP_RX_OFFLOAD_IPV4_CKSUM | RTAP_RX_OFFLOAD_UDP_CKSUM | RTAP_RX_OFFLOAD_TCP_CKSUM)
+#define RTAP_RX_IP_CKSUM_MASK \
+	(RTAP_RX_IP_CKSUM_BAD | RTAP_RX_IP_CKSUM_GOOD | RTAP_RX_OUTER_IP_CKSUM_BAD)
 #define RTAP_TX_UDP_SEG		(UINT64_C(1) << 42)
 #define RTAP_TX_TUNNEL_MASK	(UINT64_C(0xf) << 45)
 #define RTAP_TX_QINQ		(UINT64_C(1) << 49)
@@ -129,6 +137,11 @@ static inline uint64_t rtap_counter_read(const uint64_t *p)
 	return __atomic_load_n(p, __ATOMIC_RELAXED);
 }
 
+static inline void rtap_counter_set(uint64_t *p, uint64_t v)
+{
+	__atomic_store_n(p, v, __ATOMIC_RELAXED);
+}
+
 static inline void rtap_counter_add(uint64_t *p, uint64_t v)
 {
 	__atomic_store_n(p, __atomic_load_n(p, __ATOMIC_RELAXED) + v, __ATOMIC_RELAXED);
@@ -157,6 +170,25 @@ static inline void rtap_lock(uint32_t *lock)
 static inline void rtap_unlock(uint32_t *lock)
 {
 	rtap_store(lock, 0);
+}
+
+/* Around what the GIL makes one step for the threads of other builds. */
+static inline void rtap_step_lock(uint32_t *lock)
+{
+#ifdef Py_GIL_DISABLED
+	rtap_lock(lock);
+#else
+	(void)lock;
+#endif
+}
+
+static inline void rtap_step_unlock(uint32_t *lock)
+{
+#ifdef Py_GIL_DISABLED
+	rtap_unlock(lock);
+#else
+	(void)lock;
+#endif
 }
 
 /* glibc makes read and write cancellation points, which costs each call two atomic
