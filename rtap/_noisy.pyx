@@ -138,8 +138,8 @@ cdef class NoisyRxQueue(RxQueueBase):
         self.gil.mode = GIL_AUTO
         self.q = &q.base
         self.inner = inner
-        self.pool = inner.pool
-        self.name = inner.name
+        self.pool = (<object>inner).pool
+        self.name = inner.label()
         self.queue_id = inner.queue_id
         self.port = inner.port
         self.nb_desc = inner.nb_desc
@@ -184,10 +184,9 @@ cdef class NoisyRxQueue(RxQueueBase):
         For good; idempotent."""
         cdef uint32_t held
         self.checked()
-        if self.q.state == QUEUE_CLOSED:
-            return 0
         RxQueueBase.stop(self)
-        _compat.store(&self.q.state, QUEUE_CLOSED)
+        if not _compat.cas(&self.q.state, QUEUE_STOPPED, QUEUE_CLOSED):
+            return 0
         self.give_back()
         held = self.noisy.count
         self.empty()

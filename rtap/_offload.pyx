@@ -13,7 +13,7 @@ from rtap._checksum cimport chain_sum, fold16, sum16, update16
 from rtap._linux cimport VIRTIO_NET_HDR_F_NEEDS_CSUM
 from rtap._mbuf cimport Mbuf, check_range
 from rtap._parse cimport HEADERS_MAX, headers_of, headers_t, parse_headers
-from rtap._pool cimport MAX_DATA_ROOM, mbuf_read, mbuf_t
+from rtap._pool cimport MAX_DATA_ROOM, mbuf_free, mbuf_read, mbuf_ref, mbuf_t
 from rtap._vnet cimport RX_LRO
 from rtap._verify cimport (
     RX_CKSUM_MASK, RX_IP_CKSUM_BAD, RX_IP_CKSUM_GOOD, RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD,
@@ -38,12 +38,12 @@ cdef class _Frame:
     cdef mbuf_t *m
     cdef Py_buffer view
     cdef bint held
-    cdef object owner
 
     def __cinit__(self, frame):
         if isinstance(frame, Mbuf):
-            self.owner = frame
-            self.m = (<Mbuf>frame).alive()
+            with cython.critical_section(frame):
+                self.m = (<Mbuf>frame).alive()
+                mbuf_ref(self.m)
             return
         PyObject_GetBuffer(frame, &self.view, PyBUF_SIMPLE)
         self.held = True
@@ -58,6 +58,8 @@ cdef class _Frame:
     def __dealloc__(self):
         if self.held:
             PyBuffer_Release(&self.view)
+        else:
+            mbuf_free(self.m)
 
 
 @cython.final
@@ -117,8 +119,9 @@ def partial(buf, uint64_t initial=0):
     cdef uint32_t total
     cdef mbuf_t *m
     if isinstance(buf, Mbuf):
-        m = (<Mbuf>buf).alive()
-        total = chain_sum(m, 0, m.pkt_len)
+        with cython.critical_section(buf):
+            m = (<Mbuf>buf).alive()
+            total = chain_sum(m, 0, m.pkt_len)
     else:
         PyObject_GetBuffer(buf, &view, PyBUF_SIMPLE)
         try:
@@ -244,8 +247,11 @@ def fill(frame, *, bint l2=True):
     cdef mbuf_t copy
     memset(&copy, 0, sizeof(mbuf_t))
     copy.buf = <uint8_t *>PyBytes_AS_STRING(out)
-    copy.data_len = copy.pkt_len = mbuf_read(f.m, 0, copy.buf, f.m.pkt_len)
+    copy.buf_len = <uint32_t>len(out)
+    copy.data_len = copy.pkt_len = mbuf_read(f.m, 0, copy.buf, copy.buf_len)
     copy.nb_segs = 1
+    if copy.data_len != copy.buf_len:
+        raise ValueError("the mbuf shrank while it was read")
     if fill_frame(&copy, l2) != 0:
         raise ValueError(f"malformed frame of {copy.pkt_len} bytes: its checksums cannot be "
                          "computed, since its lengths contradict each other or its size")

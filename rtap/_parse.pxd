@@ -3,7 +3,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
-from rtap._pool cimport mbuf_data, mbuf_read, mbuf_t
+from rtap._pool cimport mbuf_read, mbuf_t, mbuf_window
 
 
 cdef enum:
@@ -61,8 +61,9 @@ cdef inline void put_be16(uint8_t *p, uint32_t v) noexcept nogil:
 cdef inline const uint8_t *headers_of(const mbuf_t *m, uint8_t *copy, uint32_t *n) noexcept nogil:
     """The first bytes of a frame in one piece: its first segment, or HEADERS_MAX bytes copied to
     ``copy`` where that is shorter."""
-    n[0] = m.data_len
-    if m.next == NULL or m.data_len >= HEADERS_MAX:
-        return mbuf_data(m)
+    cdef uint8_t *start
+    n[0] = mbuf_window(m, &start)
+    if m.next == NULL or n[0] >= HEADERS_MAX:
+        return start
     n[0] = mbuf_read(m, 0, copy, HEADERS_MAX)
     return copy

@@ -94,6 +94,9 @@ cdef class RxQueueBase:
     cdef int checked(self) except -1
     cdef int run(self, Burst burst, uint32_t n) except? -1
     cdef bint wait(self, uint64_t deadline) except -1
+    cdef str label(self)
+    cdef dict zero_of(self, bint extended)
+    cdef int set_zero(self, bint extended, dict totals) except -1
     cdef dict totals(self)
     cdef dict xtotals(self)
 
@@ -113,6 +116,9 @@ cdef class TxQueueBase:
     cdef void disown(self) noexcept
     cdef int checked(self) except -1
     cdef uint32_t run(self, mbuf_t **v, uint32_t n, int *error) noexcept
+    cdef str label(self)
+    cdef dict zero_of(self, bint extended)
+    cdef int set_zero(self, bint extended, dict totals) except -1
     cdef dict totals(self)
     cdef dict xtotals(self)
 
