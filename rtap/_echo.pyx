@@ -5,7 +5,7 @@ answers, in place; every read inside the first segment.
 What is asked of a group, or by somebody without an address (a probe for duplicates), has no answer.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcmp, memcpy, memmove
 
 from rtap._checksum cimport fold16, pseudo_sum, sum16, update16

@@ -2,7 +2,6 @@
 """What receive queues around another one share: they hold it while they run, and end with it."""
 
 cimport cython
-from libc.stdint cimport uint32_t
 
 cimport rtap._compat as _compat
 from rtap._queue cimport (
