@@ -430,6 +430,7 @@ cdef inline void start_group(gro_group_t *d, const view_t *v, uint32_t item,
     d.tcp_flags = 0
     d.fixed_id = 0
     d.verified = v.verified
+    d.tag = 0
     d.ip_id = 0
     d.seq = 0
     if v.payload == 0:          # not to be merged

@@ -456,6 +456,7 @@ cdef class TxQueueBase:
             "bad_request_packets": _compat.counter_read(&q.bad_request),
             "kernel_refused_packets": _compat.counter_read(&q.refused),
             "link_down_packets": _compat.counter_read(&q.down),
+            "gro_merged_packets": _compat.counter_read(&q.gro),
         }
 
     def reset_xcounters(self):

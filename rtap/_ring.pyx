@@ -23,6 +23,7 @@ from rtap._rx cimport (
     FILTER_MAX, SEGS_MAX, filter_t, room_t, rx_adopt, rx_syscall, rx_uring, tap_rxq_t,
 )
 from rtap._tx cimport tap_txq_t, tx_syscall, tx_uring, tx_checked
+from rtap._tx_gro cimport tx_gro_create, tx_gro_destroy
 from rtap._uring cimport (
     ENGINE_AUTO, ENGINE_SYSCALL, ENGINE_URING, RING_ENTRIES, fork_generation, uring_costs,
     uring_forget_file, uring_new_file_id, uring_refusal,
@@ -256,20 +257,30 @@ cdef class TxQueue(TxQueueBase):
 
     ordered: link the writes of a batch, so that what a full kernel queue leaves unsent is never
              followed by a later frame; needed only with a finite TUNSETSNDBUF (costs a third)
+    gro:     merge frames of a TCP flow before they enter the kernel, with ``gro_udp`` datagrams
+             too; needs ``vnet_hdr``
     """
 
     def __init__(self, int fd, *, str name, int queue_id=0, int port=0xffff, nb_desc=64,
-                 bint vnet_hdr=True, bint l2=True, bint ordered=False, str engine="auto",
-                 str gil="auto"):
+                 bint vnet_hdr=True, bint l2=True, bint ordered=False, bint gro=False,
+                 bint gro_udp=False, str engine="auto", str gil="auto"):
         cdef tap_txq_t *q
         if self.tap != NULL:
             raise RuntimeError("a TxQueue is made once")
         check_range("nb_desc", nb_desc, 1, 32768)
+        if gro and not vnet_hdr:
+            raise ValueError("gro needs vnet_hdr: without a header a super-frame cannot say that "
+                             "it is one")
         self.gil.mode = gil_mode(gil)
         number, self.engine, self.engine_reason = choose_engine(engine, fd)
         q = <tap_txq_t *>calloc(1, sizeof(tap_txq_t))
         if q == NULL:
             raise MemoryError("no memory for a tx queue")
+        if gro:
+            q.gro = tx_gro_create(gro_udp, l2)
+            if q.gro == NULL:
+                free(q)
+                raise MemoryError("no memory for a tx queue that merges")
         self.tap = q
         self.q = &q.base
         q.send = tx_syscall if number == ENGINE_SYSCALL else tx_uring
@@ -291,6 +302,7 @@ cdef class TxQueue(TxQueueBase):
         if self.tap != NULL:
             if self.tap.base.state != QUEUE_CLOSED and self.generation == fork_generation():
                 uring_forget_file(self.tap.file_id)
+            tx_gro_destroy(self.tap.gro)
             free(self.tap)
 
     def close(self):

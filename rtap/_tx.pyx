@@ -24,6 +24,7 @@ from rtap._pool cimport (
 from rtap._queue cimport tx_lost, txq_t
 from rtap._request cimport TX_REQUESTS, TX_SPECIAL, finish_checksum, take_requests
 from rtap._traffic cimport count_frames
+from rtap._tx_gro cimport tx_gro
 from rtap._uring cimport (
     ENGINE_AUTO, RING_ENTRIES, RING_HEADERS, RING_IOVECS, uring_buffer, uring_enter, uring_file,
     uring_leave, uring_run, uring_t,
@@ -306,7 +307,10 @@ cdef uint32_t tx_checked(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexce
             _compat.counter_add(&base.errors, 1)
             mbuf_free(v[seen])
         seen += 1
-    sent = q.send(base, v, kept, error)
+    if q.gro != NULL:
+        sent = tx_gro(q.gro, q.send, base, v, kept, error)
+    else:
+        sent = q.send(base, v, kept, error)
     if seen < n:
         memmove(v + kept - sent, v + seen, (n - seen) * sizeof(mbuf_t *))
     return seen - kept + sent
