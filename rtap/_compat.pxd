@@ -17,3 +17,4 @@ cdef extern from "rtap_compat.h" nogil:
     void lock "rtap_lock" (uint32_t *lock)
     void unlock "rtap_unlock" (uint32_t *lock)
     uint64_t now_ns "rtap_now_ns" ()
+    uint64_t cycles "rtap_cycles" ()

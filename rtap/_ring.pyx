@@ -20,7 +20,8 @@ from rtap._mempool cimport Mempool
 from rtap._pool cimport pool_t, thread_number
 from rtap._queue cimport QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, TxQueueBase, gil_mode
 from rtap._rx cimport (
-    FILTER_MAX, SEGS_MAX, filter_t, room_t, rx_adopt, rx_syscall, rx_uring, tap_rxq_t,
+    FILTER_MAX, SEGS_MAX, filter_t, room_t, rx_adopt, rx_syscall, rx_uring, rx_uring_many,
+    tap_rxq_t,
 )
 from rtap._tx cimport tap_txq_t, tx_syscall, tx_uring, tx_checked
 from rtap._uring cimport (
@@ -108,6 +109,8 @@ cdef class RxQueue(RxQueueBase):
         self.tap = q
         self.q = &q.base
         q.base.burst = rx_syscall if number == ENGINE_SYSCALL else rx_uring
+        if number != ENGINE_SYSCALL:
+            q.base.many = rx_uring_many
         q.base.fd = fd
         q.pool = p
         q.file_id = uring_new_file_id()
