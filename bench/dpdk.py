@@ -24,7 +24,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import final
 
@@ -42,14 +42,33 @@ def available() -> str | None:
     return None
 
 
+def common(options: Sequence[str]) -> list[str]:
+    """Testpmd's own options, for every benchmark: those of rtap's as well."""
+    return [
+        *("--interactive", "--total-num-mbufs=16384", "--nb-cores=1"),
+        *("--rxd=512", "--txd=512", "--burst=64", *options),
+    ]
+
+
+def dpdk_argv(ifnames: Sequence[str], options: Sequence[str], cpu: int) -> list[str]:
+    """Debian's dpdk-testpmd with net_tap ports of those names, forwarding on ``cpu``."""
+    if (missing := available()) is not None:
+        raise RuntimeError(missing)
+    vdevs = [f"--vdev=net_tap{i},iface={name}" for i, name in enumerate(ifnames)]
+    return [
+        *("dpdk-testpmd", "--lcores", f"0@0,1@{cpu}", "--no-huge", "-m", "256", "--no-pci"),
+        *("--no-telemetry", "--no-shconf", *vdevs, "--", *common(options)),
+    ]
+
+
 @final
 class TestPmd:
-    """An interactive dpdk-testpmd in a namespace, with net_tap ports of the given names.
+    """An interactive testpmd in a namespace, with ports of the given names.
 
-    ``options`` are testpmd's own, behind ``--``. One core forwards (``cpu``, default the one that
-    benchmarks are pinned to), the main lcore only reads stdin. Raises RuntimeError with testpmd's
-    last words when it does not come up within ``patience`` seconds. ``limit``: seconds of CPU time
-    after which the kernel kills it.
+    ``options`` are testpmd's own, behind ``--``; ``argv`` says whose testpmd it is. One core
+    forwards (``cpu``, default the one that benchmarks are pinned to), the main thread only reads
+    stdin. Raises RuntimeError with testpmd's last words when it does not come up within
+    ``patience`` seconds. ``limit``: seconds of CPU time after which the kernel kills it.
     """
 
     __test__ = False  # the name is not meant for pytest
@@ -60,27 +79,18 @@ class TestPmd:
         ifnames: Sequence[str],
         options: Sequence[str] = (),
         *,
+        argv: Callable[[Sequence[str], Sequence[str], int], list[str]] = dpdk_argv,
         cpu: int | None = None,
         limit: int = 900,
         patience: float = 20.0,
     ) -> None:
-        missing = available()
-        if missing is not None:
-            raise RuntimeError(missing)
-        cpu = bench_cpu() if cpu is None else cpu
-        vdevs = [f"--vdev=net_tap{i},iface={name}" for i, name in enumerate(ifnames)]
-        argv = [
-            "dpdk-testpmd",
-            *("--lcores", f"0@0,1@{cpu}", "--no-huge", "-m", "256", "--no-pci", "--no-telemetry"),
-            *("--no-shconf", *vdevs, "--", "--interactive", "--total-num-mbufs=16384"),
-            *("--nb-cores=1", "--rxd=512", "--txd=512", "--burst=64", *options),
-        ]
+        command = argv(ifnames, options, bench_cpu() if cpu is None else cpu)
         self.ifnames = list(ifnames)
         self._counters = Counters(ns)
         self._runtime = tempfile.TemporaryDirectory(prefix="rtap-bench-")
         self.output = ""
         self.process: subprocess.Popen[bytes] = ns.popen(
-            argv,
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -102,10 +112,10 @@ class TestPmd:
         while not fresh.rstrip().endswith(_PROMPT):
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
-                raise RuntimeError(f"dpdk-testpmd hangs:\n{self.output[-2000:]}")
+                raise RuntimeError(f"testpmd hangs:\n{self.output[-2000:]}")
             chunk = self.process.stdout.read(65536)
             if not chunk:
-                raise RuntimeError(f"dpdk-testpmd ended:\n{self.output[-2000:]}")
+                raise RuntimeError(f"testpmd ended:\n{self.output[-2000:]}")
             fresh += chunk.decode(errors="replace")
             self.output = (self.output + chunk.decode(errors="replace"))[-65536:]
 
@@ -122,22 +132,31 @@ class TestPmd:
         """Stop forwarding."""
         self._say("stop")
 
-    def slice(self, seconds: float, counter: str = "rx_packets") -> Sample:
-        """Forward for that long; frames by ``counter`` of the first port's interface.
+    def slice(
+        self,
+        seconds: float,
+        counter: str = "rx_packets",
+        meanwhile: Callable[[float], None] = time.sleep,
+    ) -> Sample:
+        """Forward for that long; frames by ``counter``, summed over the ports' interfaces.
 
         Start and stop take a while, so the clock and the counters are read well inside.
+        ``meanwhile`` is what fills so many seconds.
         """
         self.start()
         try:
-            time.sleep(0.01)
+            meanwhile(0.01)
             cpu, begun = process_cpu_ns(self.process.pid), time.perf_counter()
-            before = self._counters.read(self.ifnames[0])[counter]
-            time.sleep(seconds)
-            after = self._counters.read(self.ifnames[0])[counter]
+            before = self._count(counter)
+            meanwhile(seconds)
+            after = self._count(counter)
             ended, cpu = time.perf_counter(), process_cpu_ns(self.process.pid) - cpu
         finally:
             self.stop()
         return Sample(after - before, ended - begun, cpu)
+
+    def _count(self, counter: str) -> int:
+        return sum(self._counters.read(name)[counter] for name in self.ifnames)
 
     def close(self) -> None:
         """End testpmd; idempotent."""

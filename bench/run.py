@@ -24,9 +24,10 @@ QUICK = {
     "closed_loop": ["--slices=5", "--seconds=0.05"],
     "worker_idle": ["--slices=5", "--seconds=0.05", "--frames=200"],
     "tcp": ["--slices=3", "--attempts=1"],
+    "testpmd": ["--slices=3", "--seconds=0.05", "--attempts=1"],
     "soak": ["--frames=1e6", "--cycles=50"],
 }
-SUITE = ("send64", "closed_loop", "worker_idle", "tcp")
+SUITE = ("send64", "closed_loop", "worker_idle", "tcp", "testpmd")
 TARGETS = {
     "rtap numpy / c write": 1.2,
     "rtap numpy / net_tap": 1.2,
@@ -35,6 +36,11 @@ TARGETS = {
     "128 queues / 1 queue": 0.8,
     "rtap / veth": 0.75,
     "rtap plain / net_tap": 1.5,
+    **{
+        f"{mode} {size}: rtap / net_tap": 1.0
+        for mode in ("io", "macswap", "txonly", "rxonly")
+        for size in (64, 1500)
+    },
 }
 """What the project set out to reach."""
 

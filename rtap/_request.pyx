@@ -5,9 +5,13 @@ from libc.errno cimport EINVAL, ENOBUFS
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memmove
 
+from rtap._checksum cimport chain_sum, pseudo_sum, sum16
 from rtap._linux cimport (
     VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4,
     VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP_L4,
+)
+from rtap._parse cimport (
+    IPPROTO_TCP, IPPROTO_UDP, TCP_CSUM_OFFSET, UDP_CSUM_OFFSET, be16, put_be16,
 )
 from rtap._pool cimport (
     mbuf_copy, mbuf_data, mbuf_free, mbuf_is_private, mbuf_t, mbuf_tailroom, mbuf_write,
@@ -15,10 +19,6 @@ from rtap._pool cimport (
 from rtap._vnet cimport RX_L4_CKSUM_NONE, RX_LRO
 
 cdef enum:
-    IPPROTO_TCP = 6
-    IPPROTO_UDP = 17
-    TCP_CSUM_OFFSET = 16
-    UDP_CSUM_OFFSET = 6
     TCP_CWR = 0x80              # in the fourteenth byte of the TCP header
     IPV4_FRAGMENT = 0x3fff      # offset and "more fragments"
     MAX_PKT_LEN = 1 << 30
@@ -26,45 +26,6 @@ cdef enum:
     VLAN_HDR_LEN = 4
     ETHERTYPE_VLAN = 0x8100
     ETHERTYPE_QINQ = 0x88A8
-
-
-cdef inline uint32_t be16(const uint8_t *p) noexcept nogil:
-    return <uint32_t>((p[0] << 8) | p[1])
-
-
-cdef uint64_t sum_be16(const uint8_t *p, uint32_t n) noexcept nogil:
-    """Sum of big-endian 16-bit words; an odd last byte is the high half of one."""
-    cdef uint64_t total = 0
-    cdef uint32_t i
-    for i in range(0, n & ~<uint32_t>1, 2):
-        total += be16(p + i)
-    if n & 1:
-        total += <uint32_t>p[n - 1] << 8
-    return total
-
-
-cdef uint32_t fold16(uint64_t total) noexcept nogil:
-    while total >> 16 != 0:
-        total = (total & 0xffff) + (total >> 16)
-    return <uint32_t>total
-
-
-cdef uint32_t frame_sum(const mbuf_t *m, uint32_t start) noexcept nogil:
-    """RFC 1071 sum, folded and not complemented, of a frame's bytes from ``start`` to its end."""
-    cdef uint64_t total = 0
-    cdef uint32_t part, done = 0
-    while m != NULL:
-        if start >= m.data_len:
-            start -= m.data_len
-        else:
-            part = fold16(sum_be16(mbuf_data(m) + start, m.data_len - start))
-            if done & 1:        # this segment starts in the middle of a word
-                part = (part & 0xff) << 8 | part >> 8
-            total += part
-            done += m.data_len - start
-            start = 0
-        m = m.next
-    return fold16(total)
 
 
 cdef int make_private(mbuf_t **frame) noexcept nogil:
@@ -81,11 +42,6 @@ cdef int make_private(mbuf_t **frame) noexcept nogil:
     mbuf_free(frame[0])
     frame[0] = copy
     return 0
-
-
-cdef void put_be16(uint8_t *p, uint32_t v) noexcept nogil:
-    p[0] = <uint8_t>(v >> 8 & 0xff)
-    p[1] = <uint8_t>(v & 0xff)
 
 
 cdef int insert_tags(mbuf_t *m, uint64_t asked) noexcept nogil:
@@ -184,7 +140,7 @@ cdef int take_checksum(mbuf_t *m, uint64_t asked) noexcept nogil:
         return -EINVAL
     if version == 4 and asked & (TX_IP_CKSUM | TX_TCP_SEG | TX_UDP_SEG):
         put_be16(h + l3 + 10, 0)
-        put_be16(h + l3 + 10, ~fold16(sum_be16(h + l3, m.l3_len)) & 0xffff)
+        put_be16(h + l3 + 10, ~sum16(h + l3, m.l3_len) & 0xffff)
     if not udp and not tcp:
         return 0
     if version == 4 and (be16(h + l3 + 6) & IPV4_FRAGMENT or h[l3 + 9] != protocol):
@@ -200,9 +156,7 @@ cdef int take_checksum(mbuf_t *m, uint64_t asked) noexcept nogil:
     m.csum_at = m.data_off + l4
     m.vnet_flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
     m.ol_flags = m.ol_flags & ~RX_LRO | RX_L4_CKSUM_NONE
-    put_be16(h + l4 + m.csum_offset, fold16(
-        sum_be16(h + l3 + (12 if version == 4 else 8), 8 if version == 4 else 32)
-        + protocol + l4_bytes))
+    put_be16(h + l4 + m.csum_offset, pseudo_sum(h + l3, version, protocol, l4_bytes))
     if asked & (TX_TCP_SEG | TX_UDP_SEG) and l4_bytes > <uint32_t>m.l4_len + m.tso_segsz:
         if m.tso_segsz == 0 or asked & TX_TUNNEL_MASK:
             return -EINVAL
@@ -234,7 +188,7 @@ cdef int finish_checksum(mbuf_t **frame) noexcept nogil:
         return -ENOBUFS
     m = frame[0]
     start = m.csum_at - m.data_off
-    value = ~frame_sum(m, start) & 0xffff
+    value = ~chain_sum(m, start, m.pkt_len - start) & 0xffff
     put_be16(field, value if value != 0 else 0xffff)    # for UDP zero says "no checksum"
     mbuf_write(m, start + m.csum_offset, field, 2)
     m.ol_flags &= ~RX_L4_CKSUM_NONE

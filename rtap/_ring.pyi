@@ -20,6 +20,7 @@ class RxQueue(RxQueueBase):
         max_frame: int = 1522,
         scatter: bool = False,
         l2: bool = True,
+        offloads: int = 0,
         engine: str = "auto",
         gil: str = "auto",
     ) -> None: ...

@@ -86,12 +86,14 @@ cdef class RxQueue(RxQueueBase):
     scatter:   frames longer than the pool's ``data_room`` become chains; else such a pool is
                refused with ValueError
     l2:        Ethernet frames (TAP); False for IP packets (TUN)
+    offloads:  RxOffload bits.  Any has frames told of with packet type and header lengths, and
+               IPV4_CKSUM, UDP_CKSUM and TCP_CKSUM with what was found of these; with vnet_hdr
     engine:    "auto", "uring" or "syscall";  gil: "auto", "release" or "hold"
     """
 
     def __init__(self, int fd, Mempool pool not None, *, str name, int queue_id=0, int port=0xffff,
                  nb_desc=64, bint vnet_hdr=True, max_frame=1522, bint scatter=False,
-                 bint l2=True, str engine="auto", str gil="auto"):
+                 bint l2=True, uint64_t offloads=0, str engine="auto", str gil="auto"):
         cdef pool_t *p = pool.alive()
         cdef tap_rxq_t *q
         cdef uint32_t segs
@@ -118,6 +120,7 @@ cdef class RxQueue(RxQueueBase):
         q.entries = min(<uint32_t>nb_desc, <uint32_t>RING_ENTRIES)
         q.depth = 1
         q.hdr_len = VNET_HDR_LEN if vnet_hdr else 0
+        q.offloads = offloads
         q.segs = segs
         q.l2 = l2
         q.port = <uint16_t>port

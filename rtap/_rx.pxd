@@ -35,6 +35,7 @@ cdef struct tap_rxq_t:
     uint32_t entries            # most frames for each kernel entry
     uint32_t depth              # reads submitted first by the next burst
     uint32_t hdr_len            # of the virtio-net header; 0 without
+    uint64_t offloads           # RxOffload; any has headers parsed and told of
     uint32_t segs               # slots for each read
     bint l2                     # Ethernet frames, not IP packets
     uint16_t port

@@ -105,9 +105,9 @@ cdef bint rx_accept(tap_rxq_t *q, mbuf_t **slots, uint32_t n) noexcept nogil:
     if used < q.segs:
         pool_put(q.pool, slots + used, q.segs - used)
     if q.hdr_len != 0:
-        # The first two bytes are flags and gso_type: nearly always there is nothing to do.
-        if (rx_start(q, m)[0] | rx_start(q, m)[1]) != 0:
-            if vnet_hdr_to_mbuf(m, rx_start(q, m), q.l2) != 0:
+        # The first two bytes are flags and gso_type: without offloads there is nothing to do.
+        if (rx_start(q, m)[0] | rx_start(q, m)[1] | q.offloads) != 0:
+            if vnet_hdr_to_mbuf(m, rx_start(q, m), q.l2, q.offloads) != 0:
                 _compat.counter_add(&q.base.bad_vnet_hdr, 1)
                 _compat.counter_add(&q.base.errors, 1)
                 mbuf_free(m)

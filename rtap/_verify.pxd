@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Checksums of whole frames: checked, and written."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from rtap._parse cimport headers_t
 from rtap._pool cimport mbuf_t
 
 
@@ -20,4 +21,6 @@ cdef extern from "rtap_compat.h":
 
 
 cdef uint64_t verify_frame(const mbuf_t *m, bint l2) noexcept nogil
+cdef uint64_t verify_parsed(const mbuf_t *m, const uint8_t *p, uint32_t n, const headers_t *h,
+                            bint whole, bint layer4) noexcept nogil
 cdef int fill_frame(mbuf_t *m, bint l2) noexcept nogil

@@ -75,24 +75,35 @@ cdef uint64_t verify_frame(const mbuf_t *m, bint l2) noexcept nogil:
     """The RX_*_CKSUM_* flags that a frame deserves.  Layer 4 is left unknown where nothing can be
     summed: fragments, other protocols, bytes that are missing."""
     cdef uint8_t copy[HEADERS_MAX]
-    cdef uint32_t n, status = UNKNOWN
+    cdef uint32_t n
     cdef const uint8_t *p = headers_of(m, copy, &n)
     cdef headers_t h
+    cdef bint whole = parse_headers(p, n, m.pkt_len, l2, &h) == 0
+    return verify_parsed(m, p, n, &h, whole, True)
+
+
+cdef uint64_t verify_parsed(const mbuf_t *m, const uint8_t *p, uint32_t n, const headers_t *h,
+                            bint whole, bint layer4) noexcept nogil:
+    """The same for a frame whose headers, at ``p``, have been parsed, with success if ``whole``;
+    without ``layer4`` only IPv4 headers are looked at."""
+    cdef uint32_t status = UNKNOWN
     cdef packet_t q
     cdef uint64_t flags = 0
-    cdef bint whole = parse_headers(p, n, m.pkt_len, l2, &h) == 0
     if h.outer_version != 0:
-        q = outer(&h)
+        q = outer(h)
         if q.version == 4 and not ipv4_good(p, &q):
             flags |= RX_OUTER_IP_CKSUM_BAD
-        status = verify_l4(m, p, n, &q)
+        if layer4:
+            status = verify_l4(m, p, n, &q)
         if status == GOOD:
             flags |= RX_OUTER_L4_CKSUM_GOOD
         elif status == BAD and q.protocol == IPPROTO_UDP and be16(p + q.l4 + 6) != 0:
             flags |= RX_OUTER_L4_CKSUM_BAD      # zero: RFC 6935 allows it for tunnels over IPv6
-    q = inner(&h)
+    q = inner(h)
     if q.version == 4:
         flags |= RX_IP_CKSUM_GOOD if ipv4_good(p, &q) else RX_IP_CKSUM_BAD
+    if not layer4:
+        return flags
     if (m.vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM
             and m.ol_flags & RX_L4_CKSUM_NONE == RX_L4_CKSUM_NONE):
         return flags | RX_L4_CKSUM_NONE

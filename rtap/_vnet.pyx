@@ -7,7 +7,7 @@ kept in the mbuf, so that a frame sent on as it came goes out under the same hea
 """
 
 from libc.errno cimport EINVAL
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from rtap._linux cimport (
@@ -15,21 +15,12 @@ from rtap._linux cimport (
     VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
     VIRTIO_NET_HDR_GSO_UDP_L4,
 )
-from rtap._pool cimport mbuf_read, mbuf_t
-
-cdef enum:
-    HEADERS_MAX = 256           # bytes of headers looked at
-    ETHER_HDR_LEN = 14
-    VLAN_HDR_LEN = 4
-    ETHERTYPE_IPV4 = 0x0800
-    ETHERTYPE_VLAN = 0x8100
-    ETHERTYPE_IPV6 = 0x86DD
-    ETHERTYPE_QINQ = 0x88A8
-    IPPROTO_TCP = 6
-    IPPROTO_UDP = 17
-    IPV4_FRAGMENT = 0x3fff      # offset and "more fragments"
-    TCP_CSUM_OFFSET = 16
-    UDP_CSUM_OFFSET = 6
+from rtap._parse cimport (
+    HEADERS_MAX, IPPROTO_TCP, IPPROTO_UDP, TCP_CSUM_OFFSET, UDP_CSUM_OFFSET, headers_of,
+    headers_t, parse_headers, parse_outermost,
+)
+from rtap._pool cimport mbuf_t
+from rtap._verify cimport verify_parsed
 
 
 cdef inline uint16_t le16(const uint8_t *p) noexcept nogil:
@@ -41,109 +32,110 @@ cdef inline void put_le16(uint8_t *p, uint32_t v) noexcept nogil:
     p[1] = <uint8_t>(v >> 8 & 0xff)
 
 
-cdef inline uint32_t be16(const uint8_t *p) noexcept nogil:
-    return <uint32_t>((p[0] << 8) | p[1])
-
-
-cdef int ip_offset(const uint8_t *h, uint32_t n, bint l2, uint32_t *l2_len) noexcept nogil:
-    """Where the IP header starts: 4, 6, or 0 when there is none within ``n`` bytes."""
-    cdef uint32_t offset = 0, ethertype
-    l2_len[0] = 0
-    if l2:
-        if n < ETHER_HDR_LEN:
-            return 0
-        offset = ETHER_HDR_LEN
-        ethertype = be16(h + 12)
-        while ethertype == ETHERTYPE_VLAN or ethertype == ETHERTYPE_QINQ:
-            if offset + VLAN_HDR_LEN > n:
-                return 0
-            ethertype = be16(h + offset + 2)
-            offset += VLAN_HDR_LEN
-        l2_len[0] = offset
-        if ethertype != ETHERTYPE_IPV4 and ethertype != ETHERTYPE_IPV6:
-            return 0
-    if offset >= n:
-        return 0
-    if h[offset] >> 4 == 4:
-        return 4
-    if h[offset] >> 4 == 6:
-        return 6
-    return 0
-
-
-cdef int check_gso(uint32_t gso_type, uint32_t gso_size, uint32_t csum_offset, int version,
-                   uint32_t protocol) noexcept nogil:
-    """Whether a super-frame's kind fits its IP version and protocol; 0 or -EINVAL."""
-    cdef uint32_t kind = gso_type & ~<uint32_t>VIRTIO_NET_HDR_GSO_ECN
+cdef int take_gso(mbuf_t *m, const uint8_t *hdr, const headers_t *h) noexcept nogil:
+    """What a header says of a super-frame, whose own headers are ``h``; 0, or -EINVAL when they
+    are of another kind or the sizes cannot be right."""
+    cdef uint32_t kind = hdr[1] & ~<uint32_t>VIRTIO_NET_HDR_GSO_ECN
     cdef bint udp = kind == VIRTIO_NET_HDR_GSO_UDP_L4
-    if gso_size == 0 or gso_size == 0xffff:
+    cdef uint32_t gso_size = le16(hdr + 4)
+    if gso_size == 0 or gso_size == 0xffff or not hdr[0] & VIRTIO_NET_HDR_F_NEEDS_CSUM:
         return -EINVAL
     if udp:
-        if gso_type != kind or version == 0:
+        if hdr[1] != kind or h.version == 0 or le16(hdr + 8) != UDP_CSUM_OFFSET:
             return -EINVAL
-    elif (kind != VIRTIO_NET_HDR_GSO_TCPV4 or version != 4) and (
-            kind != VIRTIO_NET_HDR_GSO_TCPV6 or version != 6):
+    elif (kind != VIRTIO_NET_HDR_GSO_TCPV4 or h.version != 4) and (
+            kind != VIRTIO_NET_HDR_GSO_TCPV6 or h.version != 6):
         return -EINVAL
-    if csum_offset != (UDP_CSUM_OFFSET if udp else TCP_CSUM_OFFSET):
+    elif le16(hdr + 8) != TCP_CSUM_OFFSET:
         return -EINVAL
-    if version == 4 and protocol != (IPPROTO_UDP if udp else IPPROTO_TCP):
+    if h.protocol != (IPPROTO_UDP if udp else IPPROTO_TCP) or h.fragment or h.l4_len == 0:
         return -EINVAL
+    if le16(hdr + 6) != h.l4 or h.end == 0:
+        return -EINVAL
+    m.ol_flags |= RX_LRO
+    m.gso_type = hdr[1]
+    m.tso_segsz = <uint16_t>gso_size
     return 0
 
 
-cdef int vnet_hdr_to_mbuf(mbuf_t *m, const uint8_t *hdr, bint l2) noexcept nogil:
-    """Takes a received header into the mbuf; ``l2`` is false on a TUN device.
+cdef int take_checksum_place(mbuf_t *m, const uint8_t *hdr, const headers_t *h) noexcept nogil:
+    """Where the unfinished checksum is: not in front of what the outermost IP header carries, and
+    in TCP and UDP where theirs is; 0 or -EINVAL.
 
-    0, or -EINVAL when the header does not fit the frame it came with.  Its hdr_len is not looked
-    at: the kernel's own says the whole frame, or leaves VLAN tags out."""
-    cdef uint8_t headers[HEADERS_MAX]
-    cdef const uint8_t *h = m.buf + m.data_off
-    cdef uint32_t n = m.data_len
-    cdef uint32_t flags = hdr[0]
-    cdef uint32_t gso_type = hdr[1]
-    cdef uint32_t gso_size = le16(hdr + 4)
-    cdef uint32_t csum_start = le16(hdr + 6)
-    cdef uint32_t csum_offset = le16(hdr + 8)
-    cdef bint needs_csum = flags & VIRTIO_NET_HDR_F_NEEDS_CSUM
-    cdef uint32_t l2_len, l3_least = 0, protocol = 0
-    cdef int version
-    if m.next != NULL and n < HEADERS_MAX:
-        n = mbuf_read(m, 0, headers, HEADERS_MAX)
-        h = headers
-    version = ip_offset(h, n, l2, &l2_len)
-    m.l2_len = <uint16_t>l2_len
-    if version == 4:
-        if l2_len + 20 > n:
+    It may be further in than anything that was parsed, in a tunnel unknown here."""
+    cdef uint32_t start = le16(hdr + 6)
+    cdef uint32_t offset = le16(hdr + 8)
+    cdef uint32_t first = h.outer_l4 if h.outer_version != 0 else h.l4
+    if h.version == 0 and h.outer_version == 0:
+        first = h.l2_len
+    if start < first or start == 0 or start + offset + 2 > m.pkt_len:
+        return -EINVAL
+    if h.version != 0 and not h.fragment and h.l4_len != 0:
+        if h.protocol == IPPROTO_TCP and h.outer_version == 0 and start != h.l4:
             return -EINVAL
-        l3_least = (h[l2_len] & 15) * 4
-        protocol = h[l2_len + 9]
-    elif version == 6:
-        l3_least = 40
-    if gso_type != VIRTIO_NET_HDR_GSO_NONE:
-        if not needs_csum or check_gso(gso_type, gso_size, csum_offset, version, protocol) != 0:
+        if start == h.l4 and offset != (
+                TCP_CSUM_OFFSET if h.protocol == IPPROTO_TCP else
+                UDP_CSUM_OFFSET if h.protocol == IPPROTO_UDP else offset):
             return -EINVAL
-        if version == 4 and be16(h + l2_len + 6) & IPV4_FRAGMENT:
+    m.ol_flags |= RX_L4_CKSUM_NONE
+    m.csum_at = m.data_off + start
+    m.csum_offset = <uint16_t>offset
+    return 0
+
+
+cdef inline bint has_checksum(const headers_t *h) noexcept nogil:
+    """The kernel's word for a frame is about its TCP or UDP checksum, and that is the only one."""
+    return h.outer_version == 0 and not h.fragment and h.l4_len != 0 and (
+        h.protocol == IPPROTO_TCP or h.protocol == IPPROTO_UDP)
+
+
+cdef uint64_t checked(const mbuf_t *m, const uint8_t *p, uint32_t n, const headers_t *h,
+                      bint whole, uint64_t offloads) noexcept nogil:
+    """Checksum flags that the queue was asked for and nobody else has given."""
+    cdef bint layer4 = m.ol_flags & RX_L4_CKSUM_NONE == 0 and (
+        h.protocol == IPPROTO_TCP and offloads & RX_OFFLOAD_TCP_CKSUM
+        or h.protocol == IPPROTO_UDP and offloads & RX_OFFLOAD_UDP_CKSUM)
+    cdef uint64_t flags
+    if not layer4 and not offloads & RX_OFFLOAD_IPV4_CKSUM:
+        return 0
+    flags = verify_parsed(m, p, n, h, whole, layer4)
+    return flags if offloads & RX_OFFLOAD_IPV4_CKSUM else flags & ~RX_IP_CKSUM_MASK
+
+
+cdef int vnet_hdr_to_mbuf(mbuf_t *m, const uint8_t *hdr, bint l2, uint64_t offloads) noexcept nogil:
+    """Takes a received header into the mbuf, and what its frame's own headers and, as far as
+    ``offloads`` (RxOffload) has them, its checksums say; ``l2`` is false on a TUN device.
+
+    0, or -EINVAL when the header does not fit the frame it came with.  Its hdr_len is at most a
+    hint: the kernel's own says the whole frame, or leaves VLAN tags out."""
+    cdef uint8_t copy[HEADERS_MAX]
+    cdef uint32_t n
+    cdef const uint8_t *p = headers_of(m, copy, &n)
+    cdef headers_t h
+    cdef bint whole
+    if hdr[1] == VIRTIO_NET_HDR_GSO_NONE:
+        whole = parse_headers(p, n, m.pkt_len, l2, &h) == 0
+    else:                       # datagrams of a tunnel that are split are datagrams of a tunnel
+        whole = parse_outermost(p, n, m.pkt_len, l2, &h) == 0
+    m.packet_type = h.packet_type
+    m.outer_l2_len = h.outer_l2_len
+    m.outer_l3_len = h.outer_l3_len
+    m.l2_len = h.l2_len
+    m.l3_len = h.l3_len
+    m.l4_len = h.l4_len
+    if hdr[0] | hdr[1]:
+        if le16(hdr + 2) > m.pkt_len:
             return -EINVAL
-        m.ol_flags |= RX_LRO
-        m.gso_type = <uint8_t>gso_type
-        m.tso_segsz = <uint16_t>gso_size
-    if needs_csum:
-        if csum_start < l2_len + l3_least or csum_start + csum_offset + 2 > m.pkt_len:
+        if hdr[1] != VIRTIO_NET_HDR_GSO_NONE and not (whole and take_gso(m, hdr, &h) == 0):
             return -EINVAL
-        if version != 0:
-            m.l3_len = <uint16_t>(csum_start - l2_len)
-            if csum_offset == TCP_CSUM_OFFSET and csum_start + 20 <= n:
-                m.l4_len = (h[csum_start + 12] >> 4) * 4
-                if m.l4_len < 20 or csum_start + m.l4_len > m.pkt_len:
-                    return -EINVAL
-            elif csum_offset == UDP_CSUM_OFFSET and csum_start + 8 <= n:
-                m.l4_len = 8
-        m.ol_flags |= RX_L4_CKSUM_NONE
-        m.csum_at = m.data_off + csum_start
-        m.csum_offset = <uint16_t>csum_offset
-    elif flags & VIRTIO_NET_HDR_F_DATA_VALID:
-        m.ol_flags |= RX_L4_CKSUM_GOOD
-    m.vnet_flags = <uint8_t>flags
+        if hdr[0] & VIRTIO_NET_HDR_F_NEEDS_CSUM:
+            if take_checksum_place(m, hdr, &h) != 0:
+                return -EINVAL
+        elif hdr[0] & VIRTIO_NET_HDR_F_DATA_VALID and has_checksum(&h):
+            m.ol_flags |= RX_L4_CKSUM_GOOD
+        m.vnet_flags = hdr[0]
+    if offloads & RX_OFFLOAD_CKSUM:
+        m.ol_flags |= checked(m, p, n, &h, whole, offloads)
     return 0
 
 

@@ -19,6 +19,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from rtap import _offload
+from rtap._coalesce import Gro, coalesce_bytes
 from rtap._offload import (
     checksum,
     checksum_burst,
@@ -30,16 +31,22 @@ from rtap._offload import (
     verify_burst,
 )
 from rtap.ptypes import PacketType, packet_type_names
+from rtap.vnethdr import VnetHdr
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from typing_extensions import Buffer
 
 __all__ = [
     "ChecksumStatus",
+    "Gro",
     "Headers",
     "PacketType",
+    "VnetHdr",
     "checksum",
     "checksum_burst",
+    "coalesce",
     "fill",
     "fill_burst",
     "packet_type_names",
@@ -109,3 +116,27 @@ def verify(frame: Buffer, *, l2: bool = True, layer: Literal[3, 4] | None = None
     if layer not in (None, 3, 4):
         raise ValueError(f"layer must be 3, 4 or None, got {layer!r}")
     return ChecksumStatus(_offload.verify(frame, l2, layer != 4, layer != 3))
+
+
+def coalesce(
+    frames: Iterable[Buffer],
+    udp: bool = False,
+    *,
+    fixed_id: bool = False,
+    l2: bool = True,
+    max_length: int = 65535,
+) -> list[tuple[VnetHdr, bytes]]:
+    """Software LRO over one batch: the frames, those of a TCP flow that follow each other merged.
+
+    A super-frame has a header with NEEDS_CSUM, a `gso_type` and the size to cut it at; its L4
+    checksum field holds the pseudo-header sum. A frame that nothing was merged with is as it came,
+    with DATA_VALID if its checksum was found right. Results are in the order of the first frame of
+    each; the order within a flow is kept. `udp` merges datagrams of equal size too, up to 64.
+    `max_length` bounds the IP packet of a super-frame (576..65535), `fixed_id` lets IPv4 frames
+    with DF repeat their ID (the kernel counts it up when it splits). :class:`Gro` does this for
+    bursts of mbufs, without copies and across calls.
+
+    The rules are those of the Linux stack; docs/offload.md names the differences.
+    """
+    found = coalesce_bytes(list(frames), udp=udp, fixed_id=fixed_id, l2=l2, max_length=max_length)
+    return [(VnetHdr(*header), frame) for header, frame in found]

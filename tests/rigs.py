@@ -107,8 +107,9 @@ class Bridge:
 def add_bridge(ns: NetNS, name: str = "br0") -> None:
     """A bridge that forwards at once and everything."""
     iproute(ns, f"link add {name} type bridge stp_state 0 forward_delay 0 mcast_snooping 0")
-    with contextlib.suppress(FileNotFoundError):  # present where br_netfilter is loaded
-        write_in(ns, "/proc/sys/net/bridge/bridge-nf-call-iptables", "0")
+    for table in ("iptables", "ip6tables"):
+        with contextlib.suppress(FileNotFoundError):  # present where br_netfilter is loaded
+            write_in(ns, f"/proc/sys/net/bridge/bridge-nf-call-{table}", "0")
     ip(ns, "link", "set", name, "up")
 
 

@@ -39,7 +39,9 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["--help"])
     assert end.value.code == 0
-    assert "demo" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "demo" in out
+    assert "testpmd" in out
 
 
 def test_help_of_demo_lists_its_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -162,7 +162,8 @@ def test_unfinished_checksums_are_told_of(engine: str, shape: Shape) -> None:
         for payload in (b"", b"x", pattern(1, 1000)):
             send(bridge.a, shape, payload)
             (mbuf,) = receive(bridge.b, 1)
-            assert mbuf.ol_flags == NONE
+            good = MbufFlag.RX_IP_CKSUM_GOOD if shape.version == 4 else 0
+            assert mbuf.ol_flags == NONE | good
             assert (mbuf.l2_len, mbuf.l3_len) == (shape.l2_len, shape.l3_len)
             packet = parse(bytes(mbuf))
             layer = TCP if shape.proto == "tcp" else UDP
@@ -171,14 +172,21 @@ def test_unfinished_checksums_are_told_of(engine: str, shape: Shape) -> None:
             assert wrong_checksums(bytes(mbuf))
 
 
-def test_finished_checksums_are_left_alone(engine: str) -> None:
-    """Frames that come with a checksum, right or wrong, are neither NONE nor changed."""
+@pytest.mark.parametrize("shape", SHAPES, ids=label)
+def test_finished_checksums_are_checked(engine: str, shape: Shape) -> None:
+    """Frames that come with a checksum, of which the kernel says nothing, are as they came."""
+    good, bad = shape.finished(b"abc"), shape.finished(b"abc")[:-1] + b"d"
     with between(LRO, engine) as bridge:
-        for frame in (Shape().finished(b"abc"), Shape().unfinished(b"abc")):
+        for frame, status in (
+            (good, MbufFlag.RX_L4_CKSUM_GOOD),
+            (bad, MbufFlag.RX_L4_CKSUM_BAD),
+        ):
             assert bridge.a.send(frame)
             (mbuf,) = receive(bridge.b, 1)
             assert bytes(mbuf) == frame
-            assert mbuf.ol_flags & (NONE | MbufFlag.RX_LRO) in (0, MbufFlag.RX_L4_CKSUM_GOOD)
+            assert mbuf.ol_flags == status
+        assert bridge.b.xstats()["rx_q0_checksum_good"] == 1
+        assert bridge.b.xstats()["rx_q0_checksum_bad"] == 1
 
 
 @pytest.mark.parametrize("flags", ["A", "CA", "CEPFA"])

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Rules of the source tree that no other linter knows.
 
-Every source file names its licence in the first line, every .pyx has its .pyi, and no text names
-a path of somebody's machine or the host of a package registry. A file too long to be read in one
-sitting is mentioned, no more.
+Every source file names its licence in the first line, every .pyx has its .pyi, no text names a path
+of somebody's machine or the host of a package registry, and no merge is left half done.
+A file too long to be read in one sitting is mentioned, no more.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ LOCAL = re.compile(
     r"|\b(?:proxy\.golang|deb\.debian|archive\.ubuntu|registry\.\w+|docker|ghcr|quay)\.\w+\b"
     r"|--(?:extra-)?index-url"
 )
+#: How git marks what it could not merge.
+CONFLICT = re.compile(r"(?:<{7}|>{7}) \S|={7}$")
 
 
 def tree() -> list[Path]:
@@ -58,6 +60,8 @@ def faults(path: Path) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(lines, 1):
         if found := LOCAL.search(line):
             yield number, f"names a local path or a registry: {found.group()}"
+        if CONFLICT.match(line):
+            yield number, "is left of a merge conflict"
     if len(lines) > LONG and path.suffix in SOURCE:
         print(f"{path.relative_to(ROOT)}: notice: {len(lines)} lines, more than {LONG}")
 

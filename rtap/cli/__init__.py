@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import rtap
-from rtap.cli import demo
+from rtap.cli import demo, testpmd
 from rtap.cli.errors import CommandError, Interrupted, sentence
 
 __all__ = ["main"]
@@ -30,7 +30,7 @@ class _Command(Protocol):
     def run(self, args: argparse.Namespace) -> int: ...
 
 
-_COMMANDS: list[_Command] = [demo]
+_COMMANDS: list[_Command] = [demo, testpmd]
 
 
 class _Version(argparse.Action):
@@ -59,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 when the command succeeded, 1 when it failed, 2 for a wrong command line (argparse exits
     itself, with SystemExit), 128 + N when signal N ended it.
     """
-    args = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == [testpmd.NAME]:
+        words = testpmd.prepare(words)
+    args = _parser().parse_args(words)
     command: _Command = args.command
     try:
         status = command.run(args)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["Display", "Lines", "RichTable", "choose"]
+__all__ = ["Display", "Lines", "RichTable", "choose", "terminal"]
 
 #: Seconds between two figures of a running slice.
 LIVE_S = 0.25
@@ -156,14 +156,19 @@ class RichTable(Display):
         self._live.stop()
 
 
+def terminal() -> Console | None:
+    """The console of this standard output where tables can be drawn and drawn again."""
+    if not sys.stdout.isatty():
+        return None
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal and not console.is_dumb_terminal else None
+
+
 def choose(json: bool) -> Display:
     """The display for this standard output; with `json` none."""
     if json:
         return Display()
-    if sys.stdout.isatty():
-        from rich.console import Console
-
-        console = Console()
-        if console.is_terminal and not console.is_dumb_terminal:
-            return RichTable(console)
-    return Lines()
+    console = terminal()
+    return Lines() if console is None else RichTable(console)

@@ -363,6 +363,7 @@ class NetRtap:
             max_frame=self._needs(self.mtu_get()),
             scatter=bool(conf.rx_offloads & RxOffload.SCATTER),
             l2=self._mode == "tap",
+            offloads=conf.rx_offloads & ~RxOffload.SCATTER if self._tap.vnet_hdr else 0,
             engine=conf.engine,
             gil=conf.gil,
         )

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: BSD-3-Clause
+from libc.stdint cimport uint32_t, uint64_t
+
+from rtap._pool cimport mbuf_t
+from rtap._queue cimport RxQueueBase, rxq_t
+
+
+cdef struct noisy_t:
+    rxq_t base
+    rxq_t *inner
+    uint32_t lent               # the inner queue is held for the worker that owns this one
+    mbuf_t **fifo               # a ring of `size` frames
+    uint32_t size
+    uint32_t head               # the oldest
+    uint32_t count
+    bint flushing
+    uint64_t flush_ns           # 0: only what is pushed out leaves
+    uint64_t since              # when a frame last left, or came into an empty buffer
+    uint64_t *memory            # a power of two of words
+    uint64_t mask
+    uint32_t reads
+    uint32_t writes
+    uint32_t reads_writes
+    uint64_t random
+    uint64_t seen               # keeps the compiler from leaving the reads out
+
+
+cdef class NoisyRxQueue(RxQueueBase):
+    cdef noisy_t noisy
+    cdef RxQueueBase inner
+
+    cdef void give_back(self) noexcept
+    cdef void empty(self) noexcept

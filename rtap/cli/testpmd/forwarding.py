@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Forwarding: streams between queues, spread over workers that never take the GIL."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+import rtap
+from rtap._generate import GenerateRxQueue
+from rtap._noisy import NoisyRxQueue
+from rtap._null import NullTxQueue
+from rtap._queue import RxQueueBase, TxQueueBase
+from rtap.cli.errors import CommandError
+from rtap.cli.testpmd import frames
+from rtap.cli.testpmd.modes import MODES, Mode
+from rtap.cli.testpmd.options import Options
+from rtap.cli.testpmd.ports import Port, forwards_to, started
+from rtap.ops import Stats
+from rtap.stats import RouteStats
+
+__all__ = ["Forwarding", "PortForward", "difference"]
+
+#: A generator's own pool holds this many bursts: what is in hand and no more, so that it stays in
+#: the processor's cache.
+GENERATOR_BURSTS = 2
+MULTI_FLOWS = 256
+MIN_DATA_ROOM = 64
+
+
+class _Queue:
+    """A queue that is no device's, where a worker expects a device."""
+
+    def __init__(self, queue: RxQueueBase | TxQueueBase) -> None:
+        self._queue = queue
+
+    def rx_queue(self, _: int) -> RxQueueBase:
+        return cast(RxQueueBase, self._queue)
+
+    def tx_queue(self, _: int) -> TxQueueBase:
+        return cast(TxQueueBase, self._queue)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Queue `queue` of port `rx`, forwarded to the same queue of port `tx`."""
+
+    rx: Port
+    tx: Port
+    queue: int
+
+
+@dataclass(frozen=True)
+class _Route:
+    """What a worker's route is to the statistics: whose queue it reads, and whose it fills."""
+
+    rx: Port | None
+    tx: Port | None
+    queue: int
+
+
+@dataclass(frozen=True)
+class PortForward:
+    """What forwarding made of one port since it started; `rx_dropped` are frames that nobody took
+    in time, `tx_dropped` frames for this port that did not leave."""
+
+    rx_packets: int
+    rx_dropped: int
+    rx_errors: int
+    rx_nombuf: int
+    tx_packets: int
+    tx_dropped: int
+
+    @property
+    def rx_total(self) -> int:
+        return self.rx_packets + self.rx_dropped
+
+    @property
+    def tx_total(self) -> int:
+        return self.tx_packets + self.tx_dropped
+
+
+def difference(now: Stats, before: Stats) -> Stats:
+    """What was counted between the two."""
+    out: dict[str, Any] = {}
+    for field in fields(Stats):
+        a, b = getattr(now, field.name), getattr(before, field.name)
+        if isinstance(a, list):
+            out[field.name] = [x - y for x, y in zip(a, b or [0] * len(a), strict=True)]
+        else:
+            out[field.name] = a - b
+    return Stats(**out)
+
+
+class Forwarding:
+    """Starts and stops forwarding between ports, and counts what it did."""
+
+    def __init__(self, ports: Sequence[Port], options: Options) -> None:
+        self.ports = list(ports)
+        self.options = options
+        self.mode: Mode = MODES[options.forward_mode]
+        self.seconds = 0.0
+        self._workers: list[tuple[rtap.Worker, list[_Route]]] = []
+        self._pieces: contextlib.ExitStack | None = None
+        self._noisy: list[NoisyRxQueue] = []
+        self._began: list[Stats] = [Stats() for _ in self.ports]
+        self._ended: list[Stats] = [Stats() for _ in self.ports]
+        self._routes: list[tuple[_Route, RouteStats]] = []
+        self._held = 0
+        self._since = 0.0
+
+    # -- what goes where
+
+    def streams(self) -> list[Stream]:
+        """All streams, by port and then by queue."""
+        mode = MODES[self.options.forward_mode]
+        topology = "loop" if mode.returns else self.options.port_topology
+        queues = min(self.options.rxq, self.options.txq)
+        return [
+            Stream(port, self.ports[forwards_to(port.number, len(self.ports), topology)], queue)
+            for port in self.ports
+            for queue in range(queues)
+        ]
+
+    def shares(self) -> list[list[Stream]]:
+        """The streams of each worker: neighbours together, no worker without any."""
+        streams = self.streams()
+        n = min(self.options.nb_cores, len(streams))
+        cuts = [len(streams) * i // n for i in range(n + 1)]
+        return [streams[cuts[i] : cuts[i + 1]] for i in range(n)]
+
+    # -- start and stop
+
+    @property
+    def running(self) -> bool:
+        """Whether forwarding was started and not stopped; its routes may have ended."""
+        return self._pieces is not None
+
+    def start(self, tx_first: int = 0) -> None:
+        """Start forwarding, after `tx_first` bursts out of every port.
+
+        CommandError when it runs already or a port is stopped.
+        """
+        if self.running:
+            raise CommandError("packet forwarding is started already")
+        started(self.ports)
+        self.mode = MODES[self.options.forward_mode]
+        self._workers, self._noisy, self._held = [], [], 0
+        with contextlib.ExitStack() as pieces:
+            for number, share in enumerate(self.shares()):
+                self._workers.append(self._worker(number, share, pieces))
+            self._began = [port.dev.stats() for port in self.ports]
+            self._since = time.monotonic()
+            for _ in range(tx_first):
+                self._send_burst()
+            for worker, _ in self._workers:
+                pieces.callback(worker.stop)
+                worker.start()
+            self._pieces = pieces.pop_all()
+
+    def stop(self) -> None:
+        """Stop forwarding; CommandError when it does not run."""
+        if self._pieces is None:
+            raise CommandError("packet forwarding is not started")
+        for worker, _ in self._workers:
+            worker.stop()
+        self.seconds = time.monotonic() - self._since
+        self._routes = self.routes()
+        self._held = sum(noisy.buffered for noisy in self._noisy)
+        self._ended = [port.dev.stats() for port in self.ports]
+        pieces, self._pieces = self._pieces, None
+        pieces.close()
+
+    def close(self) -> None:
+        """Stop if it runs. Idempotent."""
+        if self.running:
+            self.stop()
+
+    # -- workers and their routes
+
+    def _worker(
+        self, number: int, share: list[Stream], pieces: contextlib.ExitStack
+    ) -> tuple[rtap.Worker, list[_Route]]:
+        options, mode = self.options, self.mode
+        # A sleeping worker would empty a buffer only when the next frame wakes it.
+        flushes = mode.name == "noisy" and options.noisy.tx_sw_buffer_flushtime
+        cpus = options.cpus
+        worker = rtap.Worker(
+            cpu=cpus[number % len(cpus)] if cpus else None,
+            wait="poll" if flushes else options.wait,
+            burst=options.burst,
+            name=f"testpmd-{number}",
+        )
+        routes: list[_Route] = []
+
+        def route(
+            stream: Stream, rx: Port | None, source: Any, tx: Port | None, target: Any
+        ) -> None:
+            worker.forward((source, stream.queue), (target, stream.queue))
+            routes.append(_Route(rx, tx, stream.queue))
+
+        for stream in share:
+            if mode.receives:
+                source = self._source(stream, pieces)
+                if mode.forwards:
+                    route(stream, stream.rx, source, stream.tx, stream.tx.dev)
+                else:
+                    route(stream, stream.rx, source, None, self._sink(pieces))
+            if mode.generates:
+                generator = self._generator(stream, pieces)
+                route(stream, None, generator, stream.tx, stream.tx.dev)
+        return worker, routes
+
+    def _source(self, stream: Stream, pieces: contextlib.ExitStack) -> Any:
+        """Whatever hands out what a port receives."""
+        if self.mode.name != "noisy":
+            return stream.rx.dev
+        noisy = self.options.noisy
+        queue = NoisyRxQueue(
+            cast(RxQueueBase, stream.rx.dev.rx_queue(stream.queue)),
+            buffer_size=noisy.tx_sw_buffer_size,
+            flush_ms=noisy.tx_sw_buffer_flushtime,
+            memory_mb=noisy.lkup_memory,
+            reads=noisy.lkup_num_reads,
+            writes=noisy.lkup_num_writes,
+            reads_writes=noisy.lkup_num_reads_writes,
+        )
+        pieces.callback(queue.close)
+        queue.start()
+        self._noisy.append(queue)
+        return _Queue(queue)
+
+    @staticmethod
+    def _sink(pieces: contextlib.ExitStack) -> _Queue:
+        queue = NullTxQueue("testpmd-sink")
+        pieces.callback(queue.close)
+        queue.start()
+        return _Queue(queue)
+
+    def _generator(self, stream: Stream, pieces: contextlib.ExitStack) -> _Queue:
+        lengths = self.options.txpkts
+        flow, flows, vary = frames.TXONLY, 1, "source"
+        if self.mode.name == "flowgen":
+            flow, flows, vary = frames.FLOWGEN, self.options.flowgen_flows, "destination"
+        elif self.options.txonly_multi_flow:
+            flows = MULTI_FLOWS
+        pool = rtap.Mempool(
+            max(64, GENERATOR_BURSTS * self.options.burst * len(lengths)),
+            max(MIN_DATA_ROOM, *lengths),
+            name="testpmd-generator",
+        )
+        queue = GenerateRxQueue(
+            pool,
+            frames.header(stream.tx.ends(), flow, sum(lengths)),
+            lengths,
+            flows=flows,
+            vary=vary,
+        )
+        pieces.callback(queue.close)
+        queue.start()
+        return _Queue(queue)
+
+    def _send_burst(self) -> None:
+        length = sum(self.options.txpkts)
+        for port in self.ports:
+            frame = frames.header(port.ends(), frames.TXONLY, length).ljust(length, b"\0")
+            burst = port.dev.pool.alloc_burst(self.options.burst, data=[frame] * self.options.burst)
+            port.dev.tx_burst(0, burst)
+
+    # -- figures
+
+    def routes(self) -> list[tuple[_Route, RouteStats]]:
+        """The routes with what they have counted; the last ones' when forwarding has stopped."""
+        if not self.running:
+            return self._routes
+        return [
+            pair
+            for worker, routes in self._workers
+            for pair in zip(routes, worker.stats().routes, strict=True)
+        ]
+
+    def tx_dropped(self) -> dict[tuple[Port, int], int]:
+        """Frames that should have left by a queue of a port, and did not."""
+        out: dict[tuple[Port, int], int] = {}
+        for route, stats in self.routes():
+            if route.tx is not None:
+                key = (route.tx, route.queue)
+                out[key] = out.get(key, 0) + stats.drops
+        return out
+
+    def ended(self) -> list[str]:
+        """Why routes have ended before they were stopped, one sentence each."""
+        return [
+            f"forwarding from {stats.source} to {stats.target} ended: {stats.error}"
+            for _, stats in self.routes()
+            if stats.error
+        ]
+
+    @property
+    def alive(self) -> bool:
+        """Whether any worker still forwards."""
+        return any(worker.running for worker, _ in self._workers)
+
+    @property
+    def held(self) -> int:
+        """Frames that mode noisy's buffers still held when forwarding stopped."""
+        return self._held
+
+    def statistics(self) -> list[PortForward]:
+        """What forwarding has done to each port since it was started last."""
+        now = [port.dev.stats() for port in self.ports] if self.running else self._ended
+        lost = self.tx_dropped()
+        out = []
+        for port, end, begin in zip(self.ports, now, self._began, strict=True):
+            stats = difference(end, begin)
+            out.append(
+                PortForward(
+                    rx_packets=stats.ipackets,
+                    rx_dropped=stats.imissed,
+                    rx_errors=stats.ierrors,
+                    rx_nombuf=stats.rx_nombuf,
+                    tx_packets=stats.opackets,
+                    tx_dropped=sum(n for (to, _), n in lost.items() if to is port),
+                )
+            )
+        return out
+
+    def clear_port(self, port: Port) -> None:
+        """Set a port's statistics to zero; those of forwarding go on."""
+        index = self.ports.index(port)
+        if self.running:
+            self._began[index] = difference(self._began[index], port.dev.stats())
+        port.dev.stats_reset()

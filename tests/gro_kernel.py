@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The kernel's own GRO as an oracle.
+
+Frames are written one by one to a TAP device with IFF_NAPI, whose stack coalesces them, and read
+back as super-frames, with virtio-net headers, from another one on the same bridge.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import struct
+import time
+from collections.abc import Iterator
+
+from rigs import add_bridge
+from support import ip, quiet_netns
+
+from rtap import NetNS
+from rtap.control import tun
+from rtap.control.tun import QueueFlag, TunFeature
+
+#: How long the kernel holds a super-frame that waits for more. A frame that comes later than this
+#: after the one before it, or in another tick of the kernel's clock than the first of its train,
+#: does not find it any more.
+HOLD_NS = 400_000
+
+FEATURES = (
+    TunFeature.CSUM
+    | TunFeature.TSO4
+    | TunFeature.TSO6
+    | TunFeature.TSO_ECN
+    | TunFeature.USO4
+    | TunFeature.USO6
+)
+
+_GRO = """
+mount -t sysfs none /sys
+echo {hold} > /sys/class/net/a0/gro_flush_timeout
+ethtool -K a0 gro on rx-udp-gro-forwarding on
+"""
+
+
+class KernelGro:
+    """``a`` takes plain frames, ``b`` gives what the kernel made of them."""
+
+    def __init__(self, ns: NetNS, a: int, b: int) -> None:
+        self.ns, self.a, self.b = ns, a, b
+
+    def _read(self, timeout: float) -> tuple[bytes, bytes] | None:
+        if not select.select([self.b], [], [], timeout)[0]:
+            return None
+        data = os.read(self.b, 1 << 17)
+        return data[: tun.VNET_HDR_LEN], data[tun.VNET_HDR_LEN :]
+
+    def coalesce(self, frames: list[bytes], timeout: float = 5) -> list[tuple[bytes, bytes]]:
+        """(virtio-net header, frame) for each frame or super-frame that came of ``frames``.
+
+        TimeoutError when some of them never come out."""
+        write, a = os.write, self.a
+        for frame in frames:
+            write(a, frame)
+        got: list[tuple[bytes, bytes]] = []
+        seen = 0
+        deadline = time.monotonic() + timeout
+        while seen < len(frames):
+            one = self._read(max(0.0, deadline - time.monotonic()))
+            if one is None:
+                raise TimeoutError(f"{seen} of {len(frames)} frames came out of the kernel's GRO")
+            got.append(one)
+            seen += segments(*one)
+        return got
+
+
+def segments(header: bytes, frame: bytes) -> int:
+    """How many frames a super-frame was made of."""
+    _, gso_type, _, size, start, _ = struct.unpack("<BBHHHH", header)
+    if gso_type == 0:
+        return 1
+    l4 = 8 if gso_type & 0x7F == 5 else (frame[start + 12] >> 4) * 4
+    return -(-(len(frame) - start - l4) // size)
+
+
+def _open(ns: NetNS, name: str, flags: QueueFlag) -> int:
+    def attach() -> int:
+        fd = os.open(tun.DEV_PATH, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        request = struct.pack("16sH", name.encode(), flags).ljust(40, b"\0")
+        fcntl.ioctl(fd, tun.TUNSETIFF, request)
+        return fd
+
+    return ns.call(attach)
+
+
+@contextlib.contextmanager
+def kernel_gro(hold_ns: int = HOLD_NS) -> Iterator[KernelGro]:
+    """The rig, in a namespace of its own."""
+    plain = QueueFlag.TAP | QueueFlag.NO_PI
+    with quiet_netns() as ns, contextlib.ExitStack() as stack:
+        add_bridge(ns)
+        a = _open(ns, "a0", plain | QueueFlag.NAPI)
+        stack.callback(os.close, a)
+        b = _open(ns, "b0", plain | QueueFlag.VNET_HDR)
+        stack.callback(os.close, b)
+        fcntl.ioctl(b, tun.TUNSETOFFLOAD, FEATURES)
+        for name in ("a0", "b0"):
+            ip(ns, "link", "set", name, "master", "br0")
+            ip(ns, "link", "set", name, "multicast", "off")
+            ip(ns, "link", "set", name, "mtu", "9000", "up")
+        ns.run(["unshare", "-m", "sh", "-ec", _GRO.format(hold=hold_ns)], check=True)
+        yield KernelGro(ns, a, b)

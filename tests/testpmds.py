@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``rtap testpmd`` as a process of its own, talked to at its prompt."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from support import child_place
+
+from rtap.netns import NetNS
+
+PROMPT = "testpmd> "
+
+
+def argv(*options: str) -> list[str]:
+    return [sys.executable, "-m", "rtap", "testpmd", *options]
+
+
+def run(
+    *options: str, ns: NetNS | None = None, script: str = "", timeout: float = 30
+) -> subprocess.CompletedProcess[str]:
+    """To its end, with a script on standard input."""
+    place: dict[str, Any] = {
+        "input": script,
+        "capture_output": True,
+        "text": True,
+        "timeout": timeout,
+        **child_place(),
+    }
+    if ns is not None:
+        done: subprocess.CompletedProcess[str] = ns.run(argv(*options), **place)
+        return done
+    return subprocess.run(argv(*options), check=False, **place)
+
+
+def report(*options: str, ns: NetNS | None = None) -> dict[str, Any]:
+    """What ``--json`` prints, of a run that succeeds and says nothing else."""
+    done = run(*options, "--json", ns=ns)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1
+    out: dict[str, Any] = json.loads(done.stdout)
+    return out
+
+
+class Testpmd:
+    """A running one; what it prints to either output is read together."""
+
+    __test__ = False
+
+    def __init__(self, ns: NetNS | None, *options: str) -> None:
+        place: dict[str, Any] = {
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            **child_place(),
+        }
+        start = subprocess.Popen if ns is None else ns.popen
+        self.process: subprocess.Popen[bytes] = start(argv(*options), **place)
+
+    def until(self, pattern: str, timeout: float = 20) -> str:
+        """What it prints up to a match of the pattern."""
+        assert self.process.stdout is not None
+        seen, deadline = b"", time.monotonic() + timeout
+        while not re.search(pattern.encode(), seen):
+            left = max(0, deadline - time.monotonic())
+            assert select.select([self.process.stdout], [], [], left)[0], seen.decode()
+            piece = os.read(self.process.stdout.fileno(), 65536)
+            assert piece, f"it has ended: {seen.decode()}"
+            seen += piece
+        return seen.decode()
+
+    def prompt(self) -> str:
+        return self.until(re.escape(PROMPT) + "$").removesuffix(PROMPT)
+
+    def say(self, line: str) -> str:
+        """Gives a command and returns what comes of it."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line.encode() + b"\n")
+        self.process.stdin.flush()
+        return self.prompt()
+
+    def end(self, signum: int = signal.SIGINT, timeout: float = 20) -> tuple[int, str]:
+        """Its status and last words after a signal."""
+        self.process.send_signal(signum)
+        out, _ = self.process.communicate(timeout=timeout)
+        return self.process.returncode, out.decode()
+
+
+@contextlib.contextmanager
+def attended(ns: NetNS | None, *options: str) -> Iterator[Testpmd]:
+    """One at its prompt."""
+    with unattended(ns, *options, "-i") as pmd:
+        pmd.prompt()
+        yield pmd
+
+
+@contextlib.contextmanager
+def unattended(ns: NetNS | None, *options: str) -> Iterator[Testpmd]:
+    """One that forwards at once."""
+    pmd = Testpmd(ns, *options)
+    try:
+        yield pmd
+    finally:
+        pmd.process.kill()
+        pmd.process.communicate()
+
+
+def numbers(text: str) -> dict[str, int]:
+    """The sums of the accumulated forward statistics in a text, by name."""
+    last = text[text.rindex("Accumulated forward statistics") :]
+    return {name: int(n) for name, n in re.findall(r"([RT]X-[a-z]+): (\d+)", last)}
