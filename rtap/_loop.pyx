@@ -296,15 +296,21 @@ cdef void sort_out(worker_t *w, uint32_t park_after) noexcept nogil:
 
 
 cdef void scan_parked(worker_t *w, uint64_t now) noexcept nogil:
-    """Lets go of parked routes whose queues were stopped."""
+    """Lets go of parked routes whose queues were stopped, and has others looked at that ask for
+    it."""
     cdef uint64_t every = 1_000_000 if now < w.hurry_until else SCAN_NS
+    cdef route_t *r
     cdef uint32_t i
     if now - w.scanned < every:
         return
     w.scanned = now
     for i in range(w.n_routes):
-        if w.routes[i].active != 0 and w.routes[i].parked != 0:
-            route_runs(w, &w.routes[i])
+        r = &w.routes[i]
+        if r.active != 0 and r.parked != 0 and route_runs(w, r) and r.rx.revisit:
+            unpark(w, r)
+            r.woken = False
+            w.busy[w.n_busy] = i
+            w.n_busy += 1
 
 
 cdef void worker_loop(worker_t *w) noexcept nogil:

@@ -135,6 +135,7 @@ cdef class NoisyRxQueue(RxQueueBase):
         q.inner = inner.q
         q.base.burst = noisy_rx
         q.base.fd = inner.q.fd
+        q.base.revisit = True
         self.gil.mode = GIL_AUTO
         self.q = &q.base
         self.inner = inner
