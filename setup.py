@@ -69,6 +69,8 @@ DIRECTIVES: dict[str, Any] = {
     "initializedcheck": CHECKED,
     "wraparound": False,
     "cdivision": True,
+    # What is shared is locked or owned, and how is in docs/freethreading.md.
+    "freethreading_compatible": True,
     "linetrace": TRACE,
 }
 

@@ -13,15 +13,27 @@ from libc.string cimport memcpy
 import sys
 from operator import index as as_index
 
-from rtap._mbuf cimport Mbuf, check_range, mbuf_wrap, wrap_index
+from rtap._mbuf cimport Mbuf, check_range, mbuf_wrap, slice_range, wrap_index
 from rtap._pool cimport (
-    MAX_DATA_ROOM, mbuf_data, mbuf_free_bulk, mbuf_read, mbuf_ref, mbuf_t, mbuf_write,
+    MAX_DATA_ROOM, mbuf_free_bulk, mbuf_read, mbuf_ref, mbuf_t, mbuf_window, mbuf_write,
 )
 
 
 cdef bint is_bool(item):
     """A Python or NumPy truth value, as opposed to an index."""
     return isinstance(item, bool) or getattr(getattr(item, "dtype", None), "kind", "") == "b"
+
+
+cdef bytes flag_words(value, Py_ssize_t n):
+    """uint64 numbers as bytes: one ``n`` times, or as many as ``value`` has."""
+    # A flag is iterable and an array has __index__: of one number, both tests hold.
+    cdef bint one = isinstance(value, int) or not hasattr(value, "__iter__")
+    cdef list items = [value] * n if one else list(value)
+    return b"".join([as_index(item).to_bytes(8, sys.byteorder) for item in items])
+
+
+cdef typed(bytes words, str format):
+    return memoryview(words).cast(format)
 
 
 cdef Burst burst_make(Py_ssize_t capacity):
@@ -86,6 +98,8 @@ cdef class Burst:
             mbuf_free_bulk(self.v, <uint32_t>self.n)
             PyMem_RawFree(self.v)
 
+    # What a cdef method finds is its caller's: they hold the critical section.
+
     cdef int reserve(self, Py_ssize_t capacity) except -1:
         cdef mbuf_t **v
         if capacity <= self.capacity:
@@ -106,6 +120,7 @@ cdef class Burst:
         self.n += 1
         return 0
 
+    @cython.critical_section
     cdef Py_ssize_t lend(self, mbuf_t ***v, Py_ssize_t *capacity) noexcept:
         """Hands the frames to a kernel that runs without the GIL; others see an empty burst."""
         cdef Py_ssize_t n = self.n
@@ -115,6 +130,7 @@ cdef class Burst:
         self.n = self.capacity = 0
         return n
 
+    @cython.critical_section
     cdef int give_back(self, mbuf_t **v, Py_ssize_t n, Py_ssize_t capacity) except -1:
         """Takes what is left of the lent frames back, in front of any added meanwhile."""
         cdef mbuf_t **added = self.v
@@ -132,85 +148,109 @@ cdef class Burst:
         return 0
 
     def append(self, Mbuf mbuf not None):
-        self.push(mbuf.alive())
+        with cython.critical_section(self, mbuf):
+            self.push(mbuf.alive())
 
     def extend(self, mbufs):
         """Adds mbufs from a Burst or any iterable; all are checked before the first is added."""
-        cdef Py_ssize_t i, n
-        cdef Burst other
-        cdef list items
         if isinstance(mbufs, Burst):
-            other = <Burst>mbufs
-            n = other.n
-            self.reserve(self.n + n)
-            for i in range(n):
-                self.push(other.v[i])
+            with cython.critical_section(self, mbufs):
+                self.add_all(<Burst>mbufs)
             return
         items = list(mbufs)
+        other = burst_make(len(items))
         for item in items:
             if not isinstance(item, Mbuf):
                 raise TypeError(f"a Burst holds Mbuf, not {type(item).__name__}")
-            (<Mbuf>item).alive()
-        self.reserve(self.n + len(items))
-        for item in items:
-            self.push((<Mbuf>item).m)
+            with cython.critical_section(item):
+                other.push((<Mbuf>item).alive())
+        with cython.critical_section(self):
+            self.add_all(other)
 
+    cdef int add_all(self, Burst other) except -1:
+        cdef Py_ssize_t n = other.n, i
+        self.reserve(self.n + n)
+        for i in range(n):
+            self.push(other.v[i])
+        return 0
+
+    @cython.critical_section
     def free(self):
         """Drops every frame now; idempotent.  The burst is then empty and usable again."""
         cdef uint32_t n = <uint32_t>self.n
         self.n = 0
         mbuf_free_bulk(self.v, n)
 
+    @cython.critical_section
     def __len__(self):
         return self.n
 
     def __repr__(self):
-        return f"<Burst of {self.n}>"
+        return f"<Burst of {len(self)}>"
 
+    @cython.critical_section
     def __getitem__(self, index):
-        cdef Py_ssize_t i, start, stop, step
-        cdef Burst part
+        cdef Py_ssize_t start, stop, step
         if isinstance(index, slice):
-            start, stop, step = index.indices(self.n)
-            part = burst_make(0)
-            for i in range(start, stop, step):
-                if i < self.n:      # the slice's own __index__ may have changed us
-                    part.push(self.v[i])
-            return part
-        i = as_index(index)
-        i = wrap_index(i, self.n, "burst")
+            slice_range(index, self.n, &start, &stop, &step)
+            return self.part(start, stop, step)
+        start = as_index(index)
+        return self.at(wrap_index(start, self.n, "burst"))
+
+    cdef Burst part(self, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t step):
+        cdef Burst part = burst_make(0)
+        cdef Py_ssize_t i
+        for i in range(start, stop, step):
+            if i < self.n:          # the slice's own __index__ may have changed us
+                part.push(self.v[i])
+        return part
+
+    cdef Mbuf at(self, Py_ssize_t i):
         mbuf_ref(self.v[i])
         return mbuf_wrap(self.v[i])
 
+    @cython.critical_section
+    cdef Mbuf at_or_none(self, Py_ssize_t i):
+        return self.at(i) if i < self.n else None
+
     def __iter__(self):
         cdef Py_ssize_t i = 0
-        while i < self.n:
-            mbuf_ref(self.v[i])
-            yield mbuf_wrap(self.v[i])
+        mbuf = self.at_or_none(0)
+        while mbuf is not None:
+            yield mbuf
             i += 1
+            mbuf = self.at_or_none(i)
 
     def select(self, which):
         """A new Burst of the frames at some indices, or where a mask of ``len(self)`` is true.
 
         ``which``: a sequence or array of bool (mask) or of integers (indices, negative allowed).
         """
-        cdef Burst part = burst_make(0)
-        cdef Py_ssize_t i
         cdef list items = which.tolist() if hasattr(which, "tolist") else list(which)
         if items and is_bool(items[0]):
-            items = [bool(item) for item in items]
-            if len(items) != self.n:
-                raise ValueError(f"a mask of {len(items)} for a burst of {self.n}")
-            for i in range(self.n):
-                if items[i]:
-                    part.push(self.v[i])
-            return part
-        items = [as_index(item) for item in items]
-        for item in items:
-            part.push(self.v[wrap_index(item, self.n, "burst")])
+            return self.masked([bool(item) for item in items])
+        return self.picked([as_index(item) for item in items])
+
+    @cython.critical_section
+    cdef Burst masked(self, list mask):
+        cdef Burst part = burst_make(0)
+        cdef Py_ssize_t i
+        if len(mask) != self.n:
+            raise ValueError(f"a mask of {len(mask)} for a burst of {self.n}")
+        for i in range(self.n):
+            if mask[i]:
+                part.push(self.v[i])
+        return part
+
+    @cython.critical_section
+    cdef Burst picked(self, list indices):
+        cdef Burst part = burst_make(0)
+        for index in indices:
+            part.push(self.v[wrap_index(index, self.n, "burst")])
         return part
 
     @property
+    @cython.critical_section
     def lengths(self):
         """Frame lengths in bytes: a read-only uint32 memoryview, taken now."""
         cdef bytes out = PyBytes_FromStringAndSize(NULL, self.n * sizeof(uint32_t))
@@ -218,9 +258,10 @@ cdef class Burst:
         cdef Py_ssize_t i
         for i in range(self.n):
             p[i] = self.v[i].pkt_len
-        return memoryview(out).cast("I")
+        return typed(out, "I")
 
     @property
+    @cython.critical_section
     def ol_flags(self):
         """Offload flags of each frame: a read-only uint64 memoryview, taken now.  Assign one
         value, or one for each frame, to set them."""
@@ -229,21 +270,20 @@ cdef class Burst:
         cdef Py_ssize_t i
         for i in range(self.n):
             p[i] = self.v[i].ol_flags
-        return memoryview(out).cast("Q")
+        return typed(out, "Q")
 
     @ol_flags.setter
+    @cython.critical_section
     def ol_flags(self, value):
-        # A flag is iterable and an array has __index__: of one number, both tests hold.
-        cdef bint one = isinstance(value, int) or not hasattr(value, "__iter__")
-        cdef list items = [value] * self.n if one else list(value)
-        cdef bytes flags = b"".join([as_index(item).to_bytes(8, sys.byteorder) for item in items])
+        cdef bytes flags = flag_words(value, self.n)
         cdef const uint64_t *p = <const uint64_t *>PyBytes_AS_STRING(flags)
-        cdef Py_ssize_t i
-        if len(items) != self.n:
-            raise ValueError(f"{len(items)} values of ol_flags for a burst of {self.n}")
-        for i in range(self.n):
+        cdef Py_ssize_t n = len(flags) // sizeof(uint64_t), i
+        if n != self.n:
+            raise ValueError(f"{n} values of ol_flags for a burst of {self.n}")
+        for i in range(n):
             self.v[i].ol_flags = p[i]
 
+    @cython.critical_section
     def gather(self, Py_ssize_t offset, Py_ssize_t n):
         """Bytes ``offset .. offset + n`` of every frame: a (len, n) uint8 memoryview over a copy,
         for ``numpy.asarray``.  What a shorter frame lacks reads as zero."""
@@ -259,6 +299,7 @@ cdef class Burst:
             row += n
         return grid(out, <uint8_t *>out, self.n, n, n)
 
+    @cython.critical_section
     def scatter(self, Py_ssize_t offset, array):
         """Overwrites bytes from ``offset`` on in every frame with the rows of a (len, n) uint8
         array.  ValueError, and nothing written, when a frame is too short."""
@@ -282,19 +323,26 @@ cdef class Burst:
         finally:
             PyBuffer_Release(&view)
 
+    @cython.critical_section
     def array(self, Py_ssize_t n):
         """The first ``n`` bytes of every frame as one writable (len, n) uint8 memoryview, no copy.
 
         ValueError unless the frames lie in regularly spaced slots, as those of one
         ``alloc_burst`` from a quiet pool do and received ones seldom; ``gather`` always works."""
         cdef Py_ssize_t i, stride = n
+        cdef uint8_t *first = NULL
+        cdef uint8_t *start
+        cdef uint32_t length
         check_range("n", n, 1, MAX_DATA_ROOM)
-        if self.n > 1:
-            stride = mbuf_data(self.v[1]) - mbuf_data(self.v[0])
         for i in range(self.n):
-            if self.v[i].data_len < <uint32_t>n:
-                raise ValueError(f"frame {i} has {self.v[i].data_len} bytes in its first segment, "
+            length = mbuf_window(self.v[i], &start)
+            if length < <uint32_t>n:
+                raise ValueError(f"frame {i} has {length} bytes in its first segment, "
                                  f"{n} are needed")
-            if stride == 0 or mbuf_data(self.v[i]) != mbuf_data(self.v[0]) + i * stride:
+            if i == 0:
+                first = start
+            elif i == 1:
+                stride = start - first
+            if stride == 0 or start != first + i * stride:
                 raise ValueError("the slots of this burst are not regularly spaced")
-        return grid(self[:], mbuf_data(self.v[0]) if self.n > 0 else NULL, self.n, n, stride)
+        return grid(self.part(0, self.n, 1), first, self.n, n, stride)

@@ -3,7 +3,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from rtap._pool cimport mbuf_data, mbuf_t
+from rtap._pool cimport mbuf_t, mbuf_window
 
 
 cdef uint32_t sum16(const uint8_t *p, size_t n) noexcept nogil:
@@ -11,16 +11,23 @@ cdef uint32_t sum16(const uint8_t *p, size_t n) noexcept nogil:
     return _sum16(p, n)
 
 
+cdef uint32_t copy_sum16(uint8_t *to, const uint8_t *p, size_t n) noexcept nogil:
+    """Copies ``n`` bytes between places that do not overlap and returns their sum, in one pass."""
+    return _copy_sum16(to, p, n)
+
+
 cdef uint32_t chain_sum(const mbuf_t *m, uint32_t offset, uint32_t n) noexcept nogil:
     """Sum of up to ``n`` bytes of a frame from ``offset`` on, over as many segments as it takes."""
     cdef uint64_t total = 0
     cdef uint32_t part, k, done = 0
+    cdef uint8_t *start
     while m != NULL and done < n:
-        if offset >= m.data_len:
-            offset -= m.data_len
+        k = mbuf_window(m, &start)
+        if offset >= k:
+            offset -= k
         else:
-            k = min(m.data_len - offset, n - done)
-            part = _sum16(mbuf_data(m) + offset, k)
+            k = min(k - offset, n - done)
+            part = _sum16(start + offset, k)
             total += swap16(part) if done & 1 else part
             done += k
             offset = 0

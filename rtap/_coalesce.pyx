@@ -227,12 +227,15 @@ cdef class Gro:
         cdef uint64_t now = _compat.now_ns()
         self.own()
         try:
-            out = burst_make(burst.n + self.g.n_items)
             n = burst.lend(&v, &capacity)
-            with nogil:
-                out.n = gro_burst(self.g, v, <uint32_t>n, now, self.patience, &self.timed_out,
-                                  out.v)
-            burst.give_back(v, 0, capacity)
+            try:
+                out = burst_make(n + self.g.n_items)
+                with nogil:
+                    out.n = gro_burst(self.g, v, <uint32_t>n, now, self.patience, &self.timed_out,
+                                      out.v)
+                n = 0
+            finally:
+                burst.give_back(v, n, capacity)
         finally:
             _compat.store(&self.owned, 0)
         return out

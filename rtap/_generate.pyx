@@ -11,7 +11,7 @@ cimport rtap._compat as _compat
 from rtap._mbuf cimport check_range
 from rtap._mempool cimport Mempool
 from rtap._pool cimport mbuf_data, mbuf_free_bulk, mbuf_reset, mbuf_t, pool_get
-from rtap._queue cimport GIL_AUTO, QUEUE_CLOSED, RxQueueBase, rxq_t
+from rtap._queue cimport GIL_AUTO, QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, rxq_t
 from rtap._uring cimport fork_generation
 
 cdef enum:
@@ -105,13 +105,12 @@ cdef class GenerateRxQueue(RxQueueBase):
         cdef uint32_t i
         if self.q != NULL:
             raise RuntimeError("a GenerateRxQueue is made once")
-        g.pool = pool.alive()
         g.header_len = check_range("the header's length", len(header), 1, HEADER_MAX)
         memcpy(g.header, <const char *>header, g.header_len)
         g.n_segments = check_range("the number of segments", len(lengths), 1, SEGMENTS_MAX)
         for i in range(g.n_segments):
             g.lengths[i] = check_range(f"the length of segment {i}", lengths[i],
-                                       g.header_len if i == 0 else 1, g.pool.data_room)
+                                       g.header_len if i == 0 else 1, pool.data_room)
             g.frame_len += g.lengths[i]
         g.flows = check_range("flows", flows, 1, 0x7fffffff)
         if vary not in ("source", "destination"):
@@ -121,9 +120,9 @@ cdef class GenerateRxQueue(RxQueueBase):
         g.base.burst = generate_rx
         g.base.fd = -1
         self.gil.mode = GIL_AUTO
-        self.q = &g.base
+        g.pool = pool.hold()
         self.pool = pool
-        pool.queues += 1
+        self.q = &g.base
         self.name = name
         self.port = 0xffff
         self.nb_desc = 64
@@ -143,7 +142,7 @@ cdef class GenerateRxQueue(RxQueueBase):
 
     def __dealloc__(self):
         if self.q != NULL and self.q.state != QUEUE_CLOSED and self.pool is not None:
-            self.pool.queues -= 1
+            self.pool.let_go()
 
     engine = "none"
     engine_reason = "no kernel is entered"
@@ -156,7 +155,6 @@ cdef class GenerateRxQueue(RxQueueBase):
     def close(self):
         """Stops, for good; idempotent."""
         self.checked()
-        if self.q.state != QUEUE_CLOSED:
-            self.stop()
-            _compat.store(&self.q.state, QUEUE_CLOSED)
-            self.pool.queues -= 1
+        self.stop()
+        if _compat.cas(&self.q.state, QUEUE_STOPPED, QUEUE_CLOSED):
+            self.pool.let_go()

@@ -50,6 +50,7 @@ cdef struct gro_group_t:
     uint8_t tcp_flags           # FIN and PSH of the last frame
     uint8_t fixed_id            # the ID does not count
     uint8_t verified            # the checksum was looked at, or need not be
+    uint8_t tag                 # for who drains
 
 
 cdef struct gro_flow_t:

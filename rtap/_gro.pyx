@@ -10,7 +10,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 
 from rtap._checksum cimport chain_sum, fold16, pseudo_sum, sum16
-from rtap._pool cimport mbuf_data, mbuf_read, mbuf_t
+from rtap._pool cimport mbuf_read, mbuf_t, mbuf_window
 from rtap._request cimport TX_REQUESTS
 from rtap._vnet cimport RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE, RX_LRO, keeps_vnet_hdr
 
@@ -430,6 +430,7 @@ cdef inline void start_group(gro_group_t *d, const view_t *v, uint32_t item,
     d.tcp_flags = 0
     d.fixed_id = 0
     d.verified = v.verified
+    d.tag = 0
     d.ip_id = 0
     d.seq = 0
     if v.payload == 0:          # not to be merged
@@ -469,11 +470,12 @@ cdef void gro_add(gro_t *g, mbuf_t *m, uint64_t now) noexcept nogil:
     cdef gro_group_t group
     cdef gro_flow_t *flow
     cdef view_t v
-    cdef uint32_t n = m.data_len, item, at
+    cdef uint8_t *start
+    cdef uint32_t n = mbuf_window(m, &start), item, at
     cdef int kind
     g.frames += 1
     take_item(g, m, &item)
-    v.p = mbuf_data(m)
+    v.p = start
     if m.next != NULL and n < GRO_HEADERS_MAX:
         n = mbuf_read(m, 0, scratch, GRO_HEADERS_MAX)
         v.p = scratch
@@ -501,7 +503,7 @@ cdef void gro_add(gro_t *g, mbuf_t *m, uint64_t now) noexcept nogil:
     start_group(&group, &v, item, m.nb_segs)
     if kind == MERGEABLE and group.tcp_flags == 0:
         # The frame's own bytes from now on, not those that were looked at: the headers are there.
-        group.head = mbuf_data(m)
+        group.head = start
         hold(g, &group, v.hash, now)
     else:
         complete(g, &group)

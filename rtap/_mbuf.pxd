@@ -14,4 +14,6 @@ cdef class Mbuf:
 cdef Mbuf mbuf_wrap(mbuf_t *m)              # steals the reference
 cdef no_room(pool_t *p, Py_ssize_t asked)   # the PoolEmpty to raise
 cdef Py_ssize_t check_range(str what, value, Py_ssize_t low, Py_ssize_t high) except? -1
+cdef int slice_range(slice index, Py_ssize_t n, Py_ssize_t *start, Py_ssize_t *stop,
+                     Py_ssize_t *step) except -1
 cdef Py_ssize_t wrap_index(index, Py_ssize_t n, str what) except -1

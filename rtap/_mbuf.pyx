@@ -15,8 +15,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cimport rtap._compat as _compat
 from rtap._pool cimport (
-    mbuf_clone, mbuf_data, mbuf_free, mbuf_read, mbuf_ref, mbuf_t, mbuf_tailroom, mbuf_write,
-    pool_available, pool_t,
+    mbuf_clone, mbuf_data, mbuf_free, mbuf_read, mbuf_ref, mbuf_t, mbuf_tailroom, mbuf_window,
+    mbuf_write, pool_available, pool_t,
 )
 
 from rtap.errors import PoolEmpty
@@ -53,11 +53,14 @@ cdef class _Window:
     cdef Py_ssize_t n
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
-        PyBuffer_FillInfo(buffer, self, self.start, self.n, 0, flags)
-        self.owner.exports += 1
+        with cython.critical_section(self.owner):
+            self.owner.alive()
+            PyBuffer_FillInfo(buffer, self, self.start, self.n, 0, flags)
+            self.owner.exports += 1
 
     def __releasebuffer__(self, Py_buffer *buffer):
-        self.owner.exports -= 1
+        with cython.critical_section(self.owner):
+            self.owner.exports -= 1
 
 
 cdef window(Mbuf owner, uint8_t *start, Py_ssize_t n):
@@ -95,6 +98,7 @@ cdef class Mbuf:
             raise ValueError("a later segment cannot be resized: use the frame's first mbuf")
         return self.alive()
 
+    @cython.critical_section
     def free(self):
         """Drops this reference now; idempotent.  BufferError while a view of it exists."""
         if self.exports > 0:
@@ -102,6 +106,7 @@ cdef class Mbuf:
         mbuf_free(self.m)
         self.m = NULL
 
+    @cython.critical_section
     def clone(self):
         """A second frame over the same bytes, with its own window and metadata.  The headroom is
         shared too: what one prepends, the other may overwrite.
@@ -112,37 +117,44 @@ cdef class Mbuf:
             raise no_room(self.m.pool, self.m.nb_segs)
         return mbuf_wrap(m)
 
+    @cython.critical_section
     def __len__(self):
         return self.alive().pkt_len
 
     def __eq__(self, other):
         if not isinstance(other, Mbuf):
             return NotImplemented
-        return self.m == (<Mbuf>other).m and self.m != NULL
+        with cython.critical_section(self, other):
+            return self.m == (<Mbuf>other).m and self.m != NULL
 
+    @cython.critical_section
     def __hash__(self):
         return hash(<size_t>self.alive())
 
+    @cython.critical_section
     def __repr__(self):
         if self.m == NULL:
             return "<Mbuf freed>"
         return (f"<Mbuf pkt_len={self.m.pkt_len} nb_segs={self.m.nb_segs} "
                 f"ol_flags={self.m.ol_flags:#x}>")
 
+    @cython.critical_section
     def __bytes__(self):
         return copy_out(self.alive(), 0, self.m.pkt_len)
 
+    @cython.critical_section
     def __getitem__(self, index):
         cdef Py_ssize_t start, stop, step
         cdef mbuf_t *m = self.alive()
         if isinstance(index, slice):
-            start, stop, step = index.indices(m.pkt_len)
+            slice_range(index, m.pkt_len, &start, &stop, &step)
             if step != 1:
-                return bytes(self)[index]
+                return copy_out(self.alive(), 0, self.m.pkt_len)[index]
             return copy_out(self.alive(), start, max(stop - start, 0))
         start = wrap_index(index, m.pkt_len, "mbuf")
         return copy_out(self.alive(), start, 1)[0]
 
+    @cython.critical_section
     def __setitem__(self, index, value):
         cdef Py_ssize_t start, stop, step
         cdef Py_buffer view
@@ -153,7 +165,7 @@ cdef class Mbuf:
             byte = check_range("a byte", value, 0, 255)
             mbuf_write(self.alive(), <uint32_t>start, &byte, 1)
             return
-        start, stop, step = index.indices(m.pkt_len)
+        slice_range(index, m.pkt_len, &start, &stop, &step)
         if step != 1:
             raise ValueError("slices of an mbuf are assigned with step 1")
         stop = max(start, stop)
@@ -167,14 +179,19 @@ cdef class Mbuf:
         finally:
             PyBuffer_Release(&view)
 
+    @cython.critical_section
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         cdef mbuf_t *m = self.alive()
+        cdef uint8_t *start
+        cdef uint32_t n
         if m.nb_segs != 1:
             raise BufferError(f"the frame has {m.nb_segs} segments: use bytes(mbuf), slices, "
                               "or .data of each segment through .next")
-        PyBuffer_FillInfo(buffer, self, mbuf_data(m), m.data_len, 0, flags)
+        n = mbuf_window(m, &start)
+        PyBuffer_FillInfo(buffer, self, start, n, 0, flags)
         self.exports += 1
 
+    @cython.critical_section
     def __releasebuffer__(self, Py_buffer *buffer):
         self.exports -= 1
 
@@ -184,6 +201,7 @@ cdef class Mbuf:
         return memoryview(self)
 
     @property
+    @cython.critical_section
     def next(self):
         """The rest of the chain from the next segment on as an :class:`Mbuf`, or None.  It reads
         and writes; the frame is resized through its first mbuf only."""
@@ -208,165 +226,248 @@ cdef class Mbuf:
     def prepend(self, Py_ssize_t n):
         """Grows the frame by ``n`` bytes at the front, out of the headroom; returns a writable
         view of the new bytes.  ValueError when the headroom is shorter."""
-        cdef mbuf_t *m = self.whole()
-        check_range("n", n, 0, m.data_off)
-        m.data_off -= <uint32_t>n
-        m.data_len += <uint32_t>n
-        m.pkt_len += <uint32_t>n
-        return window(self, mbuf_data(m), n)
+        cdef uint8_t *start = NULL
+        cdef Py_ssize_t room
+        with cython.critical_section(self):
+            room = frame_prepend(self.whole(), n, &start)
+        check_range("n", n, 0, room)
+        return window(self, start, n)
 
     def append(self, Py_ssize_t n):
         """Grows the frame by ``n`` bytes at the end of its last segment; returns a writable view
         of the new bytes.  ValueError when the tailroom is shorter."""
-        cdef mbuf_t *m = self.whole()
-        cdef mbuf_t *last = last_segment(m)
-        cdef uint8_t *start = mbuf_data(last) + last.data_len
-        check_range("n", n, 0, mbuf_tailroom(last))
-        last.data_len += <uint32_t>n
-        m.pkt_len += <uint32_t>n
+        cdef uint8_t *start = NULL
+        cdef Py_ssize_t room
+        with cython.critical_section(self):
+            room = frame_append(self.whole(), n, &start)
+        check_range("n", n, 0, room)
         return window(self, start, n)
 
+    @cython.critical_section
     def adj(self, Py_ssize_t n):
         """Cuts ``n`` bytes off the front by moving the window; they must lie in the first
         segment."""
-        cdef mbuf_t *m = self.whole()
-        check_range("n", n, 0, m.data_len)
-        m.data_off += <uint32_t>n
-        m.data_len -= <uint32_t>n
-        m.pkt_len -= <uint32_t>n
+        check_range("n", n, 0, frame_adj(self.whole(), n))
 
+    @cython.critical_section
     def trim(self, Py_ssize_t n):
         """Cuts ``n`` bytes off the end by moving the window; they must lie in the last
         segment."""
-        cdef mbuf_t *m = self.whole()
-        cdef mbuf_t *last = last_segment(m)
-        check_range("n", n, 0, last.data_len)
-        last.data_len -= <uint32_t>n
-        m.pkt_len -= <uint32_t>n
+        check_range("n", n, 0, frame_trim(self.whole(), n))
 
     @property
+    @cython.critical_section
     def headroom(self):
         """Bytes that :meth:`prepend` can still take."""
         return self.alive().data_off
 
     @property
+    @cython.critical_section
     def tailroom(self):
         """Bytes that :meth:`append` can still take."""
         return mbuf_tailroom(last_segment(self.alive()))
 
     @property
+    @cython.critical_section
     def refcnt(self):
         """References on the frame: this object's, the bursts' that hold it, its clones'."""
         return _compat.load(&self.alive().refcnt)
 
     @property
+    @cython.critical_section
     def pkt_len(self):
         return self.alive().pkt_len
 
     @property
+    @cython.critical_section
     def data_len(self):
         return self.alive().data_len
 
     @property
+    @cython.critical_section
     def nb_segs(self):
         return self.alive().nb_segs
 
     @property
+    @cython.critical_section
     def ol_flags(self):
         return self.alive().ol_flags
 
     @ol_flags.setter
+    @cython.critical_section
     def ol_flags(self, uint64_t value):
         self.alive().ol_flags = value
 
     @property
+    @cython.critical_section
     def packet_type(self):
         return self.alive().packet_type
 
     @packet_type.setter
+    @cython.critical_section
     def packet_type(self, uint32_t value):
         self.alive().packet_type = value
 
     @property
+    @cython.critical_section
     def l2_len(self):
         return self.alive().l2_len
 
     @l2_len.setter
+    @cython.critical_section
     def l2_len(self, uint16_t value):
         self.alive().l2_len = value
 
     @property
+    @cython.critical_section
     def l3_len(self):
         return self.alive().l3_len
 
     @l3_len.setter
+    @cython.critical_section
     def l3_len(self, uint16_t value):
         self.alive().l3_len = value
 
     @property
+    @cython.critical_section
     def l4_len(self):
         return self.alive().l4_len
 
     @l4_len.setter
+    @cython.critical_section
     def l4_len(self, uint16_t value):
         self.alive().l4_len = value
 
     @property
+    @cython.critical_section
     def tso_segsz(self):
         return self.alive().tso_segsz
 
     @tso_segsz.setter
+    @cython.critical_section
     def tso_segsz(self, uint16_t value):
         self.alive().tso_segsz = value
 
     @property
+    @cython.critical_section
     def vlan_tci(self):
         return self.alive().vlan_tci
 
     @vlan_tci.setter
+    @cython.critical_section
     def vlan_tci(self, uint16_t value):
         self.alive().vlan_tci = value
 
     @property
+    @cython.critical_section
     def vlan_tci_outer(self):
         """The outer tag's of two, see ``MbufFlag.TX_QINQ``."""
         return self.alive().vlan_tci_outer
 
     @vlan_tci_outer.setter
+    @cython.critical_section
     def vlan_tci_outer(self, uint16_t value):
         self.alive().vlan_tci_outer = value
 
     @property
+    @cython.critical_section
     def outer_l2_len(self):
         """Of a tunnelled packet; ``l2_len`` then counts from the end of the outer L3 header."""
         return self.alive().outer_l2_len
 
     @outer_l2_len.setter
+    @cython.critical_section
     def outer_l2_len(self, uint16_t value):
         self.alive().outer_l2_len = value
 
     @property
+    @cython.critical_section
     def outer_l3_len(self):
         return self.alive().outer_l3_len
 
     @outer_l3_len.setter
+    @cython.critical_section
     def outer_l3_len(self, uint16_t value):
         self.alive().outer_l3_len = value
 
     @property
+    @cython.critical_section
     def port(self):
         """Number of the device that received the frame; 0xffff when none did."""
         return self.alive().port
 
     @port.setter
+    @cython.critical_section
     def port(self, uint16_t value):
         self.alive().port = value
 
 
-cdef inline mbuf_t *last_segment(mbuf_t *m) noexcept:
+cdef inline mbuf_t *last_segment(mbuf_t *m) noexcept nogil:
     while m.next != NULL:
         m = m.next
     return m
+
+
+# What moves a window returns the room there was: when that is less than ``n``, nothing moved.
+# Several Mbuf objects may be over one frame, and a later segment may be the first of another one.
+
+cdef mbuf_t *step_begin(mbuf_t *m) noexcept nogil:
+    """Nobody else moves the frame's windows until ``step_end``; returns its last segment."""
+    cdef mbuf_t *last = last_segment(m)
+    _compat.step_lock(&m.step)
+    if last != m:
+        _compat.step_lock(&last.step)
+    return last
+
+
+cdef void step_end(mbuf_t *m, mbuf_t *last) noexcept nogil:
+    if last != m:
+        _compat.step_unlock(&last.step)
+    _compat.step_unlock(&m.step)
+
+
+cdef uint32_t frame_prepend(mbuf_t *m, Py_ssize_t n, uint8_t **start) noexcept nogil:
+    cdef mbuf_t *last = step_begin(m)
+    cdef uint32_t room = m.data_off
+    if 0 <= n <= room:
+        _compat.store(&m.data_off, room - <uint32_t>n)
+        _compat.store(&m.data_len, m.data_len + <uint32_t>n)
+        m.pkt_len += <uint32_t>n
+        start[0] = mbuf_data(m)
+    step_end(m, last)
+    return room
+
+
+cdef uint32_t frame_append(mbuf_t *m, Py_ssize_t n, uint8_t **start) noexcept nogil:
+    cdef mbuf_t *last = step_begin(m)
+    cdef uint32_t room = mbuf_tailroom(last)
+    if 0 <= n <= room:
+        start[0] = mbuf_data(last) + last.data_len
+        _compat.store(&last.data_len, last.data_len + <uint32_t>n)
+        m.pkt_len += <uint32_t>n
+    step_end(m, last)
+    return room
+
+
+cdef uint32_t frame_adj(mbuf_t *m, Py_ssize_t n) noexcept nogil:
+    cdef mbuf_t *last = step_begin(m)
+    cdef uint32_t room = m.data_len
+    if 0 <= n <= room:
+        _compat.store(&m.data_len, room - <uint32_t>n)
+        _compat.store(&m.data_off, m.data_off + <uint32_t>n)
+        m.pkt_len -= <uint32_t>n
+    step_end(m, last)
+    return room
+
+
+cdef uint32_t frame_trim(mbuf_t *m, Py_ssize_t n) noexcept nogil:
+    cdef mbuf_t *last = step_begin(m)
+    cdef uint32_t room = last.data_len
+    if 0 <= n <= room:
+        _compat.store(&last.data_len, room - <uint32_t>n)
+        m.pkt_len -= <uint32_t>n
+    step_end(m, last)
+    return room
 
 
 cdef Py_ssize_t wrap_index(index, Py_ssize_t n, str what) except -1:
@@ -376,6 +477,12 @@ cdef Py_ssize_t wrap_index(index, Py_ssize_t n, str what) except -1:
     if not 0 <= i < n:
         raise IndexError(f"{what} index {index} out of range for length {n}")
     return i
+
+
+cdef int slice_range(slice index, Py_ssize_t n, Py_ssize_t *start, Py_ssize_t *stop,
+                     Py_ssize_t *step) except -1:
+    start[0], stop[0], step[0] = index.indices(n)
+    return 0
 
 
 cdef bytes copy_out(mbuf_t *m, Py_ssize_t offset, Py_ssize_t n):

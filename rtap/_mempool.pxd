@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
+from rtap._burst cimport Burst
 from rtap._pool cimport mbuf_t, pool_t
 
 
@@ -9,6 +10,10 @@ cdef class Mempool:
     cdef int pid                # of the process that made it
 
     cdef pool_t *alive(self) except NULL
+    cdef pool_t *hold(self) except NULL
+    cdef int let_go(self) except -1
+    cdef mbuf_t *take(self) except NULL
+    cdef int take_all(self, Burst burst, Py_ssize_t count) except -1
 
 
-cdef mbuf_t *alloc_one(pool_t *p, data) except NULL
+cdef mbuf_t *alloc_one(Mempool pool, data) except NULL

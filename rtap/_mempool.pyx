@@ -14,8 +14,8 @@ from posix.unistd cimport getpid
 from rtap._burst cimport Burst, burst_make
 from rtap._mbuf cimport check_range, mbuf_wrap, no_room
 from rtap._pool cimport (
-    MAX_DATA_ROOM, MBUF_SEGS_MAX, MIN_HEADROOM, mbuf_fill, mbuf_free, mbuf_reset, mbuf_t,
-    pool_available, pool_create, pool_disown, pool_get, pool_t,
+    MAX_DATA_ROOM, MBUF_SEGS_MAX, MIN_HEADROOM, mbuf_fill, mbuf_free, mbuf_free_bulk, mbuf_reset,
+    mbuf_t, pool_available, pool_create, pool_disown, pool_get, pool_t,
 )
 
 
@@ -51,6 +51,9 @@ cdef class Mempool:
         if self.p != NULL:
             pool_disown(self.p)
 
+    # Between alive() and the use of what it returns nobody closes the pool: that is one critical
+    # section, or the pool is held.
+
     cdef pool_t *alive(self) except NULL:
         if self.p == NULL:
             raise ValueError("the mempool is closed")
@@ -59,15 +62,56 @@ cdef class Mempool:
                                "the parent process, its free list is not")
         return self.p
 
+    @cython.critical_section
+    cdef pool_t *hold(self) except NULL:
+        """For an rx queue: the pool stays open until ``let_go``."""
+        cdef pool_t *p = self.alive()
+        self.queues += 1
+        return p
+
+    @cython.critical_section
+    cdef int let_go(self) except -1:
+        self.queues -= 1
+        return 0
+
+    @cython.critical_section
+    cdef mbuf_t *take(self) except NULL:
+        """A buffer, empty and with one reference, which keeps the pool open."""
+        cdef pool_t *p = self.alive()
+        cdef mbuf_t *m
+        if pool_get(p, &m, 1) == 0:
+            raise no_room(p, 1)
+        mbuf_reset(m)
+        return m
+
+    @cython.critical_section
+    cdef int take_all(self, Burst burst, Py_ssize_t count) except -1:
+        cdef pool_t *p = self.alive()
+        cdef Py_ssize_t i
+        if count > <Py_ssize_t>p.size:
+            raise no_room(p, count)
+        burst.reserve(count)
+        burst.n = pool_get(p, burst.v, <uint32_t>count)
+        for i in range(burst.n):
+            mbuf_reset(burst.v[i])
+        if burst.n < count:
+            mbuf_free_bulk(burst.v, <uint32_t>burst.n)
+            burst.n = 0
+            raise no_room(p, count)
+        return 0
+
+    @cython.critical_section
     def close(self):
         """Unmaps the arena; idempotent.  BufferError while any of its buffers is in use or a queue
         receives into it."""
+        cdef uint32_t in_use
         if self.p == NULL:
             return
         if self.queues:
             raise BufferError(f"{self.queues} open rx queues receive into the mempool")
-        if self.in_use:
-            raise BufferError(f"{self.in_use} of {self.size} mbufs are in use")
+        in_use = self.alive().size - pool_available(self.p)
+        if in_use:
+            raise BufferError(f"{in_use} of {self.p.size} mbufs are in use")
         pool_disown(self.p)
         self.p = NULL
 
@@ -78,41 +122,49 @@ cdef class Mempool:
         self.close()
 
     @property
+    @cython.critical_section
     def size(self):
         return self.alive().size
 
     @property
+    @cython.critical_section
     def data_room(self):
         return self.alive().data_room
 
     @property
+    @cython.critical_section
     def headroom(self):
         return self.alive().headroom
 
     @property
+    @cython.critical_section
     def fd(self):
         """Descriptor of the memfd that holds the arena, or None."""
         return self.alive().memfd if self.alive().memfd >= 0 else None
 
     @property
+    @cython.critical_section
     def available(self):
         """Buffers that could be allocated now, whichever thread freed them."""
         return pool_available(self.alive())
 
     @property
+    @cython.critical_section
     def in_use(self):
         return self.alive().size - pool_available(self.alive())
 
+    @cython.critical_section
     def __repr__(self):
         if self.p == NULL:
             return "<Mempool closed>"
-        return (f"<Mempool {self.name + ' ' if self.name else ''}{self.available} of {self.size} "
-                f"available, data_room={self.data_room}, headroom={self.headroom}>")
+        return (f"<Mempool {self.name + ' ' if self.name else ''}{pool_available(self.p)} of "
+                f"{self.p.size} available, data_room={self.p.data_room}, "
+                f"headroom={self.p.headroom}>")
 
     def alloc(self, data=None):
         """One mbuf, empty or holding ``data`` (any buffer; longer than ``data_room`` chains
         segments).  PoolEmpty when there are too few buffers."""
-        return mbuf_wrap(alloc_one(self.alive(), data))
+        return mbuf_wrap(alloc_one(self, data))
 
     def alloc_burst(self, n, data=None):
         """A :class:`Burst` of ``n`` mbufs, all or none (PoolEmpty).
@@ -120,21 +172,10 @@ cdef class Mempool:
         ``data`` fills them: one bytes-like object for all, a sequence of ``n`` bytes-like
         objects, or an ``(n, length)`` uint8 array.
         """
-        cdef pool_t *p = self.alive()
         cdef Py_ssize_t count = check_range("n", n, 0, 1 << 24), i
-        cdef Burst burst
+        cdef Burst burst = burst_make(0)
         cdef list items
-        cdef uint32_t got
-        if count > <Py_ssize_t>p.size:
-            raise no_room(p, count)
-        burst = burst_make(count)
-        got = pool_get(p, burst.v, <uint32_t>count)
-        for i in range(<Py_ssize_t>got):
-            mbuf_reset(burst.v[i])
-        burst.n = got
-        if <Py_ssize_t>got < count:
-            burst.free()
-            raise no_room(p, count)
+        self.take_all(burst, count)
         if data is None:
             return burst
         if PyObject_CheckBuffer(data):
@@ -148,12 +189,9 @@ cdef class Mempool:
         return burst
 
 
-cdef mbuf_t *alloc_one(pool_t *p, data) except NULL:
+cdef mbuf_t *alloc_one(Mempool pool, data) except NULL:
     """A frame with one reference, holding ``data`` unless that is None."""
-    cdef mbuf_t *m
-    if pool_get(p, &m, 1) == 0:
-        raise no_room(p, 1)
-    mbuf_reset(m)
+    cdef mbuf_t *m = pool.take()
     if data is not None:
         try:
             fill_one(m, data)

@@ -11,7 +11,7 @@ from rtap._mbuf cimport check_range
 from rtap._mempool cimport Mempool
 from rtap._pool cimport mbuf_free_bulk, mbuf_reset, mbuf_t, pool_get
 from rtap._queue cimport (
-    QUEUE_CLOSED, RxQueueBase, TxQueueBase, gil_mode, rxq_t, tx_lost, txq_t,
+    QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, TxQueueBase, gil_mode, rxq_t, tx_lost, txq_t,
 )
 from rtap._traffic cimport count_frames
 from rtap._uring cimport fork_generation
@@ -51,14 +51,13 @@ cdef class NullRxQueue(RxQueueBase):
             raise RuntimeError("a NullRxQueue is made once")
         self.gil.mode = gil_mode(gil)
         self.nb_desc = check_range("nb_desc", nb_desc, 1, 32768)
-        self.null.pool = pool.alive()
-        self.null.size = check_range("size", size, 14, self.null.pool.data_room)
+        self.null.size = check_range("size", size, 14, pool.data_room)
         self.null.port = <uint16_t>port
         self.null.base.burst = null_rx
         self.null.base.fd = -1
-        self.q = &self.null.base
+        self.null.pool = pool.hold()
         self.pool = pool
-        pool.queues += 1
+        self.q = &self.null.base
         self.name = name
         self.queue_id = queue_id
         self.port = port
@@ -66,7 +65,7 @@ cdef class NullRxQueue(RxQueueBase):
 
     def __dealloc__(self):
         if self.q != NULL and self.q.state != QUEUE_CLOSED and self.pool is not None:
-            self.pool.queues -= 1
+            self.pool.let_go()
 
     engine = "none"
     engine_reason = "no kernel is entered"
@@ -74,10 +73,9 @@ cdef class NullRxQueue(RxQueueBase):
     def close(self):
         """Stops, for good; idempotent."""
         self.checked()
-        if self.q.state != QUEUE_CLOSED:
-            self.stop()
-            _compat.store(&self.q.state, QUEUE_CLOSED)
-            self.pool.queues -= 1
+        self.stop()
+        if _compat.cas(&self.q.state, QUEUE_STOPPED, QUEUE_CLOSED):
+            self.pool.let_go()
 
 
 cdef class NullTxQueue(TxQueueBase):
@@ -102,6 +100,5 @@ cdef class NullTxQueue(TxQueueBase):
     def close(self):
         """Stops, for good; idempotent."""
         self.checked()
-        if self.q.state != QUEUE_CLOSED:
-            self.stop()
-            _compat.store(&self.q.state, QUEUE_CLOSED)
+        self.stop()
+        _compat.cas(&self.q.state, QUEUE_STOPPED, QUEUE_CLOSED)

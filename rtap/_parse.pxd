@@ -3,7 +3,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
-from rtap._pool cimport mbuf_data, mbuf_read, mbuf_t
+from rtap._pool cimport mbuf_read, mbuf_t, mbuf_window
 
 
 cdef enum:
@@ -28,6 +28,7 @@ cdef struct headers_t:
     uint8_t version             # of the innermost IP header: 4, 6 or 0 for none
     uint8_t protocol            # what follows it and its extension headers
     uint8_t fragment            # the innermost IP packet is a fragment, or the outer one is
+    uint8_t auth                # there is an IPv6 authentication header
     uint32_t l3                 # offset of the innermost IP header
     uint32_t l4                 # offset of what follows it
     uint32_t end                # offset of its end; 0 when it says it has more bytes than the frame
@@ -61,8 +62,9 @@ cdef inline void put_be16(uint8_t *p, uint32_t v) noexcept nogil:
 cdef inline const uint8_t *headers_of(const mbuf_t *m, uint8_t *copy, uint32_t *n) noexcept nogil:
     """The first bytes of a frame in one piece: its first segment, or HEADERS_MAX bytes copied to
     ``copy`` where that is shorter."""
-    n[0] = m.data_len
-    if m.next == NULL or m.data_len >= HEADERS_MAX:
-        return mbuf_data(m)
+    cdef uint8_t *start
+    n[0] = mbuf_window(m, &start)
+    if m.next == NULL or n[0] >= HEADERS_MAX:
+        return start
     n[0] = mbuf_read(m, 0, copy, HEADERS_MAX)
     return copy

@@ -47,6 +47,7 @@ cdef struct mbuf_t:
     uint16_t outer_l3_len
     uint8_t vnet_flags          # the received virtio header's flags and gso_type; a frame
     uint8_t gso_type            # forwarded as it came goes out with the same ones
+    uint32_t step               # held, without a GIL, while data_off and data_len move together
 
 
 cdef struct cache_t:
@@ -94,9 +95,18 @@ cdef inline uint32_t mbuf_tailroom(const mbuf_t *m) noexcept nogil:
     return m.buf_len - m.data_off - m.data_len
 
 
+cdef inline uint32_t mbuf_window(const mbuf_t *m, uint8_t **start) noexcept nogil:
+    """Where a segment's data starts, and its length: within the slot also while somebody who shares
+    the frame moves the window."""
+    cdef uint32_t offset = _compat.load_relaxed(&m.data_off)
+    cdef uint32_t n = _compat.load_relaxed(&m.data_len)
+    start[0] = m.buf + offset
+    return n if n <= m.buf_len - offset else m.buf_len - offset
+
+
 cdef inline bint mbuf_is_private(const mbuf_t *m) noexcept nogil:
     """Nobody else can see the bytes around this segment's data."""
-    return m.direct == NULL and _compat.load_relaxed(&m.refcnt) == 1
+    return m.direct == NULL and _compat.load(&m.refcnt) == 1
 
 
 cdef inline void mbuf_ref(mbuf_t *m) noexcept nogil:

@@ -61,10 +61,11 @@ cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t head
     p.data_room = data_room
     p.headroom = headroom
     p.stride = (<size_t>headroom + data_room + SLOT_ALIGN - 1) & ~<size_t>(SLOT_ALIGN - 1)
-    if p.stride > <size_t>-1 // n:
+    if p.stride > (<size_t>-1 - SLOT_ALIGN) // n:
         pool_destroy(p)
         return -ENOMEM
-    p.arena_len = p.stride * n
+    # A header is looked at in one piece, in what may be the last slot while its window moves.
+    p.arena_len = p.stride * n + SLOT_ALIGN
     p.headers = <mbuf_t *>calloc(n, sizeof(mbuf_t))
     p.free_slots = <mbuf_t **>malloc(n * sizeof(mbuf_t *))
     p.caches = <cache_t *>calloc(POOL_CACHES, sizeof(cache_t))
@@ -326,14 +327,16 @@ cdef void mbuf_free_bulk(mbuf_t **v, uint32_t n) noexcept nogil:
 cdef uint32_t mbuf_read(const mbuf_t *m, uint32_t offset, uint8_t *dst, uint32_t n) noexcept nogil:
     """Copies up to ``n`` bytes of a frame from ``offset`` on; returns how many there were."""
     cdef uint32_t done = 0, k
+    cdef uint8_t *start
     while m != NULL and done < n:
-        if offset >= m.data_len:
-            offset -= m.data_len
+        k = mbuf_window(m, &start)
+        if offset >= k:
+            offset -= k
         else:
-            k = m.data_len - offset
+            k -= offset
             if k > n - done:
                 k = n - done
-            memcpy(dst + done, mbuf_data(m) + offset, k)
+            memcpy(dst + done, start + offset, k)
             done += k
             offset = 0
         m = m.next
@@ -343,14 +346,16 @@ cdef uint32_t mbuf_read(const mbuf_t *m, uint32_t offset, uint8_t *dst, uint32_t
 cdef uint32_t mbuf_write(mbuf_t *m, uint32_t offset, const uint8_t *src, uint32_t n) noexcept nogil:
     """Overwrites up to ``n`` bytes of a frame from ``offset`` on; returns how many fitted."""
     cdef uint32_t done = 0, k
+    cdef uint8_t *start
     while m != NULL and done < n:
-        if offset >= m.data_len:
-            offset -= m.data_len
+        k = mbuf_window(m, &start)
+        if offset >= k:
+            offset -= k
         else:
-            k = m.data_len - offset
+            k -= offset
             if k > n - done:
                 k = n - done
-            memmove(mbuf_data(m) + offset, src + done, k)    # may be a view of the same frame
+            memmove(start + offset, src + done, k)      # may be a view of the same frame
             done += k
             offset = 0
         m = m.next
@@ -397,7 +402,11 @@ cdef mbuf_t *mbuf_clone(mbuf_t *m) noexcept nogil:
             return NULL
         owner = m.direct if m.direct != NULL else m
         mbuf_ref(owner)
+        _compat.step_lock(&m.step)
         memcpy(seg, m, sizeof(mbuf_t))
+        _compat.step_unlock(&m.step)
+        seg.data_len = min(seg.data_len, seg.buf_len - seg.data_off)
+        seg.step = 0
         seg.refcnt = 1
         seg.next = NULL
         seg.direct = owner
@@ -415,21 +424,23 @@ cdef mbuf_t *mbuf_copy(const mbuf_t *m) noexcept nogil:
     cdef mbuf_t *head = NULL
     cdef mbuf_t *tail = NULL
     cdef mbuf_t *seg
-    cdef uint32_t offset
+    cdef uint8_t *start
+    cdef uint32_t offset, n
     while m != NULL:
         if pool_get(m.pool, &seg, 1) == 0:
             mbuf_free(head)
             return NULL
         mbuf_reset(seg)
-        offset = min(seg.data_off, seg.buf_len - m.data_len)
+        n = mbuf_window(m, &start)
+        offset = min(seg.data_off, seg.buf_len - n)
         memcpy(&seg.packet_type, &m.packet_type,
                sizeof(mbuf_t) - (<size_t>&m.packet_type - <size_t>m))
-        memcpy(seg.buf + offset, mbuf_data(m), m.data_len)
+        memcpy(seg.buf + offset, start, n)
+        seg.step = 0
         seg.ol_flags = m.ol_flags
-        seg.csum_at = m.csum_at - m.data_off + offset
+        seg.csum_at = m.csum_at - <uint32_t>(start - m.buf) + offset
         seg.data_off = offset
-        seg.data_len = m.data_len
-        seg.pkt_len = m.pkt_len
+        seg.data_len = n
         seg.nb_segs = m.nb_segs
         seg.port = m.port
         if tail == NULL:
@@ -437,6 +448,7 @@ cdef mbuf_t *mbuf_copy(const mbuf_t *m) noexcept nogil:
         else:
             tail.next = seg
         tail = seg
+        head.pkt_len += n           # not the other's, whose windows may move meanwhile
         m = m.next
     return head
 

@@ -81,6 +81,7 @@ cdef struct txq_t:
     uint64_t tso                # super-frames
     uint64_t checksum           # checksums left to the kernel, or done here for want of a header
     uint64_t multiseg
+    uint64_t gro                # frames that tx_gro sent as part of a super-frame
     traffic_t traffic
     uint64_t full               # times the kernel took no more (EAGAIN, ENOMEM, ENOBUFS)
 
@@ -107,6 +108,9 @@ cdef class RxQueueBase:
     cdef int checked(self) except -1
     cdef int run(self, Burst burst, uint32_t n) except? -1
     cdef bint wait(self, uint64_t deadline) except -1
+    cdef str label(self)
+    cdef dict zero_of(self, bint extended)
+    cdef int set_zero(self, bint extended, dict totals) except -1
     cdef dict totals(self)
     cdef dict xtotals(self)
 
@@ -126,6 +130,9 @@ cdef class TxQueueBase:
     cdef void disown(self) noexcept
     cdef int checked(self) except -1
     cdef uint32_t run(self, mbuf_t **v, uint32_t n, int *error) noexcept
+    cdef str label(self)
+    cdef dict zero_of(self, bint extended)
+    cdef int set_zero(self, bint extended, dict totals) except -1
     cdef dict totals(self)
     cdef dict xtotals(self)
 

@@ -71,27 +71,30 @@ cdef int queue_own(uint32_t *owned, uint32_t owner, uint32_t *state, uint32_t ge
     return 0
 
 
-cdef int queue_set_state(uint32_t *owned, uint32_t *state, uint32_t value, uint32_t generation,
-                         queue) except -1:
+cdef bint queue_set_state(uint32_t *owned, uint32_t *state, uint32_t value, uint32_t generation,
+                          queue) except -1:
     """Changes the state and, unless to started, waits until the thread that bursts has left: that
-    takes a burst, or 20 ms for one that waits.
+    takes a burst, or 20 ms for one that waits.  False, and no change, when the queue is closed.
 
     The caller itself may be in the middle of a burst: a signal handler runs inside its wait."""
-    cdef uint32_t owner
+    cdef uint32_t owner, before
     if generation != fork_generation():
         raise DeviceStateError(f"{queue!r} was opened before fork() and belongs to the parent "
                                "process")
-    if _compat.load(state) == QUEUE_CLOSED:
-        raise DeviceStateError(f"{queue!r} is closed")
-    _compat.exchange(state, value)      # before owned is read, as queue_own does it the other way
+    before = _compat.load(state)
+    # Written before owned is read, as queue_own does it the other way.
+    while before != QUEUE_CLOSED and not _compat.cas(state, before, value):
+        before = _compat.load(state)
+    if before == QUEUE_CLOSED:
+        return False
     if value == QUEUE_STARTED:
-        return 0
+        return True
     owner = _compat.load(owned)
     while owner != 0 and owner != thread_number():
         with nogil:
             usleep(200)
         owner = _compat.load(owned)
-    return 0
+    return True
 
 
 @cython.no_gc_clear
@@ -111,7 +114,11 @@ cdef class RxQueueBase:
         _compat.store(&self.q.owned, 0)
 
     def __repr__(self):
-        return f"rx queue {self.queue_id} of {self.name}"
+        return f"rx queue {self.queue_id} of {self.label()}"
+
+    @cython.critical_section
+    cdef str label(self):
+        return self.name
 
     @property
     def fd(self):
@@ -122,12 +129,13 @@ cdef class RxQueueBase:
     def start(self):
         """Bursts are allowed from now on."""
         self.checked()
-        queue_set_state(&self.q.owned, &self.q.state, QUEUE_STARTED, self.generation, self)
+        if not queue_set_state(&self.q.owned, &self.q.state, QUEUE_STARTED, self.generation, self):
+            raise DeviceStateError(f"{self!r} is closed")
 
     def stop(self):
         """Ends waits in progress (within 20 ms) and refuses further bursts."""
         self.checked()
-        if self.q.state != QUEUE_CLOSED:
+        if _compat.load(&self.q.state) != QUEUE_CLOSED:
             queue_set_state(&self.q.owned, &self.q.state, QUEUE_STOPPED, self.generation, self)
 
     def rx_burst(self, n=64, timeout=0):
@@ -160,7 +168,7 @@ cdef class RxQueueBase:
         finally:
             self.disown()
         if error != 0 and burst.n == 0:
-            raise_errno(error, "rx_burst", self.name)
+            raise_errno(error, "rx_burst", self.label())
         return burst
 
     cdef int run(self, Burst burst, uint32_t n) except? -1:
@@ -178,6 +186,18 @@ cdef class RxQueueBase:
             gil_taken_back(&self.gil, asked)
         burst.n = got
         return error
+
+    @cython.critical_section
+    cdef dict zero_of(self, bint extended):
+        return self.xzero if extended else self.zero
+
+    @cython.critical_section
+    cdef int set_zero(self, bint extended, dict totals) except -1:
+        if extended:
+            self.xzero = totals
+        else:
+            self.zero = totals
+        return 0
 
     cdef bint wait(self, uint64_t deadline) except -1:
         """Waits for a frame; False when the time is up."""
@@ -200,8 +220,8 @@ cdef class RxQueueBase:
         packets, bytes (frames delivered); errors = truncated (longer than max_frame) +
         bad_vnet_hdr (header does not fit the frame) + read_errors; nombuf (bursts that found a
         frame and no free mbuf)."""
-        cdef dict zero = self.zero      # first: no total read from here on is less
-        return since(self.totals(), zero)
+        # The zero is read first: no total read from here on is less.
+        return since(self.zero_of(False), self.totals())
 
     cdef dict totals(self):
         cdef rxq_t *q = self.q
@@ -218,13 +238,12 @@ cdef class RxQueueBase:
 
     def reset_counters(self):
         """Has ``counters`` count from here, also while another thread or a worker bursts."""
-        self.zero = self.totals()
+        self.set_zero(False, self.totals())
 
     def xcounters(self):
         """Extended statistics since the last reset of these: dict of name to int, in the C
         driver's order and with its names, less their ``rx_q<N>_``."""
-        cdef dict zero = self.xzero
-        return since(self.xtotals(), zero)
+        return since(self.zero_of(True), self.xtotals())
 
     cdef dict xtotals(self):
         cdef rxq_t *q = self.q
@@ -244,7 +263,7 @@ cdef class RxQueueBase:
 
     def reset_xcounters(self):
         """Has ``xcounters`` count from here, as ``reset_counters`` does."""
-        self.xzero = self.xtotals()
+        self.set_zero(True, self.xtotals())
 
 
 cdef uint64_t wait_deadline(timeout) except? 1:
@@ -307,17 +326,22 @@ cdef class TxQueueBase:
         _compat.store(&self.q.owned, 0)
 
     def __repr__(self):
-        return f"tx queue {self.queue_id} of {self.name}"
+        return f"tx queue {self.queue_id} of {self.label()}"
+
+    @cython.critical_section
+    cdef str label(self):
+        return self.name
 
     def start(self):
         """Bursts are allowed from now on."""
         self.checked()
-        queue_set_state(&self.q.owned, &self.q.state, QUEUE_STARTED, self.generation, self)
+        if not queue_set_state(&self.q.owned, &self.q.state, QUEUE_STARTED, self.generation, self):
+            raise DeviceStateError(f"{self!r} is closed")
 
     def stop(self):
         """Refuses further bursts, once the one in progress is over."""
         self.checked()
-        if self.q.state != QUEUE_CLOSED:
+        if _compat.load(&self.q.state) != QUEUE_CLOSED:
             queue_set_state(&self.q.owned, &self.q.state, QUEUE_STOPPED, self.generation, self)
 
     def set_plugged(self, bint plugged):
@@ -344,7 +368,7 @@ cdef class TxQueueBase:
         self.disown()
         burst.give_back(v, n - sent, capacity)
         if error != 0:
-            raise_errno(error, "tx_burst", self.name, sent)
+            raise_errno(error, "tx_burst", self.label(), sent)
         return sent
 
     def send(self, frame, Mempool pool not None):
@@ -355,7 +379,7 @@ cdef class TxQueueBase:
         cdef int error = 0
         if frame is None:
             raise TypeError("a frame is a bytes-like object, not None")
-        m = alloc_one(pool.alive(), frame)
+        m = alloc_one(pool, frame)
         try:
             self.own(thread_number())
         except BaseException:
@@ -366,8 +390,20 @@ cdef class TxQueueBase:
         if sent == 0:
             mbuf_free(m)
         if error != 0:
-            raise_errno(error, "send", self.name, sent)
+            raise_errno(error, "send", self.label(), sent)
         return sent == 1
+
+    @cython.critical_section
+    cdef dict zero_of(self, bint extended):
+        return self.xzero if extended else self.zero
+
+    @cython.critical_section
+    cdef int set_zero(self, bint extended, dict totals) except -1:
+        if extended:
+            self.xzero = totals
+        else:
+            self.zero = totals
+        return 0
 
     cdef uint32_t run(self, mbuf_t **v, uint32_t n, int *error) noexcept:
         cdef txq_t *q = self.q
@@ -387,8 +423,7 @@ cdef class TxQueueBase:
         packets, bytes (frames the kernel took); errors = refused (by the kernel, or for a request
         that does not fit the frame) + down (the link or the interface was down); full (bursts cut
         short by the kernel)."""
-        cdef dict zero = self.zero
-        return since(self.totals(), zero)
+        return since(self.zero_of(False), self.totals())
 
     cdef dict totals(self):
         cdef txq_t *q = self.q
@@ -404,13 +439,12 @@ cdef class TxQueueBase:
 
     def reset_counters(self):
         """Has ``counters`` count from here, also while another thread or a worker bursts."""
-        self.zero = self.totals()
+        self.set_zero(False, self.totals())
 
     def xcounters(self):
         """Extended statistics since the last reset of these: dict of name to int, in the C
         driver's order and with its names, less their ``tx_q<N>_``."""
-        cdef dict zero = self.xzero
-        return since(self.xtotals(), zero)
+        return since(self.zero_of(True), self.xtotals())
 
     cdef dict xtotals(self):
         cdef txq_t *q = self.q
@@ -422,11 +456,12 @@ cdef class TxQueueBase:
             "bad_request_packets": _compat.counter_read(&q.bad_request),
             "kernel_refused_packets": _compat.counter_read(&q.refused),
             "link_down_packets": _compat.counter_read(&q.down),
+            "gro_merged_packets": _compat.counter_read(&q.gro),
         }
 
     def reset_xcounters(self):
         """Has ``xcounters`` count from here, as ``reset_counters`` does."""
-        self.xzero = self.xtotals()
+        self.set_zero(True, self.xtotals())
 
 
 cdef tuple SIZE_NAMES = (
@@ -436,7 +471,7 @@ cdef tuple SIZE_NAMES = (
 )
 
 
-cdef dict since(dict totals, dict zero):
+cdef dict since(dict zero, dict totals):
     """``totals`` counted from ``zero``, earlier ones or None.
 
     Counters are their queue's owner's, who adds without a lock: a zero stored by anybody else

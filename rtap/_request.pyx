@@ -103,11 +103,11 @@ cdef void cut(mbuf_t *m, uint32_t n) noexcept nogil:
         return
     m.pkt_len = n
     m.nb_segs = 1
-    while seg.data_len < n - before:
+    while seg.data_len < n - before and seg.next != NULL:
         before += seg.data_len
         seg = seg.next
         m.nb_segs += 1
-    seg.data_len = n - before
+    seg.data_len = min(seg.data_len, n - before)
     if seg.next != NULL:
         mbuf_free(seg.next)
         seg.next = NULL

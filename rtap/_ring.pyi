@@ -53,6 +53,8 @@ class TxQueue(TxQueueBase):
         vnet_hdr: bool = True,
         l2: bool = True,
         ordered: bool = False,
+        gro: bool = False,
+        gro_udp: bool = False,
         engine: str = "auto",
         gil: str = "auto",
     ) -> None: ...

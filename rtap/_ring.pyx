@@ -24,6 +24,7 @@ from rtap._rx cimport (
     tap_rxq_t,
 )
 from rtap._tx cimport tap_txq_t, tx_syscall, tx_uring, tx_checked
+from rtap._tx_gro cimport tx_gro_create, tx_gro_destroy
 from rtap._uring cimport (
     ENGINE_AUTO, ENGINE_SYSCALL, ENGINE_URING, RING_ENTRIES, fork_generation, uring_costs,
     uring_forget_file, uring_new_file_id, uring_refusal,
@@ -94,20 +95,24 @@ cdef class RxQueue(RxQueueBase):
     def __init__(self, int fd, Mempool pool not None, *, str name, int queue_id=0, int port=0xffff,
                  nb_desc=64, bint vnet_hdr=True, max_frame=1522, bint scatter=False,
                  bint l2=True, uint64_t offloads=0, str engine="auto", str gil="auto"):
-        cdef pool_t *p = pool.alive()
+        cdef pool_t *p
         cdef tap_rxq_t *q
         cdef uint32_t segs
         if self.tap != NULL:
             raise RuntimeError("an RxQueue is made once")
         check_range("nb_desc", nb_desc, 1, 32768)
-        segs = segments(p, max_frame, scatter)
-        self.gil.mode = gil_mode(gil)
-        number, self.engine, self.engine_reason = choose_engine(engine, fd)
-        q = <tap_rxq_t *>calloc(1, sizeof(tap_rxq_t))
-        if q == NULL:
-            raise MemoryError("no memory for an rx queue")
+        p = pool.hold()
+        try:
+            segs = segments(p, max_frame, scatter)
+            self.gil.mode = gil_mode(gil)
+            number, self.engine, self.engine_reason = choose_engine(engine, fd)
+            q = <tap_rxq_t *>calloc(1, sizeof(tap_rxq_t))
+            if q == NULL:
+                raise MemoryError("no memory for an rx queue")
+        except BaseException:
+            pool.let_go()
+            raise
         self.pool = pool
-        pool.queues += 1
         self.tap = q
         self.q = &q.base
         q.base.burst = rx_syscall if number == ENGINE_SYSCALL else rx_uring
@@ -148,40 +153,52 @@ cdef class RxQueue(RxQueueBase):
         if close_queue(self, &self.q.state, self.generation, self.tap.file_id):
             self.release_pools()
 
+    @cython.critical_section
     cdef int release_pools(self) except -1:
-        self.pool.queues -= 1
+        self.pool.let_go()
         return self.release_retired()
 
     cdef int release_retired(self) except -1:
         cdef Mempool pool
         for pool in self.retired:
-            pool.queues -= 1
+            pool.let_go()
         self.retired.clear()
         return 0
 
     @property
+    @cython.critical_section
     def room(self):
         """Bytes that one read has space for."""
         cdef room_t *r = &self.tap.room
+        cdef uint32_t n
         self.checked()
-        if _compat.load(&r.new) != 0:
-            return r.segs * r.pool.data_room
-        return self.tap.segs * self.tap.pool.data_room
+        _compat.lock(&r.lock)
+        if r.new != 0:
+            n = r.segs * r.pool.data_room
+        else:
+            n = self.tap.segs * self.tap.pool.data_room
+        _compat.unlock(&r.lock)
+        return n
 
+    @cython.critical_section
     def resize(self, max_frame, Mempool pool=None):
         """Takes frames of up to ``max_frame`` bytes from the next burst on, also of a worker, into
         mbufs of another ``pool`` if one is given.  ValueError as for a new queue."""
         cdef Mempool to = self.pool if pool is None else pool
-        cdef pool_t *p = to.alive()
-        cdef uint32_t segs = segments(p, max_frame, self.scatter)
+        cdef pool_t *p
+        cdef uint32_t segs
         cdef room_t *r = &self.tap.room
         self.checked()
-        if _compat.load(&self.q.state) == QUEUE_CLOSED:
-            raise DeviceStateError(f"{self!r} is closed")
-        if to is not self.pool:
-            to.queues += 1
-            self.retired.append(self.pool)
-            self.pool = to
+        p = to.hold()
+        try:
+            segs = segments(p, max_frame, self.scatter)
+            if _compat.load(&self.q.state) == QUEUE_CLOSED:
+                raise DeviceStateError(f"{self!r} is closed")
+        except BaseException:
+            to.let_go()
+            raise
+        self.retired.append(self.pool)      # itself, when the pool stays: it is held twice now
+        self.pool = to
         _compat.lock(&r.lock)
         r.pool = p
         r.segs = segs
@@ -243,20 +260,30 @@ cdef class TxQueue(TxQueueBase):
 
     ordered: link the writes of a batch, so that what a full kernel queue leaves unsent is never
              followed by a later frame; needed only with a finite TUNSETSNDBUF (costs a third)
+    gro:     merge frames of a TCP flow before they enter the kernel, with ``gro_udp`` datagrams
+             too; needs ``vnet_hdr``
     """
 
     def __init__(self, int fd, *, str name, int queue_id=0, int port=0xffff, nb_desc=64,
-                 bint vnet_hdr=True, bint l2=True, bint ordered=False, str engine="auto",
-                 str gil="auto"):
+                 bint vnet_hdr=True, bint l2=True, bint ordered=False, bint gro=False,
+                 bint gro_udp=False, str engine="auto", str gil="auto"):
         cdef tap_txq_t *q
         if self.tap != NULL:
             raise RuntimeError("a TxQueue is made once")
         check_range("nb_desc", nb_desc, 1, 32768)
+        if gro and not vnet_hdr:
+            raise ValueError("gro needs vnet_hdr: without a header a super-frame cannot say that "
+                             "it is one")
         self.gil.mode = gil_mode(gil)
         number, self.engine, self.engine_reason = choose_engine(engine, fd)
         q = <tap_txq_t *>calloc(1, sizeof(tap_txq_t))
         if q == NULL:
             raise MemoryError("no memory for a tx queue")
+        if gro:
+            q.gro = tx_gro_create(gro_udp, l2)
+            if q.gro == NULL:
+                free(q)
+                raise MemoryError("no memory for a tx queue that merges")
         self.tap = q
         self.q = &q.base
         q.send = tx_syscall if number == ENGINE_SYSCALL else tx_uring
@@ -278,6 +305,7 @@ cdef class TxQueue(TxQueueBase):
         if self.tap != NULL:
             if self.tap.base.state != QUEUE_CLOSED and self.generation == fork_generation():
                 uring_forget_file(self.tap.file_id)
+            tx_gro_destroy(self.tap.gro)
             free(self.tap)
 
     def close(self):

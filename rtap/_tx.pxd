@@ -3,6 +3,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from rtap._pool cimport mbuf_t
 from rtap._queue cimport txq_t
+from rtap._tx_gro cimport tx_gro_t
 
 
 cdef struct tap_txq_t:
@@ -13,6 +14,7 @@ cdef struct tap_txq_t:
     uint32_t entries            # most frames for each kernel entry
     uint32_t hdr_len            # of the virtio-net header; 0 without
     bint l2                     # Ethernet frames, not IP packets
+    tx_gro_t *gro               # merges frames before they are sent; NULL: sent as they come
     bint ordered                # link the writes: the kernel may stop taking them half-way
 
 

@@ -18,10 +18,13 @@ from rtap._liburing cimport (
     io_uring_submit_and_wait,
 )
 from rtap._linux cimport EBADFD, RWF_NOWAIT, iovec, write, writev
-from rtap._pool cimport mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_t, pool_t
+from rtap._pool cimport (
+    mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_t, mbuf_window, pool_t,
+)
 from rtap._queue cimport tx_lost, txq_t
 from rtap._request cimport TX_REQUESTS, TX_SPECIAL, finish_checksum, take_requests
 from rtap._traffic cimport count_frames
+from rtap._tx_gro cimport tx_gro
 from rtap._uring cimport (
     ENGINE_AUTO, RING_ENTRIES, RING_HEADERS, RING_IOVECS, uring_buffer, uring_enter, uring_file,
     uring_leave, uring_run, uring_t,
@@ -32,16 +35,19 @@ cdef enum:
     IOVECS_MAX = 1024           # UIO_MAXIOV: writev(2) refuses more
 
 
-cdef inline uint8_t *tx_in_place(tap_txq_t *q, mbuf_t *m) noexcept nogil:
-    """Where a frame of one private segment starts once its header is written into the headroom;
-    NULL when it cannot be sent from one place."""
+cdef inline uint8_t *tx_in_place(tap_txq_t *q, mbuf_t *m, uint32_t *length) noexcept nogil:
+    """Where a frame of one private segment starts once its header is written into the headroom,
+    and how much is sent from there; NULL when it cannot be sent from one place."""
+    cdef uint8_t *start
     if m.next != NULL:
         return NULL
     if q.hdr_len == 0:
-        return mbuf_data(m)
+        length[0] = mbuf_window(m, &start)
+        return start
     if m.data_off < q.hdr_len or not mbuf_is_private(m):
         return NULL
-    cdef uint8_t *start = mbuf_data(m) - q.hdr_len
+    start = mbuf_data(m) - q.hdr_len
+    length[0] = m.data_len + q.hdr_len
     if keeps_vnet_hdr(m):
         vnet_hdr_from_mbuf(m, start)
     else:
@@ -53,14 +59,15 @@ cdef uint32_t tx_iovecs(tap_txq_t *q, const mbuf_t *m, uint8_t *hdr, iovec *iov)
     """Describes a frame of any shape, its header beside it; one too many for the kernel when it
     has too many segments."""
     cdef uint32_t n = 0
+    cdef uint8_t *start
     if q.hdr_len != 0:
         vnet_hdr_from_mbuf(m, hdr)
         iov[0].iov_base = hdr
         iov[0].iov_len = q.hdr_len
         n = 1
     while m != NULL and n <= IOVECS_MAX:
-        iov[n].iov_base = mbuf_data(m)
-        iov[n].iov_len = m.data_len
+        iov[n].iov_len = mbuf_window(m, &start)
+        iov[n].iov_base = start
         n += 1
         m = m.next
     return n
@@ -73,7 +80,7 @@ cdef uint32_t tx_prepare(tap_txq_t *q, uring_t *r, mbuf_t **v, uint32_t n) noexc
     cdef uint8_t flags = 0 if index < 0 else <uint8_t>IOSQE_FIXED_FILE
     cdef pool_t *pool = NULL
     cdef int buffer = -1
-    cdef uint32_t used = 0, i
+    cdef uint32_t used = 0, length = 0, i
     cdef io_uring_sqe *sqe = NULL
     cdef uint8_t *start
     cdef iovec *iov
@@ -84,7 +91,7 @@ cdef uint32_t tx_prepare(tap_txq_t *q, uring_t *r, mbuf_t **v, uint32_t n) noexc
         flags |= <uint8_t>IOSQE_IO_LINK
     for i in range(n):
         m = v[i]
-        start = tx_in_place(q, m)
+        start = tx_in_place(q, m, &length)
         if start == NULL:
             if used + min(<uint32_t>m.nb_segs, <uint32_t>IOVECS_MAX) + 1 > RING_IOVECS:
                 n = i
@@ -99,9 +106,9 @@ cdef uint32_t tx_prepare(tap_txq_t *q, uring_t *r, mbuf_t **v, uint32_t n) noexc
                 buffer = uring_buffer(r, pool)
             sqe = io_uring_get_sqe(&r.ring)
             if buffer >= 0:
-                io_uring_prep_write_fixed(sqe, fd, start, m.data_len + q.hdr_len, 0, buffer)
+                io_uring_prep_write_fixed(sqe, fd, start, length, 0, buffer)
             else:
-                io_uring_prep_write(sqe, fd, start, m.data_len + q.hdr_len, 0)
+                io_uring_prep_write(sqe, fd, start, length, 0)
         sqe.rw_flags = RWF_NOWAIT
         sqe.flags = flags
         sqe.user_data = i
@@ -230,16 +237,16 @@ cdef uint32_t tx_syscall(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexce
     cdef tap_txq_t *q = <tap_txq_t *>base
     cdef uint8_t hdr[VNET_HDR_LEN]
     cdef iovec iov[IOVECS_MAX + 1]
-    cdef uint32_t done = 0, settled = 0
+    cdef uint32_t done = 0, settled = 0, length = 0
     cdef bint retry = False
     cdef uint8_t *start
     cdef ssize_t rc
     cdef mbuf_t *m
     while done < n:
         m = v[done]
-        start = tx_in_place(q, m)
+        start = tx_in_place(q, m, &length)
         if start != NULL:
-            rc = write(base.fd, start, m.data_len + q.hdr_len)
+            rc = write(base.fd, start, length)
         else:
             rc = writev(base.fd, iov, tx_iovecs(q, m, hdr, iov))
         if rc >= 0:
@@ -300,7 +307,10 @@ cdef uint32_t tx_checked(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexce
             _compat.counter_add(&base.errors, 1)
             mbuf_free(v[seen])
         seen += 1
-    sent = q.send(base, v, kept, error)
+    if q.gro != NULL:
+        sent = tx_gro(q.gro, q.send, base, v, kept, error)
+    else:
+        sent = q.send(base, v, kept, error)
     if seen < n:
         memmove(v + kept - sent, v + seen, (n - seen) * sizeof(mbuf_t *))
     return seen - kept + sent

@@ -34,7 +34,6 @@ cdef enum:
     PROBE_BYTES = 1 << 17
     CALIBRATION_BATCH = 64
     CALIBRATION_ROUNDS = 32
-    FILE_NULL = 0xfffffffe      # file id of /dev/null while it is measured
 
 cdef uring_t *all_rings = NULL
 cdef uint32_t list_lock = 0
@@ -318,7 +317,7 @@ cdef str uring_refusal(int fd):
     return reason
 
 
-cdef uint64_t null_by_ring(int fd, void *buf) noexcept nogil:
+cdef uint64_t null_by_ring(int fd, uint64_t file_id, void *buf) noexcept nogil:
     """Nanoseconds for CALIBRATION_BATCH one-entry writes to /dev/null in one enter; 0: failed."""
     cdef io_uring_cqe *cqes[CALIBRATION_BATCH]
     cdef uint64_t t0, t1 = 0
@@ -328,7 +327,7 @@ cdef uint64_t null_by_ring(int fd, void *buf) noexcept nogil:
     cdef uring_t *r = uring_enter(&rc)
     if r == NULL:
         return 0
-    index = uring_file(r, FILE_NULL, fd)
+    index = uring_file(r, file_id, fd)
     t0 = _compat.now_ns()
     for _ in range(<uint32_t>CALIBRATION_BATCH):
         sqe = io_uring_get_sqe(&r.ring)
@@ -356,34 +355,37 @@ cdef uint64_t null_by_syscall(int fd, void *buf) noexcept nogil:
     return _compat.now_ns() - t0
 
 
-cdef tuple measured_costs = None
+cdef uint64_t[2] known_costs    # once costs_known says so; who comes before that measures as well
+cdef uint32_t costs_known = 0
 
 
 cdef tuple uring_costs():
     """(ns by ring, ns by system call): the cheapest way into the kernel and back for one write,
     measured once on /dev/null.  (0, 0) where that could not be measured."""
-    global measured_costs
+    cdef uint64_t file_id = uring_new_file_id()
     cdef uint64_t ring = <uint64_t>-1, call = <uint64_t>-1, a = 0, b = 0
     cdef uint8_t buf[64]
     cdef int fd, _
-    if measured_costs is None:
+    if _compat.load(&costs_known) == 0:
         memset(buf, 0, sizeof(buf))
         with nogil:
             fd = open_file("/dev/null", O_WRONLY | O_CLOEXEC)
             for _ in range(<int>CALIBRATION_ROUNDS):
-                a = null_by_ring(fd, buf)
+                a = null_by_ring(fd, file_id, buf)
                 b = null_by_syscall(fd, buf)
                 if a == 0 or b == 0:
                     break
                 ring = min(ring, a)
                 call = min(call, b)
-            uring_forget_file(FILE_NULL)
+            uring_forget_file(file_id)
             if fd >= 0:
                 close(fd)
         if a == 0 or b == 0:
             ring = call = 0
-        measured_costs = (ring // CALIBRATION_BATCH, call // CALIBRATION_BATCH)
-    return measured_costs
+        _compat.counter_set(&known_costs[0], ring // CALIBRATION_BATCH)
+        _compat.counter_set(&known_costs[1], call // CALIBRATION_BATCH)
+        _compat.store(&costs_known, 1)
+    return _compat.counter_read(&known_costs[0]), _compat.counter_read(&known_costs[1])
 
 
 if pthread_key_create(&ring_key, on_thread_exit) != 0:

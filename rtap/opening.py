@@ -46,6 +46,7 @@ def open(  # noqa: A001 - rtap.open() reads like io.open()
     persist: bool = False,
     rx_offloads: RxOffload | int = 0,
     tx_offloads: TxOffload | int = 0,
+    tx_gro: bool = False,
     mode: str = "tap",
     nb_mbufs: int | None = None,
     data_room: int | None = None,
@@ -76,6 +77,9 @@ def open(  # noqa: A001 - rtap.open() reads like io.open()
         For example ``RxOffload.TCP_CKSUM | RxOffload.TCP_LRO``: TCP arrives in frames of up to
         64 KiB. LRO needs the checksum offload of the same protocol, and 64 KiB buffers unless
         ``SCATTER`` is on too.
+    tx_gro
+        Merge frames of a TCP flow into super-frames as they are sent, and with ``UDP_TSO`` in
+        `tx_offloads` datagrams too: for programs that send frames within the MTU.
     mode
         "tap" for Ethernet frames, "tun" for IP packets.
     nb_mbufs, data_room
@@ -116,6 +120,7 @@ def open(  # noqa: A001 - rtap.open() reads like io.open()
         mtu,
         engine,
         gil,
+        tx_gro=tx_gro,
     )
     tun_features(conf.rx_offloads)
     options = IfaceOptions(owner, group, txqueuelen, sndbuf, fd)

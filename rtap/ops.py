@@ -64,6 +64,9 @@ class EthConf:
     "auto": the first that works here), ``gil`` what a burst does with the interpreter lock
     ("release", "hold", or "auto": release, unless taking it back proves slow).
 
+    ``tx_gro`` merges what is sent into super-frames before it enters the kernel: TCP, and UDP
+    where ``tx_offloads`` has UDP_TSO.
+
     TypeError or ValueError for what is none of these; whether a device can do the offloads is
     checked by ``configure``.
     """
@@ -73,6 +76,7 @@ class EthConf:
     mtu: int | None = None
     engine: str = "auto"
     gil: str = "auto"
+    tx_gro: bool = False
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
@@ -83,6 +87,8 @@ class EthConf:
                 raise ValueError(
                     f"{name} must be one of {', '.join(legal)}, got {getattr(self, name)!r}"
                 )
+        if not isinstance(self.tx_gro, bool):
+            raise TypeError(f"tx_gro must be a bool, got {type(self.tx_gro).__name__}")
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,7 @@ class DevInfo:
     vnet_hdr: bool = False
     rx_offloads: RxOffload = RxOffload(0)
     tx_offloads: TxOffload = TxOffload(0)
+    tx_gro: bool = False
     engine: str = "auto"
     engine_reason: str = ""
 

@@ -123,6 +123,8 @@ def test_the_native_core_uses_the_same_values() -> None:
     found = re.findall(r"^#define RTAP_([RT]X_\w+)\s+\(UINT64_C\((\w+)\) << (\d+)\)$", text, re.M)
     native = {name: int(factor, 0) << int(bit) for name, factor, bit in found}
     assert native.pop("TX_TUNNEL_MASK") == 0xF << 45
+    for name in [name for name in native if name.startswith("RX_OFFLOAD_")]:
+        assert native.pop(name) == RxOffload[name.removeprefix("RX_OFFLOAD_")]
     assert len(native) >= 8
     assert native == {name: MbufFlag[name] for name in native}
 

@@ -49,6 +49,7 @@ TX_NAMES = (
     "bad_request_packets",
     "kernel_refused_packets",
     "link_down_packets",
+    "gro_merged_packets",
 )
 GROUP = bytes.fromhex("01005e000001")
 

@@ -37,7 +37,7 @@ from rtap.drivers.options import NO_OPTIONS, IfaceOptions
 from rtap.errors import DeviceGone
 from rtap.ether import MacAddr
 from rtap.events import EthEvent, Port
-from rtap.flags import RxOffload
+from rtap.flags import RxOffload, TxOffload
 from rtap.interrupts import RxInterrupt
 from rtap.netns import NetNSLike, open_netns
 from rtap.ops import DescLim, DevInfo, EthConf, Link, PortConf, Stats
@@ -245,6 +245,7 @@ class NetRtap:
             vnet_hdr=self._tap.vnet_hdr,
             rx_offloads=self._conf.rx_offloads,
             tx_offloads=self._conf.tx_offloads,
+            tx_gro=self._conf.tx_gro,
         )
 
     def dev_configure(self, nb_rx_queues: int, nb_tx_queues: int, conf: EthConf) -> None:
@@ -423,6 +424,8 @@ class NetRtap:
             vnet_hdr=self._tap.vnet_hdr,
             l2=self._mode == "tap",
             ordered=self._tap.sndbuf is not None,
+            gro=conf.tx_gro,
+            gro_udp=bool(conf.tx_offloads & TxOffload.UDP_TSO),
             engine=conf.engine,
             gil=conf.gil,
         )

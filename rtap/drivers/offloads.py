@@ -79,7 +79,9 @@ def tun_features(offloads: RxOffload) -> TunFeature:
 
 def needs_header(conf: EthConf) -> bool:
     """Whether frames must say more than their bytes do."""
-    return bool(conf.rx_offloads & ~RxOffload.SCATTER or conf.tx_offloads & ~_TX_SOFTWARE)
+    return bool(
+        conf.rx_offloads & ~RxOffload.SCATTER or conf.tx_offloads & ~_TX_SOFTWARE or conf.tx_gro
+    )
 
 
 def granted(asked: RxOffload, features: TunFeature) -> RxOffload:

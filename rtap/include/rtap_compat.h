@@ -137,6 +137,11 @@ static inline uint64_t rtap_counter_read(const uint64_t *p)
 	return __atomic_load_n(p, __ATOMIC_RELAXED);
 }
 
+static inline void rtap_counter_set(uint64_t *p, uint64_t v)
+{
+	__atomic_store_n(p, v, __ATOMIC_RELAXED);
+}
+
 static inline void rtap_counter_add(uint64_t *p, uint64_t v)
 {
 	__atomic_store_n(p, __atomic_load_n(p, __ATOMIC_RELAXED) + v, __ATOMIC_RELAXED);
@@ -165,6 +170,25 @@ static inline void rtap_lock(uint32_t *lock)
 static inline void rtap_unlock(uint32_t *lock)
 {
 	rtap_store(lock, 0);
+}
+
+/* Around what the GIL makes one step for the threads of other builds. */
+static inline void rtap_step_lock(uint32_t *lock)
+{
+#ifdef Py_GIL_DISABLED
+	rtap_lock(lock);
+#else
+	(void)lock;
+#endif
+}
+
+static inline void rtap_step_unlock(uint32_t *lock)
+{
+#ifdef Py_GIL_DISABLED
+	rtap_unlock(lock);
+#else
+	(void)lock;
+#endif
 }
 
 /* glibc makes read and write cancellation points, which costs each call two atomic

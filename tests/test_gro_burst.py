@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``offload.Gro``: coalescing bursts of mbufs into chains, within a call and across calls."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from trains import ACK, FIN, PSH, UDP, V6, F, random_train, regular
+
+from rtap import Burst, Mbuf, MbufFlag, Mempool
+from rtap.offload import Gro, coalesce
+
+HUGE = 1 << 20
+
+
+@pytest.fixture
+def pool() -> Iterator[Mempool]:
+    with Mempool(512, data_room=2048) as made:
+        yield made
+
+
+def frames_of(first: F, count: int = 6, size: int = 100, *, at: int = 0) -> list[bytes]:
+    """``count`` frames of a flow, from its frame ``at`` on."""
+    flow = list(regular(first, [size] * (at + count), random.Random(size)))
+    return [f.build() for f in flow[at:]]
+
+
+def sent(burst: Burst) -> list[tuple[int, bytes]]:
+    """(segment size, bytes) of each frame."""
+    out = []
+    for mbuf in burst:
+        flags = MbufFlag(mbuf.ol_flags)
+        assert bool(flags & MbufFlag.RX_LRO) == (mbuf.tso_segsz > 0)
+        if mbuf.tso_segsz:
+            assert flags & MbufFlag.RX_L4_CKSUM_MASK == MbufFlag.RX_L4_CKSUM_NONE
+        out.append((mbuf.tso_segsz, bytes(mbuf)))
+        assert mbuf.pkt_len == len(out[-1][1])
+    return out
+
+
+def expected(frames: list[bytes], udp: bool = True) -> list[tuple[int, bytes]]:
+    return [(header.gso_size, frame) for header, frame in coalesce(frames, udp)]
+
+
+@given(st.randoms(use_true_random=False), st.booleans())
+def test_chains_are_what_bytes_are(r: random.Random, tags: bool) -> None:
+    """A burst comes to the same as a list of bytes, and every slot comes back."""
+    frames = random_train(r, longest=16, tags=tags).bytes()
+    with Mempool(256, data_room=2048) as pool:
+        gro = Gro(udp=True)
+        burst = pool.alloc_burst(len(frames), frames)
+        out = gro.coalesce(burst)
+        assert len(burst) == 0
+        assert sorted(sent(out)) == sorted(expected(frames))
+        assert gro.held == 0
+        out.free()
+        assert pool.in_use == 0
+
+
+@given(st.randoms(use_true_random=False), st.sampled_from([64, 90, 200, 700]))
+def test_frames_in_segments(r: random.Random, room: int) -> None:
+    """Frames in small slots lose nothing; those whose headers are in one piece merge."""
+    frames = random_train(r, longest=12).bytes()
+    with Mempool(2048, data_room=room) as pool:
+        out = Gro(udp=True).coalesce(pool.alloc_burst(len(frames), frames))
+        if room >= 200:
+            assert sorted(sent(out)) == sorted(expected(frames))
+        else:
+            assert sum(mbuf.pkt_len for mbuf in out) <= sum(map(len, frames))
+        for mbuf in out:
+            assert mbuf.nb_segs == sum(1 for _ in segments(mbuf))
+            assert mbuf.pkt_len == sum(segment.data_len for segment in segments(mbuf))
+        del mbuf
+        out.free()
+        assert pool.in_use == 0
+
+
+def test_headers_in_a_segment_of_their_own() -> None:
+    """A segment of which nothing is left is left out."""
+    frames = frames_of(F(options=b"\1" * 12), 4, 62)
+    assert len(frames[0]) == 128
+    with Mempool(64, data_room=66) as pool:
+        (mbuf,) = Gro().coalesce(pool.alloc_burst(4, frames))
+        assert [segment.data_len for segment in segments(mbuf)] == [66, 62, 62, 62, 62]
+        assert pool.in_use == 5
+        assert bytes(mbuf) == expected(frames)[0][1]
+        del mbuf
+
+
+def segments(mbuf: Mbuf) -> Iterator[Mbuf]:
+    at: Mbuf | None = mbuf
+    while at is not None:
+        yield at
+        at = at.next
+
+
+def test_a_super_frame_says_what_it_is(pool: Mempool) -> None:
+    for first, l3, l4 in ((F(), 20, 20), (F(**V6), 40, 20), (F(proto=UDP), 20, 8)):
+        (mbuf,) = Gro(udp=True).coalesce(pool.alloc_burst(6, frames_of(first)))
+        assert (mbuf.l2_len, mbuf.l3_len, mbuf.l4_len, mbuf.tso_segsz) == (14, l3, l4, 100)
+        assert mbuf.nb_segs == 6
+        assert mbuf.pkt_len == 14 + l3 + l4 + 600
+
+
+def test_a_lone_frame_with_a_right_checksum_is_good(pool: Mempool) -> None:
+    (good,) = Gro().coalesce(pool.alloc_burst(1, frames_of(F(), 1)))
+    (bad,) = Gro().coalesce(pool.alloc_burst(1, [replace(F(), payload=b"x", bad_l4=True).build()]))
+    assert good.ol_flags == MbufFlag.RX_L4_CKSUM_GOOD
+    assert bad.ol_flags == 0
+
+
+# ---- checksums that are not looked at
+
+
+def test_a_checksum_that_was_found_right_is_not_looked_at_again(pool: Mempool) -> None:
+    frames = [replace(f, bad_l4=True).build() for f in regular(F(), [50] * 4, random.Random(1))]
+    burst = pool.alloc_burst(4, frames)
+    burst.ol_flags = MbufFlag.RX_L4_CKSUM_GOOD
+    assert len(Gro().coalesce(burst)) == 1
+    burst = pool.alloc_burst(4, frames)
+    burst.ol_flags = MbufFlag.RX_L4_CKSUM_BAD
+    gro = Gro()
+    assert len(gro.coalesce(burst)) == 4
+    assert gro.stats()["bad_checksum"] == 4
+
+
+@pytest.mark.parametrize(
+    "flag", [MbufFlag.TX_TCP_CKSUM, MbufFlag.TX_TCP_SEG, MbufFlag.RX_LRO, MbufFlag.TX_VLAN]
+)
+def test_frames_with_requests_stay_alone(pool: Mempool, flag: MbufFlag) -> None:
+    burst = pool.alloc_burst(6, frames_of(F()))
+    flags = list(burst.ol_flags)
+    flags[3] |= flag
+    burst.ol_flags = flags
+    assert [mbuf.tso_segsz for mbuf in Gro().coalesce(burst)] == [100, 0, 100]
+
+
+# ---- frames that somebody else sees
+
+
+def test_shared_frames_are_left_as_they_are(pool: Mempool) -> None:
+    frames = frames_of(F())
+    burst = pool.alloc_burst(6, frames)
+    mine = list(burst)
+    out = Gro().coalesce(burst)
+    assert sent(out) == expected(frames)
+    assert [bytes(mbuf) for mbuf in mine] == frames
+    assert [mbuf.nb_segs for mbuf in mine] == [1] * 6
+    out.free()
+    del mine
+    assert pool.in_use == 0
+
+
+def test_clones_are_merged_as_copies(pool: Mempool) -> None:
+    frames = frames_of(F())
+    burst = pool.alloc_burst(6, frames)
+    clones = [mbuf.clone() for mbuf in burst]
+    out = Gro().coalesce(burst)
+    assert sent(out) == expected(frames)
+    assert [bytes(mbuf) for mbuf in clones] == frames
+    assert sent(Gro().coalesce(Burst(clones))) == expected(frames)
+    assert [bytes(mbuf) for mbuf in clones] == frames
+
+
+def test_shared_frames_and_no_buffer_to_copy_to() -> None:
+    frames = frames_of(F())
+    with Mempool(6) as pool:
+        burst = pool.alloc_burst(6, frames)
+        mine = list(burst)
+        out = Gro().coalesce(burst)
+        assert [bytes(mbuf) for mbuf in out] == frames
+        out.free()
+        assert [bytes(mbuf) for mbuf in mine] == frames
+        del mine
+        assert pool.in_use == 0
+
+
+def test_a_frame_that_is_changed_while_it_is_held(pool: Mempool) -> None:
+    """What was looked at is no longer there: nothing is merged, nothing read outside."""
+    for change in ("adj", "trim", "append", "prepend"):
+        for which in range(3):
+            frames = frames_of(F(), 3)
+            burst = pool.alloc_burst(3, frames)
+            mine = list(burst)
+            gro = Gro(timeout=100)
+            assert len(gro.coalesce(burst)) == 0
+            getattr(mine[which], change)(80)
+            out = gro.flush()
+            assert [mbuf.tso_segsz for mbuf in out] == [0, 0, 0]
+            assert [bytes(mbuf) for mbuf in out] == [bytes(mbuf) for mbuf in mine]
+
+
+# ---- across calls
+
+
+def test_frames_are_held_until_they_are_flushed(pool: Mempool) -> None:
+    gro = Gro(timeout=100)
+    for at in range(4):
+        assert len(gro.coalesce(pool.alloc_burst(1, frames_of(F(), 1, at=at)))) == 0
+        assert gro.held == at + 1
+    assert sent(gro.flush()) == expected(frames_of(F(), 4))
+    assert gro.held == 0
+    assert len(gro.flush()) == 0
+
+
+def test_an_end_lets_a_held_super_frame_go(pool: Mempool) -> None:
+    frames = list(regular(F(), [100] * 5, random.Random(1)))
+    for last in (
+        replace(frames[4], flags=ACK | PSH),
+        replace(frames[4], payload=b"x"),
+        replace(frames[4], flags=ACK | FIN),
+    ):
+        gro = Gro(timeout=100)
+        packed = [f.build() for f in frames[:4]]
+        assert len(gro.coalesce(pool.alloc_burst(4, packed))) == 0
+        out = gro.coalesce(pool.alloc_burst(1, [last.build()]))
+        assert sent(out) == expected([*packed, last.build()])
+
+
+def test_the_timeout_is_kept(pool: Mempool) -> None:
+    """No frame waits for longer than that once somebody calls."""
+    gro = Gro(timeout=1e-9)
+    assert len(gro.coalesce(pool.alloc_burst(2, frames_of(F(), 2)))) == 0
+    assert sent(gro.coalesce(Burst())) == expected(frames_of(F(), 2))
+    assert gro.stats()["timed_out"] == 1
+
+
+def test_the_oldest_flow_makes_room(pool: Mempool) -> None:
+    gro = Gro(timeout=100, max_flows=3)
+    for port in range(5):
+        out = gro.coalesce(pool.alloc_burst(2, frames_of(F(sport=port), 2)))
+        assert sent(out) == (expected(frames_of(F(sport=port - 3), 2)) if port >= 3 else [])
+    assert gro.stats()["evicted"] == 2
+    assert gro.held == 6
+    rest = gro.flush()
+    assert [bytes(mbuf)[34:36] for mbuf in rest] == [b"\0\2", b"\0\3", b"\0\4"]
+
+
+def test_as_many_frames_as_allowed(pool: Mempool) -> None:
+    gro = Gro(timeout=100, max_frames=4)
+    frames = frames_of(F(), 10)
+    out = gro.coalesce(pool.alloc_burst(10, frames))
+    assert [mbuf.pkt_len for mbuf in out] == [54 + 400, 54 + 400]
+    assert gro.held == 2
+    assert sent(out) + sent(gro.flush()) == [
+        *expected(frames[:4]),
+        *expected(frames[4:8]),
+        *expected(frames[8:]),
+    ]
+
+
+def test_many_flows(pool: Mempool) -> None:
+    """More flows than buckets, every one with its frames in order."""
+    r = random.Random(5)
+    flows = [frames_of(F(sport=n, version=4), 2) for n in range(200)]
+    order = [n for n in range(200) for _ in range(2)]
+    r.shuffle(order)
+    frames = [flows[n].pop(0) for n in order]
+    gro = Gro(max_flows=256)
+    out = gro.coalesce(pool.alloc_burst(400, frames))
+    assert len(out) == 200
+    assert all(mbuf.tso_segsz == 100 for mbuf in out)
+    assert gro.stats() == {
+        "frames": 400,
+        "merged": 400,
+        "super_frames": 200,
+        "bad_checksum": 0,
+        "evicted": 0,
+        "timed_out": 0,
+    }
+
+
+def test_held_frames_go_back_with_the_table(pool: Mempool) -> None:
+    gro = Gro(timeout=100)
+    gro.coalesce(pool.alloc_burst(6, frames_of(F())))
+    assert pool.in_use == 6
+    del gro
+    assert pool.in_use == 0
+
+
+def test_segments_of_one_super_frame(pool: Mempool) -> None:
+    """It stays below what one write can take."""
+    frames = frames_of(F(), 600, 1)
+    with Mempool(2000) as large:
+        out = Gro(max_frames=2000).coalesce(large.alloc_burst(600, frames))
+        assert [mbuf.nb_segs for mbuf in out] == [512, 88]
+        out.free()
+
+
+def test_arguments() -> None:
+    for wrong in (-1, float("nan"), 1e9):
+        with pytest.raises(ValueError, match="timeout must be"):
+            Gro(timeout=wrong)
+    for name, value in (("max_flows", 0), ("max_frames", HUGE + 1), ("max_length", 575)):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            Gro(**{name: value})
+    with pytest.raises(TypeError):
+        Gro().coalesce(None)  # type: ignore[arg-type]
+
+
+def test_one_thread_at_a_time(pool: Mempool) -> None:
+    """Whoever comes second is told so, and no frame is lost."""
+    gro = Gro(timeout=100, max_flows=64)
+    frames = frames_of(F(), 64)
+    refused = []
+    done = threading.Barrier(2)
+
+    def hammer() -> None:
+        done.wait()
+        for _ in range(300):
+            try:
+                gro.coalesce(pool.alloc_burst(64, frames)).free()
+            except RuntimeError:
+                refused.append(1)
+
+    threads = [threading.Thread(target=hammer) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert gro.stats()["frames"] == 64 * (600 - len(refused))
+    gro.flush().free()
+    assert pool.in_use == 0
