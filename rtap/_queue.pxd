@@ -44,7 +44,7 @@ cdef struct rxq_t:
     # returns how many.  NULL where that gains nothing.
     uint32_t (*many)(rx_share_t *shares, uint32_t k) noexcept nogil
     int fd                      # to wait on; -1 when there is nothing to wait for
-    bint revisit                # it may have frames, or an end, of which the descriptor knows nothing
+    bint revisit                # may have frames, or an end, of which its descriptor knows nothing
     uint32_t state
     uint32_t owned              # see OWNED_BY_WORKER
     # Counters only grow, and only the owner writes them: see since() for resets.
