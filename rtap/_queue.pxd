@@ -81,6 +81,7 @@ cdef struct txq_t:
     uint64_t tso                # super-frames
     uint64_t checksum           # checksums left to the kernel, or done here for want of a header
     uint64_t multiseg
+    uint64_t software_gso       # super-frames that were split here, for want of a kernel that does
     uint64_t gro                # frames that tx_gro sent as part of a super-frame
     traffic_t traffic
     uint64_t full               # times the kernel took no more (EAGAIN, ENOMEM, ENOBUFS)
