@@ -31,15 +31,30 @@ from rtap.stats import RouteStats, WorkerStats
 
 cdef dict WAITS = {"poll": WAIT_POLL, "sleep": WAIT_SLEEP, "adaptive": WAIT_ADAPTIVE}
 
-cdef object running = weakref.WeakSet()
+cdef dict running = {}          # id -> weak reference
+
+
+cdef list all_running():
+    found = [ref() for ref in list(running.values())]
+    return [worker for worker in found if worker is not None]
 
 
 @atexit.register
 def _stop_all():
     """The interpreter must not take its objects down under a running worker."""
-    for worker in list(running):
+    for worker in all_running():
         with contextlib.suppress(Exception):
             worker.stop()
+
+
+def _after_fork():
+    """In the child: who held a lock may not exist here."""
+    for worker in all_running():
+        (<Worker>worker).lock = threading.RLock()
+    running.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 cdef class Worker:
@@ -55,7 +70,7 @@ cdef class Worker:
 
     cdef worker_t w
     cdef object thread
-    cdef object lock            # of start and of what follows the end
+    cdef object lock            # of all that is here but the loop's own
     cdef object __weakref__
     cdef list routes            # (rx queue, tx queue, retry)
     cdef uint32_t generation
@@ -96,14 +111,16 @@ cdef class Worker:
         self.wake_fd = self.w.epoll_fd = -1
 
     def __repr__(self):
-        return (f"<Worker {self.name} {'running' if self.running else 'stopped'}, "
-                f"{len(self.routes)} routes>")
+        with self.lock:
+            return (f"<Worker {self.name} {'running' if self.running else 'stopped'}, "
+                    f"{len(self.routes)} routes>")
 
     @property
     def running(self):
         """True while the thread lives; it also ends by itself when every route has ended."""
-        return (self.thread is not None and self.generation == fork_generation()
-                and self.thread.is_alive())
+        with self.lock:
+            return (self.thread is not None and self.generation == fork_generation()
+                    and self.thread.is_alive())
 
     def forward(self, source, target, *, on_full="drop"):
         """Adds a route: every frame received on ``source`` is sent on ``target``.
@@ -115,11 +132,12 @@ cdef class Worker:
         cdef TxQueueBase tx = target[0].tx_queue(target[1])
         if on_full not in ("drop", "retry"):
             raise ValueError(f"on_full must be 'drop' or 'retry', got {on_full!r}")
-        if self.running:
-            raise DeviceStateError("routes are added before the worker is started")
-        if any(route[0] is rx for route in self.routes):
-            raise ValueError(f"{rx!r} has a route already")
-        self.routes.append((rx, tx, on_full == "retry"))
+        with self.lock:
+            if self.running:
+                raise DeviceStateError("routes are added before the worker is started")
+            if any(route[0] is rx for route in self.routes):
+                raise ValueError(f"{rx!r} has a route already")
+            self.routes.append((rx, tx, on_full == "retry"))
 
     def start(self):
         """Takes the queues and starts the thread.  RuntimeError when a queue is in use."""
@@ -140,7 +158,7 @@ cdef class Worker:
             self.w.stop = 0
             self.generation = fork_generation()
             self.thread = threading.Thread(target=self._main, name=self.name, daemon=True)
-            running.add(self)
+            running[id(self)] = weakref.ref(self)
             self.thread.start()
         except BaseException:
             if self.thread is not None and self.thread.ident is not None:
@@ -195,14 +213,16 @@ cdef class Worker:
     def stop(self):
         """Ends the thread after the burst in hand and gives the queues back; idempotent."""
         cdef uint64_t one = 1
-        if self.running:
-            _compat.store(&self.w.stop, 1)
-            write(self.wake_fd, &one, sizeof(one))
+        with self.lock:
+            if self.running:
+                _compat.store(&self.w.stop, 1)
+                write(self.wake_fd, &one, sizeof(one))
         self.join()
 
     def join(self, timeout=None):
         """Waits until the thread has ended (seconds, or None); true when it has."""
-        thread = self.thread
+        with self.lock:
+            thread = self.thread
         if thread is not None and self.generation == fork_generation():
             thread.join(timeout)
             if thread.is_alive():
@@ -215,7 +235,7 @@ cdef class Worker:
     cdef int tidy_up(self) except -1:
         self.thread = None
         self.close_fds()
-        running.discard(self)
+        running.pop(id(self), None)
         return 0
 
     def __enter__(self):
@@ -232,24 +252,25 @@ cdef class Worker:
         cdef target_t *t
         cdef uint32_t i
         out = []
-        for i in range(self.w.n_routes):
-            r = &self.w.routes[i]
-            t = r.targets
-            rx, tx, _ = self.routes[i]
-            error = _compat.load(&r.error)
-            out.append(RouteStats(
-                source=repr(rx), target=repr(tx),
-                rx_packets=_compat.counter_read(&r.packets),
-                rx_bytes=_compat.counter_read(&r.bytes),
-                tx_packets=_compat.counter_read(&t.packets),
-                tx_bytes=_compat.counter_read(&t.bytes),
-                drops=_compat.counter_read(&t.drops),
-                retries=_compat.counter_read(&t.retries),
-                cycles=_compat.counter_read(&r.cycles),
-                idle=_compat.load(&r.parked) != 0,
-                error=f"{(rx if r.failed == FROM_SOURCE else tx)!r}: {os.strerror(error)}"
-                      if error else "",
-            ))
+        with self.lock:
+            for i in range(self.w.n_routes):
+                r = &self.w.routes[i]
+                t = r.targets
+                rx, tx, _ = self.routes[i]
+                error = _compat.load(&r.error)
+                out.append(RouteStats(
+                    source=repr(rx), target=repr(tx),
+                    rx_packets=_compat.counter_read(&r.packets),
+                    rx_bytes=_compat.counter_read(&r.bytes),
+                    tx_packets=_compat.counter_read(&t.packets),
+                    tx_bytes=_compat.counter_read(&t.bytes),
+                    drops=_compat.counter_read(&t.drops),
+                    retries=_compat.counter_read(&t.retries),
+                    cycles=_compat.counter_read(&r.cycles),
+                    idle=_compat.load(&r.parked) != 0,
+                    error=f"{(rx if r.failed == FROM_SOURCE else tx)!r}: {os.strerror(error)}"
+                          if error else "",
+                ))
         return WorkerStats(routes=out)
 
 
