@@ -2,13 +2,11 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from rtap._pool cimport mbuf_t
-from rtap._queue cimport RxQueueBase, rxq_t
+from rtap._wrapped cimport WrappedRxQueue, wrapped_t
 
 
 cdef struct noisy_t:
-    rxq_t base
-    rxq_t *inner
-    uint32_t lent               # the inner queue is held for the worker that owns this one
+    wrapped_t wrapped
     mbuf_t **fifo               # a ring of `size` frames
     uint32_t size
     uint32_t head               # the oldest
@@ -25,9 +23,7 @@ cdef struct noisy_t:
     uint64_t seen               # keeps the compiler from leaving the reads out
 
 
-cdef class NoisyRxQueue(RxQueueBase):
+cdef class NoisyRxQueue(WrappedRxQueue):
     cdef noisy_t noisy
-    cdef RxQueueBase inner
 
-    cdef void give_back(self) noexcept
     cdef void empty(self) noexcept

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 from rtap._queue import RxQueueBase
+from rtap._wrapped import WrappedRxQueue
 
-class NoisyRxQueue(RxQueueBase):
-    engine: str
-    engine_reason: str
+class NoisyRxQueue(WrappedRxQueue):
     def __init__(
         self,
         inner: RxQueueBase,
@@ -17,5 +16,4 @@ class NoisyRxQueue(RxQueueBase):
     ) -> None: ...
     @property
     def buffered(self) -> int: ...
-    def start(self) -> None: ...
     def close(self) -> int: ...

@@ -12,10 +12,9 @@ from libc.stdlib cimport calloc, free
 cimport rtap._compat as _compat
 from rtap._mbuf cimport check_range
 from rtap._pool cimport mbuf_free_bulk, mbuf_t
-from rtap._queue cimport (
-    GIL_AUTO, OWNED_BY_WORKER, QUEUE_CLOSED, QUEUE_STARTED, QUEUE_STOPPED, RxQueueBase, rxq_t,
-)
+from rtap._queue cimport RxQueueBase, rxq_t
 from rtap._uring cimport fork_generation
+from rtap._wrapped cimport WrappedRxQueue, inner_runs
 
 cdef enum:
     BURST = 512                 # frames taken from the inner queue at a time
@@ -63,19 +62,16 @@ cdef uint32_t noisy_rx(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexce
     cdef noisy_t *q = <noisy_t *>base
     cdef mbuf_t *fresh[BURST]
     cdef uint32_t got, left = 0, over
-    if _compat.load_relaxed(&q.inner.state) != QUEUE_STARTED:
-        # Whoever stopped it waits until it is given back.
-        _compat.store(&base.state, QUEUE_STOPPED)
-        if _compat.exchange(&q.lent, 0) != 0:
-            _compat.store(&q.inner.owned, 0)
+    cdef rxq_t *inner = q.wrapped.inner
+    if not inner_runs(&q.wrapped):
         return 0
     n = min(n, BURST)
     if q.size == 0:
-        left = q.inner.burst(q.inner, out, n, error)
+        left = inner.burst(inner, out, n, error)
         look_up(q, left)
     else:
         # No more than the buffer and the caller have room for.
-        got = q.inner.burst(q.inner, fresh, min(n, q.size), error)
+        got = inner.burst(inner, fresh, min(n, q.size), error)
         look_up(q, got)
         over = q.count + got - q.size if q.count + got > q.size else 0
         left = pop(q, out, over)
@@ -93,7 +89,7 @@ cdef uint32_t noisy_rx(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexce
 
 
 @cython.no_gc_clear
-cdef class NoisyRxQueue(RxQueueBase):
+cdef class NoisyRxQueue(WrappedRxQueue):
     """Receives what ``inner`` receives, later.
 
     buffer_size:  frames held back; the oldest leave when newer ones need their place
@@ -132,29 +128,14 @@ cdef class NoisyRxQueue(RxQueueBase):
             if q.fifo == NULL:
                 raise MemoryError(f"no memory for a buffer of {q.size} frames")
         q.random = 88172645463325252    # any but 0
-        q.inner = inner.q
-        q.base.burst = noisy_rx
-        q.base.fd = inner.q.fd
-        self.gil.mode = GIL_AUTO
-        self.q = &q.base
-        self.inner = inner
-        self.pool = (<object>inner).pool
-        self.name = inner.label()
-        self.queue_id = inner.queue_id
-        self.port = inner.port
-        self.nb_desc = inner.nb_desc
-        self.generation = fork_generation()
+        q.wrapped.base.burst = noisy_rx
+        self.wrap(&q.wrapped, inner)
 
     def __dealloc__(self):
         if self.q != NULL and self.generation == fork_generation():
-            self.give_back()
             self.empty()
         free(self.noisy.fifo)
         free(self.noisy.memory)
-
-    cdef void give_back(self) noexcept:
-        if _compat.exchange(&self.noisy.lent, 0) != 0:
-            _compat.store(&self.noisy.inner.owned, 0)
 
     cdef void empty(self) noexcept:
         cdef mbuf_t *block[BURST]
@@ -163,31 +144,17 @@ cdef class NoisyRxQueue(RxQueueBase):
             n = pop(&self.noisy, block, BURST)
             mbuf_free_bulk(block, n)
 
-    engine = "none"
-    engine_reason = "frames come from another queue"
-
     @property
     def buffered(self):
         """Frames held back at present."""
         return self.noisy.count
 
-    def start(self):
-        """Takes the inner queue; DeviceStateError when that is in use or not started."""
-        self.checked()
-        if self.noisy.lent == 0:
-            self.inner.own(OWNED_BY_WORKER)
-            self.noisy.lent = 1
-        RxQueueBase.start(self)
-
     def close(self):
         """Gives the inner queue back and frees the frames held back; returns their number.
         For good; idempotent."""
         cdef uint32_t held
-        self.checked()
-        RxQueueBase.stop(self)
-        if not _compat.cas(&self.q.state, QUEUE_STOPPED, QUEUE_CLOSED):
+        if not self.end():
             return 0
-        self.give_back()
         held = self.noisy.count
         self.empty()
         return held

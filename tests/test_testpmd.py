@@ -27,7 +27,7 @@ PORTS = ("--vdev=net_null0,size=100", "--vdev=net_null1,size=200")
 SHORT = ("--duration=0.2", "--stats-period=0")
 
 #: Modes that send what they receive.
-FORWARDING = ("io", "noisy")
+FORWARDING = ("io", "mac", "macswap", "csum", "5tswap", "noisy")
 
 
 # ---- modes
@@ -84,6 +84,12 @@ def test_noisy_holds_frames_back() -> None:
     )  # fmt: skip
     assert out["held_back"] == 600
     assert out["total"]["rx_packets"] == out["total"]["tx_packets"] + 600
+
+
+def test_icmpecho_answers_nothing_that_asks_nothing() -> None:
+    for port in report(*PORTS, *SHORT, "--forward-mode=icmpecho")["ports"]:
+        assert port["rx_packets"] > 1000
+        assert port["tx_packets"] == port["tx_dropped"] == 0
 
 
 def test_every_queue_forwards() -> None:

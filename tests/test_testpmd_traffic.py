@@ -4,73 +4,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
 import signal
-import subprocess
-from collections.abc import Iterator
 
 import pytest
-from rigs import MAC_A, MAC_B, wrong_checksums
+from rigs import wrong_checksums
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 from support import PacketSocket, eventually, frame, ip, links, netdev, seq_of
-from testpmds import Testpmd, attended, numbers, report, unattended
+from testpmds import LRO, PORTS, Testpmd, attended, between, numbers, report, unattended
 
 from rtap.netns import NetNS
 
 pytestmark = pytest.mark.root
 
-LEFT, RIGHT = "10.9.0.1", "10.9.0.2"
-PORTS = ("--vdev=net_rtap0,iface=left0", "--vdev=net_rtap1,iface=right0")
-LRO = ("--rx-offloads=0x1c", "--tx-offloads=0x2c")
 IPV4 = 0x0800
-
-
-class Between:
-    """testpmd between two hosts, its prompt at hand."""
-
-    def __init__(self, pmd: Testpmd, left: NetNS, right: NetNS) -> None:
-        self.pmd, self.left, self.right = pmd, left, right
-
-    def iperf3(self, seconds: int = 1) -> float:
-        """Bytes that one TCP stream brought from left to right."""
-        if shutil.which("iperf3") is None:
-            pytest.skip("needs iperf3")
-        server = self.right.popen(
-            ["iperf3", "-s", "-1", "--forceflush"], stdout=subprocess.PIPE, text=True
-        )
-        try:
-            assert server.stdout is not None
-            while "listening" not in (line := server.stdout.readline()):
-                assert line
-            done = self.left.run(
-                ["iperf3", "-c", RIGHT, "-t", str(seconds), "-J", "--connect-timeout", "5000"],
-                capture_output=True,
-                text=True,
-                timeout=seconds + 20,
-            )
-        finally:
-            server.kill()
-            server.communicate()
-        assert done.returncode == 0, done.stdout
-        received: float = json.loads(done.stdout)["end"]["sum_received"]["bytes"]
-        return received
-
-
-@contextlib.contextmanager
-def between(netns: NetNS, netns2: NetNS, *options: str) -> Iterator[Between]:
-    """Its interfaces are moved to the two hosts, which is what the addresses are for."""
-    with NetNS() as middle, attended(middle, *PORTS, *options) as pmd:
-        for ns, ifname, mac, address in (
-            (netns, "left0", MAC_A, LEFT),
-            (netns2, "right0", MAC_B, RIGHT),
-        ):
-            ip(middle, "link", "set", ifname, "netns", ns.path)
-            ip(ns, "link", "set", ifname, "address", mac)
-            ip(ns, "addr", "add", f"{address}/24", "dev", ifname)
-            ip(ns, "link", "set", ifname, "up")
-        yield Between(pmd, netns, netns2)
 
 
 @pytest.mark.parametrize("options", [(), LRO], ids=["frames", "super-frames"])

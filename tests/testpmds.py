@@ -8,6 +8,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,19 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from support import child_place
+import pytest
+from rigs import MAC_A, MAC_B
+from support import child_place, ip
 
 from rtap.netns import NetNS
 
 PROMPT = "testpmd> "
+
+#: The two hosts of :func:`between`.
+LEFT, RIGHT = "10.9.0.1", "10.9.0.2"
+PORTS = ("--vdev=net_rtap0,iface=left0", "--vdev=net_rtap1,iface=right0")
+PEERS = (f"--eth-peer=0,{MAC_A}", f"--eth-peer=1,{MAC_B}")
+LRO = ("--rx-offloads=0x1c", "--tx-offloads=0x2c")
 
 
 def argv(*options: str) -> list[str]:
@@ -119,3 +128,49 @@ def numbers(text: str) -> dict[str, int]:
     """The sums of the accumulated forward statistics in a text, by name."""
     last = text[text.rindex("Accumulated forward statistics") :]
     return {name: int(n) for name, n in re.findall(r"([RT]X-[a-z]+): (\d+)", last)}
+
+
+class Between:
+    """testpmd between two hosts, its prompt at hand."""
+
+    def __init__(self, pmd: Testpmd, left: NetNS, right: NetNS) -> None:
+        self.pmd, self.left, self.right = pmd, left, right
+
+    def iperf3(self, seconds: int = 1) -> float:
+        """Bytes that one TCP stream brought from left to right."""
+        if shutil.which("iperf3") is None:
+            pytest.skip("needs iperf3")
+        server = self.right.popen(
+            ["iperf3", "-s", "-1", "--forceflush"], stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert server.stdout is not None
+            while "listening" not in (line := server.stdout.readline()):
+                assert line
+            done = self.left.run(
+                ["iperf3", "-c", RIGHT, "-t", str(seconds), "-J", "--connect-timeout", "5000"],
+                capture_output=True,
+                text=True,
+                timeout=seconds + 20,
+            )
+        finally:
+            server.kill()
+            server.communicate()
+        assert done.returncode == 0, done.stdout
+        received: float = json.loads(done.stdout)["end"]["sum_received"]["bytes"]
+        return received
+
+
+@contextlib.contextmanager
+def between(netns: NetNS, netns2: NetNS, *options: str) -> Iterator[Between]:
+    """Its interfaces are moved to the two hosts, which is what the addresses are for."""
+    with NetNS() as middle, attended(middle, *PORTS, *options) as pmd:
+        for ns, ifname, mac, address in (
+            (netns, "left0", MAC_A, LEFT),
+            (netns2, "right0", MAC_B, RIGHT),
+        ):
+            ip(middle, "link", "set", ifname, "netns", ns.path)
+            ip(ns, "link", "set", ifname, "address", mac)
+            ip(ns, "addr", "add", f"{address}/24", "dev", ifname)
+            ip(ns, "link", "set", ifname, "up")
+        yield Between(pmd, netns, netns2)

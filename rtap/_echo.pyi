@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Nothing for Python; see _echo.pxd.
