@@ -13,6 +13,7 @@ from rtap._pool cimport mbuf_t
 cdef extern from "rtap_checksum.h" nogil:
     uint32_t _fold16 "rtap_fold16" (uint64_t total)
     uint32_t _sum16 "rtap_sum16" (const uint8_t *p, size_t n)
+    uint32_t _copy_sum16 "rtap_copy_sum16" (uint8_t *to, const uint8_t *p, size_t n)
 
 
 cdef inline uint32_t fold16(uint64_t total) noexcept nogil:
@@ -26,6 +27,7 @@ cdef inline uint32_t swap16(uint32_t v) noexcept nogil:
 
 
 cdef uint32_t sum16(const uint8_t *p, size_t n) noexcept nogil
+cdef uint32_t copy_sum16(uint8_t *to, const uint8_t *p, size_t n) noexcept nogil
 cdef uint32_t chain_sum(const mbuf_t *m, uint32_t offset, uint32_t n) noexcept nogil
 cdef uint32_t pseudo_sum(const uint8_t *ip, uint32_t version, uint32_t protocol,
                          uint32_t l4_len) noexcept nogil

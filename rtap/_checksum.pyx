@@ -11,6 +11,11 @@ cdef uint32_t sum16(const uint8_t *p, size_t n) noexcept nogil:
     return _sum16(p, n)
 
 
+cdef uint32_t copy_sum16(uint8_t *to, const uint8_t *p, size_t n) noexcept nogil:
+    """Copies ``n`` bytes between places that do not overlap and returns their sum, in one pass."""
+    return _copy_sum16(to, p, n)
+
+
 cdef uint32_t chain_sum(const mbuf_t *m, uint32_t offset, uint32_t n) noexcept nogil:
     """Sum of up to ``n`` bytes of a frame from ``offset`` on, over as many segments as it takes."""
     cdef uint64_t total = 0

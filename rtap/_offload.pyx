@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The functions of :mod:`rtap.offload`: arguments checked here, the work done by the kernels over
-pointers of ``_checksum``, ``_parse`` and ``_verify``."""
+pointers of ``_checksum``, ``_parse``, ``_verify`` and ``_segment``."""
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.errno cimport ENOBUFS
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memmove, memset
 
-from rtap._burst cimport Burst
+from rtap._burst cimport Burst, burst_make
 from rtap._checksum cimport chain_sum, fold16, sum16, update16
-from rtap._linux cimport VIRTIO_NET_HDR_F_NEEDS_CSUM
+from rtap._linux cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE
 from rtap._mbuf cimport Mbuf, check_range
+from rtap._mempool cimport Mempool
 from rtap._parse cimport HEADERS_MAX, headers_of, headers_t, parse_headers
-from rtap._pool cimport MAX_DATA_ROOM, mbuf_free, mbuf_read, mbuf_ref, mbuf_t
+from rtap._pool cimport MAX_DATA_ROOM, mbuf_free, mbuf_read, mbuf_ref, mbuf_t, mbuf_window, pool_t
+from rtap._segment cimport (
+    FITS, MISFITS, MISFIT_SUPER, complete as complete_frame, gso_mbuf, misfit_t, plan_mbuf,
+    plan_segments, plan_t, segment_payload, vnet_t, write_segment,
+)
 from rtap._vnet cimport RX_LRO
 from rtap._verify cimport (
     RX_CKSUM_MASK, RX_IP_CKSUM_BAD, RX_IP_CKSUM_GOOD, RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD,
@@ -54,6 +60,13 @@ cdef class _Frame:
         self.own.buf_len = self.own.data_len = self.own.pkt_len = <uint32_t>self.view.len
         self.own.nb_segs = 1
         self.m = &self.own
+
+    cdef uint32_t piece(self, const uint8_t **start) noexcept:
+        """Where the first segment's bytes are, and how many."""
+        cdef uint8_t *p
+        cdef uint32_t n = mbuf_window(self.m, &p)
+        start[0] = p
+        return n
 
     def __dealloc__(self):
         if self.held:
@@ -279,3 +292,139 @@ def fill_burst(Burst burst not None, *, bint l2=True):
     finally:
         loan.end()
     return done
+
+
+# In the order of misfit_t.
+cdef tuple MISFIT_TEXTS = (
+    "it fits",
+    "hdr_len is longer than the frame",
+    "gso_size must be 1..65534",
+    "gso_type is none that is known",
+    "UDP fragmentation (gso_type 3) is not done, only segmentation (5)",
+    "the ECN bit is for TCP",
+    "UDP segmentation needs the NEEDS_CSUM flag",
+    "the frame's headers are malformed",
+    "gso_type is not for the frame's IP version",
+    "gso_type is not for the protocol that the IP packet carries",
+    "a fragment cannot be segmented",
+    "the IP packet is longer than the frame, or too short for its headers",
+    "an authenticated packet cannot be segmented",
+    "csum_start is not where the TCP or UDP header, or any header behind IP, starts",
+    "csum_offset is not where the checksum is",
+    "more than 128 UDP segments",
+    "a segment would be longer than 65535 bytes",
+    "it describes a super-frame: segment() takes that",
+)
+assert len(MISFIT_TEXTS) == MISFITS
+
+
+cdef misfit(misfit_t why, str what="the virtio-net header does not fit the frame"):
+    return ValueError(f"{what}: {MISFIT_TEXTS[why]}")
+
+
+cdef vnet_t vnet_hdr(tuple fields) except *:
+    cdef vnet_t hdr
+    (hdr.flags, hdr.gso_type, hdr.hdr_len, hdr.gso_size, hdr.csum_start,
+     hdr.csum_offset) = fields
+    return hdr
+
+
+def complete(frame, tuple hdr, bint l2):
+    cdef vnet_t h = vnet_hdr(hdr)
+    cdef _Frame f = _Frame(frame)
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, f.m.pkt_len)
+    cdef uint8_t *p = <uint8_t *>PyBytes_AS_STRING(out)
+    cdef uint32_t n = mbuf_read(f.m, 0, p, <uint32_t>len(out))
+    cdef misfit_t why = FITS
+    if n != len(out):
+        raise ValueError("the mbuf shrank while it was read")
+    if h.gso_type != VIRTIO_NET_HDR_GSO_NONE:
+        raise misfit(MISFIT_SUPER)
+    if h.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
+        why = complete_frame(p, n, l2, &h)
+    if why != FITS:
+        raise misfit(why)
+    return out
+
+
+def segment(frame, tuple hdr, bint l2):
+    cdef vnet_t h = vnet_hdr(hdr)
+    cdef bytes whole, out
+    cdef _Frame f
+    cdef plan_t plan
+    cdef misfit_t why
+    cdef const uint8_t *p
+    cdef uint32_t i, n
+    cdef list frames = []
+    if h.gso_type == VIRTIO_NET_HDR_GSO_NONE:
+        return [complete(frame, hdr, l2)]
+    f = _Frame(frame)
+    if f.m.next != NULL:
+        whole = bytes(frame)
+        f = _Frame(whole)
+    n = f.piece(&p)
+    why = plan_segments(p, n, n, l2, &h, &plan)
+    if why != FITS:
+        raise misfit(why)
+    if plan.count == 1:
+        return [complete(frame, (*hdr[:1], VIRTIO_NET_HDR_GSO_NONE, *hdr[2:]), l2)]
+    for i in range(plan.count):
+        out = PyBytes_FromStringAndSize(NULL, plan.hdr_len + segment_payload(&plan, i))
+        write_segment(&plan, p, i, <uint8_t *>PyBytes_AS_STRING(out))
+        frames.append(out)
+    return frames
+
+
+def gso(Burst burst not None, Mempool pool=None, *, bint l2=True):
+    """Splits the super-frames of a burst and returns the frames that go on a wire, in order.
+
+    A super-frame is an mbuf that came as one (``RX_LRO``), or one with ``TX_TCP_SEG`` or
+    ``TX_UDP_SEG`` and ``tso_segsz``.  The new frames take their mbufs from ``pool``, or from each
+    super-frame's own, as many as a frame needs where its slots are small.  Other frames go on as
+    they are, with a checksum that was left to do finished.
+
+    The frames move: ``burst`` is empty afterwards, or starts with the first frame for which the
+    pool had too few mbufs, as after ``tx_burst``.  ValueError for a super-frame that does not fit
+    what its mbuf says; nothing has moved then.
+    """
+    cdef _Loan loan = _Loan(burst)
+    cdef Burst out
+    cdef pool_t *p = NULL
+    cdef plan_t plan
+    cdef misfit_t why = FITS
+    cdef Py_ssize_t i, total = 0, at = 0
+    cdef int made = 0
+    if pool is not None:
+        p = pool.hold()         # it cannot be closed meanwhile
+    try:
+        with nogil:
+            for i in range(loan.n):
+                why = plan_mbuf(loan.v[i], l2, &plan)
+                if why != FITS:
+                    at = i
+                    break
+                total += plan.count
+        if why != FITS:
+            raise misfit(why, f"frame {at} cannot be segmented")
+        out = burst_make(total)
+        with nogil:
+            while at < loan.n:
+                made = gso_mbuf(loan.v[at], loan.v[at].pool if p == NULL else p, l2,
+                                out.v + out.n, <uint32_t>(total - out.n))
+                if made < 0:
+                    break
+                out.n += made
+                at += 1
+        loan.n -= at
+        memmove(loan.v, loan.v + at, loan.n * sizeof(mbuf_t *))
+    finally:
+        loan.end()
+        if p != NULL:
+            pool.let_go()
+    if made < 0 and made != -ENOBUFS:
+        out.extend(burst)
+        burst.free()
+        burst.extend(out)
+        raise ValueError(f"the checksum of the frame that was number {at} cannot be finished: it "
+                         "is not inside the frame")
+    return out

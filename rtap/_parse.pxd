@@ -28,6 +28,7 @@ cdef struct headers_t:
     uint8_t version             # of the innermost IP header: 4, 6 or 0 for none
     uint8_t protocol            # what follows it and its extension headers
     uint8_t fragment            # the innermost IP packet is a fragment, or the outer one is
+    uint8_t auth                # there is an IPv6 authentication header
     uint32_t l3                 # offset of the innermost IP header
     uint32_t l4                 # offset of what follows it
     uint32_t end                # offset of its end; 0 when it says it has more bytes than the frame

@@ -74,7 +74,7 @@ cdef struct layer_t:            # one IP packet
     uint32_t l3, l4, end, final
     uint32_t l3_type, l4_type
     uint16_t l4_len
-    uint8_t version, protocol, fragment
+    uint8_t version, protocol, fragment, auth
 
 
 cdef int parse_ether(const uint8_t *p, uint32_t n, uint32_t *offset, uint32_t *ethertype,
@@ -132,6 +132,7 @@ cdef int parse_extensions(const uint8_t *p, uint32_t n, uint32_t bound,
             q.fragment = 1
         elif q.protocol == IPPROTO_AH:
             length = (p[q.l4 + 1] + 2) * 4
+            q.auth = 1
         else:
             length = (p[q.l4 + 1] + 1) * 8
         if q.l4 + length > bound:
@@ -231,6 +232,7 @@ cdef void to_headers(const layer_t *q, uint32_t l2, headers_t *out) noexcept nog
     out.version = q.version
     out.protocol = q.protocol
     out.fragment |= q.fragment
+    out.auth |= q.auth
     out.l3 = q.l3
     out.l4 = q.l4
     out.end = q.end

@@ -25,6 +25,7 @@ from rtap._offload import (
     checksum_burst,
     fill,
     fill_burst,
+    gso,
     parse_burst,
     partial,
     update,
@@ -47,12 +48,15 @@ __all__ = [
     "checksum",
     "checksum_burst",
     "coalesce",
+    "complete",
     "fill",
     "fill_burst",
+    "gso",
     "packet_type_names",
     "parse",
     "parse_burst",
     "partial",
+    "segment",
     "update",
     "verify",
     "verify_burst",
@@ -116,6 +120,37 @@ def verify(frame: Buffer, *, l2: bool = True, layer: Literal[3, 4] | None = None
     if layer not in (None, 3, 4):
         raise ValueError(f"layer must be 3, 4 or None, got {layer!r}")
     return ChecksumStatus(_offload.verify(frame, l2, layer != 4, layer != 3))
+
+
+def complete(frame: Buffer, hdr: VnetHdr, *, l2: bool = True) -> bytes:
+    """The frame with the checksum written that `hdr` says is left to do (NEEDS_CSUM).
+
+    Sums from csum_start to the end of the IP packet, over the pseudo-header sum that the frame
+    holds, as the kernel does; a result of 0 is written as 0xffff. Without NEEDS_CSUM the frame is
+    returned as it is.
+
+    Raises
+    ------
+    ValueError
+        for a header that does not fit the frame, or describes a super-frame.
+    """
+    return _offload.complete(frame, tuple(hdr), l2)
+
+
+def segment(frame: Buffer, hdr: VnetHdr, *, l2: bool = True) -> list[bytes]:
+    """Splits a super-frame into frames of at most ``hdr.gso_size`` payload bytes (TSO, USO), byte
+    for byte as the kernel does, all checksums written.
+
+    TCP and UDP over both IP versions, with tags, options and extension headers. Does not rely on
+    ``hdr.hdr_len`` nor on the pseudo-header sum in the frame. A frame with no more payload than
+    ``gso_size``, and one with GSO_NONE, gives itself, its checksum finished if that was left to do.
+
+    Raises
+    ------
+    ValueError
+        for a header that does not fit the frame, a fragment, more than 128 UDP segments.
+    """
+    return _offload.segment(frame, tuple(hdr), l2)
 
 
 def coalesce(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
@@ -14,16 +14,7 @@ __all__ = ["VnetHdr"]
 _LAYOUT = struct.Struct("<BBHHHH")
 
 
-class VnetHdr(NamedTuple):
-    """``struct virtio_net_hdr`` of ``linux/virtio_net.h``, 10 bytes, little-endian.
-
-    `flags` is NEEDS_CSUM (1: the checksum of the bytes from `csum_start` on is to be written
-    `csum_offset` bytes behind it) or DATA_VALID (2: it was found right). `gso_type` says what the
-    frame is to be cut into: nothing (0), TCP over IPv4 (1) or IPv6 (4), UDP datagrams (5), with
-    0x80 for ECN; `gso_size` how many bytes of payload each piece has; `hdr_len` how long the
-    headers are.
-    """
-
+class _VnetFields(NamedTuple):
     flags: int = 0
     gso_type: int = 0
     hdr_len: int = 0
@@ -31,19 +22,52 @@ class VnetHdr(NamedTuple):
     csum_start: int = 0
     csum_offset: int = 0
 
+
+class VnetHdr(_VnetFields):
+    """The virtio-net header of a frame (``struct virtio_net_hdr`` of linux/virtio_net.h).
+
+    With ``flags & NEEDS_CSUM`` the checksum at ``csum_start + csum_offset`` is the sum of the
+    pseudo-header and wants finishing over all bytes from ``csum_start`` on. A ``gso_type`` other
+    than GSO_NONE makes the frame a super-frame, to be split into frames of ``gso_size`` payload
+    bytes. ``hdr_len`` is a hint. ValueError for a field that is out of its range.
+    """
+
+    __slots__ = ()
+
+    NEEDS_CSUM: ClassVar[int] = 1
+    DATA_VALID: ClassVar[int] = 2
+    GSO_NONE: ClassVar[int] = 0
+    GSO_TCPV4: ClassVar[int] = 1
+    GSO_UDP: ClassVar[int] = 3
+    GSO_TCPV6: ClassVar[int] = 4
+    GSO_UDP_L4: ClassVar[int] = 5
+    GSO_ECN: ClassVar[int] = 0x80
+    #: Bytes of the packed header.
+    SIZE: ClassVar[int] = _LAYOUT.size
+
+    def __new__(
+        cls,
+        flags: int = 0,
+        gso_type: int = 0,
+        hdr_len: int = 0,
+        gso_size: int = 0,
+        csum_start: int = 0,
+        csum_offset: int = 0,
+    ) -> Self:
+        self = super().__new__(cls, flags, gso_type, hdr_len, gso_size, csum_start, csum_offset)
+        for i, (name, value) in enumerate(zip(cls._fields, self, strict=True)):
+            if not 0 <= value <= (0xFF if i < 2 else 0xFFFF):
+                raise ValueError(f"{name} of a virtio-net header is out of range: {value}")
+        return self
+
     def pack(self) -> bytes:
-        """The 10 bytes; ValueError when a number does not fit its field."""
-        try:
-            return _LAYOUT.pack(*self)
-        except struct.error as exc:
-            raise ValueError(f"{self!r} does not fit a virtio-net header: {exc}") from None
+        """The ten bytes, little-endian, as TAP descriptors have them here (TUNSETVNETLE)."""
+        return _LAYOUT.pack(*self)
 
     @classmethod
     def unpack(cls, buf: Buffer) -> Self:
-        """From the first 10 bytes of `buf`; ValueError when there are fewer."""
-        try:
-            return cls(*_LAYOUT.unpack_from(buf))
-        except struct.error:
-            raise ValueError(
-                f"a virtio-net header has {_LAYOUT.size} bytes, got {len(memoryview(buf))}"
-            ) from None
+        """From the first ten bytes of a buffer; ValueError when there are fewer."""
+        view = memoryview(buf)
+        if view.nbytes < cls.SIZE:
+            raise ValueError(f"a virtio-net header has {cls.SIZE} bytes, got {view.nbytes}")
+        return cls(*_LAYOUT.unpack_from(view))

@@ -36,6 +36,22 @@ static uint64_t rtap_sum_long(const uint8_t *p, size_t n)
 	return (low & 0xffffffffu) + (low >> 32) + (high & 0xffffffffu) + (high >> 32);
 }
 
+/* The same, of bytes that are copied on the way. */
+RTAP_CLONES
+static uint64_t rtap_copy_sum_long(uint8_t *restrict to, const uint8_t *restrict p, size_t n)
+{
+	uint64_t low = 0, high = 0, word;
+	size_t i;
+
+	for (i = 0; i < n; i += 8) {
+		memcpy(&word, p + i, 8);
+		memcpy(to + i, &word, 8);
+		low += word & 0xffffffffu;
+		high += word >> 32;
+	}
+	return (low & 0xffffffffu) + (low >> 32) + (high & 0xffffffffu) + (high >> 32);
+}
+
 static inline uint32_t rtap_fold16(uint64_t total)
 {
 	total = (total & 0xffffffffu) + (total >> 32);
@@ -48,25 +64,12 @@ static inline uint32_t rtap_fold16(uint64_t total)
 
 #define RTAP_SUM_SHORT 128
 
-/* Sum of n bytes as big-endian 16-bit words, an odd last byte being the high half of one; folded
- * to 0..0xffff and not complemented. */
-static inline uint32_t rtap_sum16(const uint8_t *p, size_t n)
+/* A sum in native byte order of up to 7 more bytes, folded and turned to big-endian words. */
+static inline uint32_t rtap_sum_end(uint64_t total, const uint8_t *p, size_t n)
 {
-	uint64_t total = 0, word;
 	uint32_t half, folded;
-	uint16_t quarter = 0;
-	size_t whole;
+	uint16_t quarter;
 
-	if (n >= RTAP_SUM_SHORT) {
-		whole = n & ~(size_t)7;
-		total = rtap_sum_long(p, whole);
-		p += whole;
-		n -= whole;
-	}
-	for (; n >= 8; p += 8, n -= 8) {
-		memcpy(&word, p, 8);
-		total += (word & 0xffffffffu) + (word >> 32);
-	}
 	if (n & 4) {
 		memcpy(&half, p, 4);
 		total += half;
@@ -87,6 +90,42 @@ static inline uint32_t rtap_sum16(const uint8_t *p, size_t n)
 	folded = (folded & 0xff) << 8 | folded >> 8;
 #endif
 	return folded;
+}
+
+/* Sum of n bytes as big-endian 16-bit words, an odd last byte being the high half of one; folded
+ * to 0..0xffff and not complemented. */
+static inline uint32_t rtap_sum16(const uint8_t *p, size_t n)
+{
+	uint64_t total = 0, word;
+	size_t whole;
+
+	if (n >= RTAP_SUM_SHORT) {
+		whole = n & ~(size_t)7;
+		total = rtap_sum_long(p, whole);
+		p += whole;
+		n -= whole;
+	}
+	for (; n >= 8; p += 8, n -= 8) {
+		memcpy(&word, p, 8);
+		total += (word & 0xffffffffu) + (word >> 32);
+	}
+	return rtap_sum_end(total, p, n);
+}
+
+/* Copies n bytes between places that do not overlap, and sums them like rtap_sum16. */
+static inline uint32_t rtap_copy_sum16(uint8_t *restrict to, const uint8_t *restrict p, size_t n)
+{
+	uint64_t total;
+	size_t whole;
+
+	if (n < RTAP_SUM_SHORT) {
+		memcpy(to, p, n);
+		return rtap_sum16(to, n);
+	}
+	whole = n & ~(size_t)7;
+	total = rtap_copy_sum_long(to, p, whole);
+	memcpy(to + whole, p + whole, n - whole);
+	return rtap_sum_end(total, p + whole, n - whole);
 }
 
 #endif

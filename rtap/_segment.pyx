@@ -1,0 +1,475 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Software TSO and USO, after the kernel's own (tcp_gso_segment, __udp_gso_segment).
+
+Of the virtio-net header, hdr_len is only a hint and often wrong; the length of the headers is
+taken from the frame.  Headers are repeated as they are; IPv4 length, identification and checksum,
+IPv6 length, TCP sequence number and flags, UDP length and all checksums are written anew.  The
+pseudo-header sum that the frame carries is not relied on.
+"""
+
+from libc.errno cimport EINVAL, EMSGSIZE, ENOBUFS
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from rtap._checksum cimport copy_sum16, fold16, sum16, swap16
+from rtap._linux cimport (
+    VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_NONE,
+    VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP,
+    VIRTIO_NET_HDR_GSO_UDP_L4,
+)
+from rtap._parse cimport (
+    HEADERS_MAX, IPPROTO_TCP, IPPROTO_UDP, TCP_CSUM_OFFSET, UDP_CSUM_OFFSET, be16, headers_of,
+    headers_t, l4_pseudo_sum, parse_outermost, put_be16,
+)
+from rtap._pool cimport (
+    mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_ref, mbuf_reset, mbuf_t, mbuf_window, pool_get,
+    pool_t,
+)
+from rtap._request cimport (
+    TX_CKSUM_REQUESTS, TX_L4_MASK, TX_TCP_SEG, TX_UDP_SEG, finish_checksum, make_private,
+)
+from rtap._verify cimport RX_CKSUM_MASK, RX_IP_CKSUM_GOOD, RX_L4_CKSUM_GOOD, fill_frame
+from rtap._vnet cimport RX_LRO
+
+cdef enum:
+    TCP_FIN_PSH = 0x09          # in the low byte of the flags word
+    TCP_CWR = 0x80
+    HEADER_ROOM = 1024          # longest headers of a frame of several segments, see gso_mbuf
+    REFERENCE_MIN = 16384       # shortest payload, and piece of it, that is not copied
+
+
+cdef inline uint32_t be32(const uint8_t *p) noexcept nogil:
+    return <uint32_t>be16(p) << 16 | be16(p + 2)
+
+
+cdef misfit_t check_completion(const uint8_t *p, uint32_t n, uint32_t pkt_len, bint l2,
+                               const vnet_t *hdr, uint32_t *end) noexcept nogil:
+    """Whether a frame's checksum can be finished, and where what it covers ends: Ethernet padding
+    is no part of it."""
+    cdef headers_t h
+    cdef bint known = parse_outermost(p, n, pkt_len, l2, &h) == 0
+    end[0] = pkt_len
+    if hdr.hdr_len > pkt_len:
+        return MISFIT_HDR_LEN
+    if hdr.csum_start == 0:
+        return MISFIT_CSUM_START
+    if h.version != 0:
+        if hdr.csum_start < h.l3 + (40 if h.version == 6 else (p[h.l3] & 15) * 4):
+            return MISFIT_CSUM_START
+        if known and h.end != 0 and hdr.csum_start < h.end:
+            end[0] = h.end
+    if hdr.csum_start >= end[0]:
+        return MISFIT_CSUM_START
+    if <uint32_t>hdr.csum_start + hdr.csum_offset + 2 > end[0]:
+        return MISFIT_CSUM_OFFSET
+    return FITS
+
+
+cdef misfit_t complete(uint8_t *p, uint32_t n, bint l2, const vnet_t *hdr) noexcept nogil:
+    """Finishes the checksum of a frame in one piece, from the sum of the pseudo-header that it
+    carries in the checksum's place.  As in the kernel, 0 becomes 0xffff for every protocol."""
+    cdef uint32_t end, value
+    cdef misfit_t misfit = check_completion(p, n, n, l2, hdr, &end)
+    if misfit != FITS:
+        return misfit
+    value = sum16(p + hdr.csum_start, end - hdr.csum_start) ^ 0xffff
+    put_be16(p + hdr.csum_start + hdr.csum_offset, value if value != 0 else 0xffff)
+    return FITS
+
+
+cdef misfit_t check_type(const vnet_t *hdr, bint *udp, uint32_t *version) noexcept nogil:
+    cdef uint32_t kind = hdr.gso_type & ~<uint32_t>VIRTIO_NET_HDR_GSO_ECN
+    if kind == VIRTIO_NET_HDR_GSO_UDP:
+        return MISFIT_UFO
+    udp[0] = kind == VIRTIO_NET_HDR_GSO_UDP_L4
+    version[0] = (4 if kind == VIRTIO_NET_HDR_GSO_TCPV4 else
+                  6 if kind == VIRTIO_NET_HDR_GSO_TCPV6 else 0)
+    if not udp[0] and version[0] == 0:
+        return MISFIT_GSO_TYPE
+    if udp[0] and hdr.gso_type != kind:
+        return MISFIT_ECN
+    if udp[0] and not hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
+        return MISFIT_NO_CSUM
+    if hdr.gso_size == 0 or hdr.gso_size == 0xffff:
+        return MISFIT_GSO_SIZE
+    return FITS
+
+
+cdef misfit_t check_headers(const uint8_t *p, const headers_t *h, const vnet_t *hdr, bint udp,
+                            uint32_t version) noexcept nogil:
+    if h.version == 0 or version != 0 and h.version != version:
+        return MISFIT_VERSION
+    if h.fragment:
+        return MISFIT_FRAGMENT
+    if h.protocol != (IPPROTO_UDP if udp else IPPROTO_TCP):
+        return MISFIT_PROTOCOL
+    if h.auth:
+        return MISFIT_AUTH
+    if h.l4_len == 0 or h.end == 0:
+        return MISFIT_LENGTH
+    if hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
+        if hdr.csum_start != h.l4:
+            return MISFIT_CSUM_START
+        if hdr.csum_offset != (UDP_CSUM_OFFSET if udp else TCP_CSUM_OFFSET):
+            return MISFIT_CSUM_OFFSET
+    return FITS
+
+
+cdef misfit_t plan_segments(const uint8_t *p, uint32_t n, uint32_t pkt_len, bint l2,
+                            const vnet_t *hdr, plan_t *plan) noexcept nogil:
+    """Checks a super-frame and its header, of which the first ``n`` bytes are at ``p``, and
+    prepares the split."""
+    cdef headers_t *h = &plan.h
+    cdef bint udp = False
+    cdef uint32_t version = 0
+    cdef misfit_t misfit = check_type(hdr, &udp, &version)
+    memset(plan, 0, sizeof(plan_t))
+    if misfit != FITS:
+        return misfit
+    if hdr.hdr_len > pkt_len:
+        return MISFIT_HDR_LEN
+    if parse_outermost(p, n, pkt_len, l2, h) != 0:
+        return MISFIT_HEADERS
+    misfit = check_headers(p, h, hdr, udp, version)
+    if misfit != FITS:
+        return misfit
+    plan.udp = udp
+    plan.gso_size = hdr.gso_size
+    plan.hdr_len = h.l4 + h.l4_len
+    if plan.hdr_len > n:
+        return MISFIT_HEADERS
+    plan.payload = h.end - plan.hdr_len
+    plan.count = 1
+    if plan.payload <= plan.gso_size:
+        return FITS
+    if plan.hdr_len - h.l3 + plan.gso_size > 65535:
+        return MISFIT_TOO_LONG
+    plan.count = (plan.payload + plan.gso_size - 1) / plan.gso_size
+    if udp and plan.count > UDP_SEGMENTS_MAX:
+        return MISFIT_TOO_MANY
+    if h.version == 4:
+        plan.ip_id = be16(p + h.l3 + 4)
+        plan.ip_sum = fold16(<uint64_t>sum16(p + h.l3, h.l3_len) + (be16(p + h.l3 + 2) ^ 0xffff)
+                             + (plan.ip_id ^ 0xffff) + (be16(p + h.l3 + 10) ^ 0xffff))
+    # The length is in the pseudo-header, for UDP in the header as well.
+    plan.l4_sum = l4_pseudo_sum(p, h.version, h.l3, h.final, h.protocol, 0)
+    if udp:
+        plan.l4_sum = fold16(<uint64_t>plan.l4_sum + sum16(p + h.l4, 4))
+        return FITS
+    plan.seq = be32(p + h.l4 + 4)
+    plan.flags = be16(p + h.l4 + 12)
+    plan.l4_sum = fold16(<uint64_t>plan.l4_sum + sum16(p + h.l4, 4) + sum16(p + h.l4 + 8, 4)
+                         + sum16(p + h.l4 + 14, 2) + sum16(p + h.l4 + 18, h.l4_len - 18))
+    return FITS
+
+
+cdef void write_header(const plan_t *plan, uint8_t *out, uint32_t i, uint32_t payload,
+                       uint32_t payload_sum) noexcept nogil:
+    """Makes a copy of the super-frame's headers those of frame ``i``, which has ``payload`` bytes
+    with the sum ``payload_sum`` behind them."""
+    cdef uint8_t *ip = out + plan.h.l3
+    cdef uint8_t *l4 = out + plan.h.l4
+    cdef uint32_t length = plan.hdr_len - plan.h.l3 + payload
+    cdef uint32_t l4_bytes = plan.h.l4_len + payload
+    cdef uint32_t ip_id, seq, flags, value
+    if plan.h.version == 4:
+        ip_id = plan.ip_id + i & 0xffff
+        put_be16(ip + 2, length)
+        put_be16(ip + 4, ip_id)
+        put_be16(ip + 10, fold16(<uint64_t>plan.ip_sum + length + ip_id) ^ 0xffff)
+    else:
+        put_be16(ip + 4, length - 40)
+    if plan.udp:
+        put_be16(l4 + 4, l4_bytes)
+        value = fold16(<uint64_t>plan.l4_sum + payload_sum + 2 * l4_bytes) ^ 0xffff
+        put_be16(l4 + UDP_CSUM_OFFSET, value if value != 0 else 0xffff)
+        return
+    seq = plan.seq + i * plan.gso_size
+    flags = plan.flags
+    if i > 0:
+        flags &= ~<uint32_t>TCP_CWR
+    if i + 1 < plan.count:
+        flags &= ~<uint32_t>TCP_FIN_PSH
+    put_be16(l4 + 4, seq >> 16)
+    put_be16(l4 + 6, seq & 0xffff)
+    put_be16(l4 + 12, flags)
+    put_be16(l4 + TCP_CSUM_OFFSET, fold16(<uint64_t>plan.l4_sum + payload_sum + l4_bytes
+                                          + (seq >> 16) + (seq & 0xffff) + flags) ^ 0xffff)
+
+
+cdef void write_segment(const plan_t *plan, const uint8_t *p, uint32_t i,
+                        uint8_t *out) noexcept nogil:
+    """Writes frame ``i`` of several, ``hdr_len + segment_payload(plan, i)`` bytes, to ``out``."""
+    cdef uint32_t k = segment_payload(plan, i)
+    memcpy(out, p, plan.hdr_len)
+    write_header(plan, out, i, k,
+                 copy_sum16(out + plan.hdr_len, p + plan.hdr_len + i * plan.gso_size, k))
+
+
+# ---- mbufs
+
+
+cdef struct cursor_t:           # a place in a chain
+    const mbuf_t *seg
+    uint32_t offset
+
+
+cdef inline uint32_t cursor_piece(cursor_t *c, uint8_t **start) noexcept nogil:
+    """Where the next bytes are, and how many of them are in one piece; 0 at the end."""
+    cdef uint32_t n
+    while True:
+        n = mbuf_window(c.seg, start)
+        if c.offset < n:
+            start[0] += c.offset
+            return n - c.offset
+        if c.seg.next == NULL:
+            return 0
+        c.offset -= n
+        c.seg = c.seg.next
+
+
+cdef uint32_t cursor_read(cursor_t *c, uint8_t *dst, uint32_t n) noexcept nogil:
+    """Copies ``n`` bytes and returns their sum."""
+    cdef uint64_t total = 0
+    cdef uint32_t done = 0, k, part
+    cdef uint8_t *start
+    while done < n:
+        k = min(n - done, cursor_piece(c, &start))
+        if k == 0:
+            break               # another thread has cut the frame meanwhile
+        part = copy_sum16(dst + done, start, k)
+        total += swap16(part) if done & 1 else part
+        c.offset += k
+        done += k
+    return fold16(total)
+
+
+cdef uint32_t vnet_of(const mbuf_t *m, bint l2, vnet_t *hdr) noexcept nogil:
+    """What an mbuf says about being split, as a virtio-net header; 0 when it says nothing.
+
+    A frame that came as a super-frame has the place of its checksum; of one that the application
+    wants split, it is looked up."""
+    cdef uint8_t copy[HEADERS_MAX]
+    cdef headers_t h
+    cdef uint32_t n
+    cdef const uint8_t *p
+    memset(hdr, 0, sizeof(vnet_t))
+    if m.ol_flags & RX_LRO and m.gso_type != VIRTIO_NET_HDR_GSO_NONE:
+        hdr.gso_type = m.gso_type
+        hdr.gso_size = m.tso_segsz
+        if m.vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
+            hdr.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
+            if m.data_off <= m.csum_at <= m.data_off + 0xffff:
+                hdr.csum_start = <uint16_t>(m.csum_at - m.data_off)
+            hdr.csum_offset = m.csum_offset
+        return 1
+    if m.ol_flags & (TX_TCP_SEG | TX_UDP_SEG):
+        p = headers_of(m, copy, &n)
+        parse_outermost(p, n, m.pkt_len, l2, &h)
+        hdr.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
+        hdr.gso_size = m.tso_segsz
+        hdr.csum_start = <uint16_t>h.l4
+        if m.ol_flags & TX_UDP_SEG:
+            hdr.gso_type = VIRTIO_NET_HDR_GSO_UDP_L4
+            hdr.csum_offset = UDP_CSUM_OFFSET
+        else:
+            hdr.gso_type = (VIRTIO_NET_HDR_GSO_TCPV4 if h.version == 4 else
+                            VIRTIO_NET_HDR_GSO_TCPV6)
+            hdr.csum_offset = TCP_CSUM_OFFSET
+        return 1
+    return 0
+
+
+cdef misfit_t plan_mbuf(const mbuf_t *m, bint l2, plan_t *plan) noexcept nogil:
+    """Checks a frame that is to be sent or received as plain frames: ``plan.count`` is how many.
+    """
+    cdef uint8_t copy[HEADERS_MAX]
+    cdef vnet_t hdr
+    cdef uint32_t n
+    cdef const uint8_t *p
+    if not vnet_of(m, l2, &hdr):
+        memset(plan, 0, sizeof(plan_t))
+        plan.count = 1
+        return FITS
+    p = headers_of(m, copy, &n)
+    return plan_segments(p, n, m.pkt_len, l2, &hdr, plan)
+
+
+cdef inline void take_metadata(mbuf_t *out, const mbuf_t *m, const plan_t *plan) noexcept nogil:
+    out.port = m.port
+    out.packet_type = m.packet_type
+    out.l2_len = <uint16_t>plan.h.l3
+    out.l3_len = plan.h.l3_len
+    out.l4_len = plan.h.l4_len
+    out.vlan_tci = m.vlan_tci
+    out.vlan_tci_outer = m.vlan_tci_outer
+    out.ol_flags = m.ol_flags & ~(RX_LRO | TX_CKSUM_REQUESTS | RX_CKSUM_MASK) | RX_L4_CKSUM_GOOD
+    if plan.h.version == 4:
+        out.ol_flags |= RX_IP_CKSUM_GOOD
+
+
+cdef mbuf_t *add_segment(mbuf_t *head, mbuf_t *tail, pool_t *pool) noexcept nogil:
+    """A new empty segment behind ``tail``; NULL when the pool is empty."""
+    cdef mbuf_t *seg
+    if pool_get(pool, &seg, 1) == 0:
+        return NULL
+    mbuf_reset(seg)
+    tail.next = seg
+    head.nb_segs += 1
+    return seg
+
+
+cdef int write_chain(mbuf_t *head, uint8_t *headers, const plan_t *plan, uint32_t i,
+                     cursor_t *c) noexcept nogil:
+    """Fills the empty ``head``, and segments of its pool behind it, where a frame does not fit
+    into one slot; 0 or -ENOBUFS."""
+    cdef uint32_t room = head.buf_len - head.data_off
+    cdef uint32_t k = segment_payload(plan, i), done = 0, part, n
+    cdef uint64_t total = 0
+    cdef mbuf_t *seg = head
+    cdef uint32_t at = 0
+    # Room for the headers first: they can be written only when the payload is summed.
+    while at < plan.hdr_len:
+        if seg.data_len == room:
+            seg = add_segment(head, seg, head.pool)
+            if seg == NULL:
+                return -ENOBUFS
+        n = min(room - seg.data_len, plan.hdr_len - at)
+        seg.data_len += n
+        at += n
+    while done < k:
+        if seg.data_len == room:
+            seg = add_segment(head, seg, head.pool)
+            if seg == NULL:
+                return -ENOBUFS
+        n = min(room - seg.data_len, k - done)
+        part = cursor_read(c, mbuf_data(seg) + seg.data_len, n)
+        total += swap16(part) if done & 1 else part
+        seg.data_len += n
+        done += n
+    head.pkt_len = plan.hdr_len + k
+    write_header(plan, headers, i, k, fold16(total))
+    at = 0
+    seg = head
+    while at < plan.hdr_len:
+        n = min(seg.data_len, plan.hdr_len - at)
+        memcpy(mbuf_data(seg), headers + at, n)
+        at += n
+        seg = seg.next
+    return 0
+
+
+cdef int refer_chain(mbuf_t *head, uint8_t *headers, const plan_t *plan, uint32_t i,
+                     cursor_t *c) noexcept nogil:
+    """Fills the empty ``head`` with headers, and hangs segments behind it that borrow the payload
+    from where it is; 0 or -ENOBUFS."""
+    cdef uint32_t k = segment_payload(plan, i), done = 0, n, part
+    cdef uint64_t total = 0
+    cdef mbuf_t *seg = head
+    cdef mbuf_t *owner
+    cdef uint8_t *start
+    while done < k:
+        n = min(k - done, cursor_piece(c, &start))
+        if n == 0:
+            return -ENOBUFS     # another thread has cut the frame meanwhile
+        seg = add_segment(head, seg, head.pool)
+        if seg == NULL:
+            return -ENOBUFS
+        owner = c.seg.direct if c.seg.direct != NULL else <mbuf_t *>c.seg
+        mbuf_ref(owner)
+        seg.direct = owner
+        seg.buf = c.seg.buf
+        seg.buf_len = c.seg.buf_len
+        seg.data_off = <uint32_t>(start - seg.buf)
+        seg.data_len = n
+        part = sum16(start, n)
+        total += swap16(part) if done & 1 else part
+        c.offset += n
+        done += n
+    write_header(plan, headers, i, k, fold16(total))
+    memcpy(mbuf_data(head), headers, plan.hdr_len)
+    head.data_len = plan.hdr_len
+    head.pkt_len = plan.hdr_len + k
+    return 0
+
+
+cdef int write_all(const mbuf_t *m, pool_t *pool, const plan_t *plan, uint8_t *headers,
+                   mbuf_t **out) noexcept nogil:
+    """Writes every frame into the reset mbufs ``out``; 0 or -ENOBUFS."""
+    cdef uint32_t i, k, part
+    cdef uint32_t room = pool.data_room
+    cdef uint8_t *dst
+    cdef cursor_t c
+    # A reference costs two more mbufs and a second place to send from; measured, it takes more than
+    # 9000 bytes to be worth that.
+    cdef bint refer = (plan.gso_size >= REFERENCE_MIN and plan.hdr_len <= room
+                       and m.pkt_len / m.nb_segs >= REFERENCE_MIN)
+    c.seg = m
+    c.offset = plan.hdr_len
+    for i in range(plan.count):
+        k = segment_payload(plan, i)
+        take_metadata(out[i], m, plan)
+        if refer:
+            if refer_chain(out[i], headers, plan, i, &c) != 0:
+                return -ENOBUFS
+        elif plan.hdr_len + k > room:
+            if write_chain(out[i], headers, plan, i, &c) != 0:
+                return -ENOBUFS
+        else:
+            dst = mbuf_data(out[i])
+            part = cursor_read(&c, dst + plan.hdr_len, k)
+            memcpy(dst, headers, plan.hdr_len)
+            write_header(plan, dst, i, k, part)
+            out[i].data_len = out[i].pkt_len = plan.hdr_len + k
+    return 0
+
+
+cdef int finish_one(mbuf_t **frame, bint l2) noexcept nogil:
+    """Makes a plain frame of one that is too short to be split, and finishes its checksum."""
+    cdef mbuf_t *m = frame[0]
+    if m.ol_flags & (RX_LRO | TX_TCP_SEG | TX_UDP_SEG):
+        if make_private(frame) != 0:
+            return -ENOBUFS
+        m = frame[0]
+        if m.ol_flags & (TX_TCP_SEG | TX_UDP_SEG):
+            if fill_frame(m, l2) != 0:
+                return -EINVAL
+            m.vnet_flags = 0
+        m.ol_flags &= ~(RX_LRO | TX_TCP_SEG | TX_UDP_SEG | TX_L4_MASK)
+        m.gso_type = VIRTIO_NET_HDR_GSO_NONE
+        m.tso_segsz = 0
+    return finish_checksum(frame)
+
+
+cdef int gso_mbuf(mbuf_t *m, pool_t *pool, bint l2, mbuf_t **out, uint32_t room) noexcept nogil:
+    """Splits a super-frame, one received or one with TX_TCP_SEG or TX_UDP_SEG, into mbufs of
+    ``pool``; a frame that need not be split has its checksum finished, if that is to be done.
+
+    How many frames are in ``out``; the frame is then consumed.  -EINVAL when it does not fit what
+    it says about itself, -EMSGSIZE when it makes more than ``room`` frames, -ENOBUFS when the pool
+    has too few slots: it is then as it was."""
+    cdef uint8_t headers[HEADER_ROOM]
+    cdef plan_t plan
+    cdef uint32_t n, got, i
+    cdef const uint8_t *p
+    cdef int error
+    if plan_mbuf(m, l2, &plan) != FITS or plan.hdr_len > HEADER_ROOM:
+        return -EINVAL
+    if plan.count > room:
+        return -EMSGSIZE
+    if plan.count == 1:
+        out[0] = m
+        error = finish_one(out, l2)
+        return error if error != 0 else 1
+    p = headers_of(m, headers, &n)
+    if p != headers:
+        memcpy(headers, p, plan.hdr_len)
+    got = pool_get(pool, out, plan.count)
+    for i in range(got):
+        mbuf_reset(out[i])
+    error = write_all(m, pool, &plan, headers, out) if got == plan.count else -ENOBUFS
+    if error != 0:
+        mbuf_free_bulk(out, got)
+        return error
+    mbuf_free(m)
+    return <int>plan.count
