@@ -91,9 +91,7 @@ class EthConf:
                 )
         for name in ("tx_gro", "rx_gso"):
             if not isinstance(getattr(self, name), bool):
-                raise TypeError(
-                    f"{name} must be a bool, got {type(getattr(self, name)).__name__}"
-                )
+                raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
         if self.rx_gso and self.rx_offloads & (RxOffload.TCP_LRO | RxOffload.UDP_LRO):
             raise ValueError(
                 "rx_gso splits the super-frames that TCP_LRO and UDP_LRO in rx_offloads ask for: "
@@ -124,8 +122,9 @@ class DevInfo:
     """What :meth:`EthDev.info` returns (``rte_eth_dev_info``, then what is rtap's own).
 
     Sizes are bytes without the frame check sequence. ``rx_offload_capa`` says what may be asked
-    for, ``rx_offloads`` what is on. ``engine`` is the one in use, "auto" until a queue is set up,
-    ``engine_reason`` why. ``state`` is unconfigured, configured, started or stopped.
+    for, ``rx_offloads`` what is on, ``tx_offloads_refused`` what the kernel turns out to refuse
+    for some kind of frame, so that rtap does it. ``engine`` is the one in use, "auto" until a queue
+    is set up, ``engine_reason`` why. ``state`` is unconfigured, configured, started or stopped.
     """
 
     driver_name: str = ""
@@ -157,6 +156,7 @@ class DevInfo:
     vnet_hdr: bool = False
     rx_offloads: RxOffload = RxOffload(0)
     tx_offloads: TxOffload = TxOffload(0)
+    tx_offloads_refused: TxOffload = TxOffload(0)
     tx_gro: bool = False
     rx_gso: bool = False
     engine: str = "auto"
