@@ -58,6 +58,7 @@ cdef struct rxq_t:
     uint64_t filtered_unicast   # dropped while not promiscuous
     uint64_t filtered_multicast
     uint64_t lro                # super-frames
+    uint64_t gso                # frames that rx_gso made of them
     uint64_t checksum_good
     uint64_t checksum_none      # left to do, the data is intact
     uint64_t checksum_bad
@@ -81,6 +82,7 @@ cdef struct txq_t:
     uint64_t tso                # super-frames
     uint64_t checksum           # checksums left to the kernel, or done here for want of a header
     uint64_t multiseg
+    uint64_t software_gso       # super-frames that were split here, for want of a kernel that does
     uint64_t gro                # frames that tx_gro sent as part of a super-frame
     traffic_t traffic
     uint64_t full               # times the kernel took no more (EAGAIN, ENOMEM, ENOBUFS)

@@ -259,6 +259,7 @@ cdef class RxQueueBase:
             "truncated_packets": _compat.counter_read(&q.truncated),
             "bad_header_packets": _compat.counter_read(&q.bad_vnet_hdr),
             "read_errors": _compat.counter_read(&q.read_errors),
+            "gso_split_packets": _compat.counter_read(&q.gso),
         }
 
     def reset_xcounters(self):
@@ -453,6 +454,7 @@ cdef class TxQueueBase:
             "tso_packets": _compat.counter_read(&q.tso),
             "checksum_offload": _compat.counter_read(&q.checksum),
             "multiseg_packets": _compat.counter_read(&q.multiseg),
+            "software_gso_packets": _compat.counter_read(&q.software_gso),
             "bad_request_packets": _compat.counter_read(&q.bad_request),
             "kernel_refused_packets": _compat.counter_read(&q.refused),
             "link_down_packets": _compat.counter_read(&q.down),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from typing_extensions import Buffer
 
@@ -21,6 +21,7 @@ class RxQueue(RxQueueBase):
         scatter: bool = False,
         l2: bool = True,
         offloads: int = 0,
+        split: Mempool | None = None,
         engine: str = "auto",
         gil: str = "auto",
     ) -> None: ...
@@ -34,6 +35,8 @@ class RxQueue(RxQueueBase):
     def scatter(self) -> bool: ...
     @property
     def room(self) -> int: ...
+    @property
+    def wake(self) -> int: ...
     def resize(self, max_frame: int, pool: Mempool | None = None) -> None: ...
     def set_filter(
         self, on: bool, *, allmulticast: bool = False, addresses: Iterable[Buffer] = ()
@@ -53,6 +56,7 @@ class TxQueue(TxQueueBase):
         vnet_hdr: bool = True,
         l2: bool = True,
         ordered: bool = False,
+        on_refused: Callable[[int], object] | None = None,
         gro: bool = False,
         gro_udp: bool = False,
         engine: str = "auto",
@@ -63,3 +67,4 @@ class TxQueue(TxQueueBase):
     @property
     def engine_reason(self) -> str: ...
     def close(self) -> None: ...
+    software_gso: int

@@ -20,10 +20,11 @@ from rtap._mempool cimport Mempool
 from rtap._pool cimport pool_t, thread_number
 from rtap._queue cimport QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, TxQueueBase, gil_mode
 from rtap._rx cimport (
-    FILTER_MAX, SEGS_MAX, filter_t, room_t, rx_adopt, rx_syscall, rx_uring, rx_uring_many,
-    tap_rxq_t,
+    FILTER_MAX, SEGS_MAX, filter_t, room_t, rx_adopt, rx_split, rx_syscall, rx_uring,
+    rx_uring_many, tap_rxq_t,
 )
-from rtap._tx cimport tap_txq_t, tx_syscall, tx_uring, tx_checked
+from rtap._rx_gso cimport rx_gso_create, rx_gso_destroy, rx_gso_drop
+from rtap._tx cimport tap_txq_t, tx_checked, tx_forget, tx_syscall, tx_uring
 from rtap._tx_gro cimport tx_gro_create, tx_gro_destroy
 from rtap._uring cimport (
     ENGINE_AUTO, ENGINE_SYSCALL, ENGINE_URING, RING_ENTRIES, fork_generation, uring_costs,
@@ -89,18 +90,24 @@ cdef class RxQueue(RxQueueBase):
     l2:        Ethernet frames (TAP); False for IP packets (TUN)
     offloads:  RxOffload bits.  Any has frames told of with packet type and header lengths, and
                IPV4_CKSUM, UDP_CKSUM and TCP_CKSUM with what was found of these; with vnet_hdr
+    split:     a pool to split super-frames into, and to move all others to; ``pool`` is then for
+               reading only.  Frames longer than its ``data_room`` become chains.  ``wake`` is
+               readable while split frames wait for the next burst; with vnet_hdr
     engine:    "auto", "uring" or "syscall";  gil: "auto", "release" or "hold"
     """
 
     def __init__(self, int fd, Mempool pool not None, *, str name, int queue_id=0, int port=0xffff,
                  nb_desc=64, bint vnet_hdr=True, max_frame=1522, bint scatter=False,
-                 bint l2=True, uint64_t offloads=0, str engine="auto", str gil="auto"):
+                 bint l2=True, uint64_t offloads=0, Mempool split=None, str engine="auto",
+                 str gil="auto"):
         cdef pool_t *p
         cdef tap_rxq_t *q
         cdef uint32_t segs
         if self.tap != NULL:
             raise RuntimeError("an RxQueue is made once")
         check_range("nb_desc", nb_desc, 1, 32768)
+        if split is not None and not vnet_hdr:
+            raise ValueError("split needs vnet_hdr: without headers there are no super-frames")
         p = pool.hold()
         try:
             segs = segments(p, max_frame, scatter)
@@ -109,14 +116,27 @@ cdef class RxQueue(RxQueueBase):
             q = <tap_rxq_t *>calloc(1, sizeof(tap_rxq_t))
             if q == NULL:
                 raise MemoryError("no memory for an rx queue")
+            if split is not None:
+                try:
+                    q.gso = rx_gso_create(split.hold(), l2)
+                    if q.gso == NULL:
+                        split.let_go()
+                        raise MemoryError("no memory or no descriptor for an rx queue that splits")
+                except BaseException:
+                    free(q)
+                    raise
         except BaseException:
             pool.let_go()
             raise
         self.pool = pool
         self.tap = q
         self.q = &q.base
-        q.base.burst = rx_syscall if number == ENGINE_SYSCALL else rx_uring
-        if number != ENGINE_SYSCALL:
+        q.base.burst = q.read = rx_syscall if number == ENGINE_SYSCALL else rx_uring
+        if split is not None:
+            self.reads = pool
+            self.pool = split
+            q.base.burst = rx_split
+        elif number != ENGINE_SYSCALL:
             q.base.many = rx_uring_many
         q.base.fd = fd
         q.pool = p
@@ -144,6 +164,7 @@ cdef class RxQueue(RxQueueBase):
                 if self.generation == fork_generation():
                     uring_forget_file(self.tap.file_id)
                 self.release_pools()
+            rx_gso_destroy(self.tap.gso)
             free(self.tap)
 
     def close(self):
@@ -155,6 +176,10 @@ cdef class RxQueue(RxQueueBase):
 
     @cython.critical_section
     cdef int release_pools(self) except -1:
+        if self.reads is not None:
+            if self.generation == fork_generation():    # else the frames are the parent's
+                rx_gso_drop(self.tap.gso)
+            self.reads.let_go()
         self.pool.let_go()
         return self.release_retired()
 
@@ -164,6 +189,13 @@ cdef class RxQueue(RxQueueBase):
             pool.let_go()
         self.retired.clear()
         return 0
+
+    @property
+    def wake(self):
+        """Descriptor that is readable while split frames wait for the next burst; -1 for a queue
+        that does not split."""
+        self.checked()
+        return self.tap.gso.wake if self.tap.gso != NULL else -1
 
     @property
     @cython.critical_section
@@ -189,6 +221,8 @@ cdef class RxQueue(RxQueueBase):
         cdef uint32_t segs
         cdef room_t *r = &self.tap.room
         self.checked()
+        if self.reads is not None:
+            raise ValueError(f"{self!r} splits what it reads: its buffers hold the longest frame")
         p = to.hold()
         try:
             segs = segments(p, max_frame, self.scatter)
@@ -250,6 +284,8 @@ cdef class RxQueue(RxQueueBase):
         with nogil:
             while n < PURGE_MAX and read(self.q.fd, scratch, sizeof(scratch)) > 0:
                 n += 1
+            if self.tap.gso != NULL:
+                rx_gso_drop(self.tap.gso)
         self.disown()
         return n
 
@@ -260,13 +296,15 @@ cdef class TxQueue(TxQueueBase):
 
     ordered: link the writes of a batch, so that what a full kernel queue leaves unsent is never
              followed by a later frame; needed only with a finite TUNSETSNDBUF (costs a third)
+    on_refused: called with the kind of super-frames (see ``software_gso``) that the kernel turns
+             out to refuse whatever they look like, in the thread that bursts
     gro:     merge frames of a TCP flow before they enter the kernel, with ``gro_udp`` datagrams
              too; needs ``vnet_hdr``
     """
 
     def __init__(self, int fd, *, str name, int queue_id=0, int port=0xffff, nb_desc=64,
-                 bint vnet_hdr=True, bint l2=True, bint ordered=False, bint gro=False,
-                 bint gro_udp=False, str engine="auto", str gil="auto"):
+                 bint vnet_hdr=True, bint l2=True, bint ordered=False, on_refused=None,
+                 bint gro=False, bint gro_udp=False, str engine="auto", str gil="auto"):
         cdef tap_txq_t *q
         if self.tap != NULL:
             raise RuntimeError("a TxQueue is made once")
@@ -295,6 +333,9 @@ cdef class TxQueue(TxQueueBase):
         q.hdr_len = VNET_HDR_LEN if vnet_hdr else 0
         q.ordered = ordered
         q.l2 = l2
+        q.owner = <void *>self
+        q.refused = tell_refused
+        self.on_refused = on_refused
         self.name = name
         self.queue_id = queue_id
         self.port = port
@@ -305,6 +346,7 @@ cdef class TxQueue(TxQueueBase):
         if self.tap != NULL:
             if self.tap.base.state != QUEUE_CLOSED and self.generation == fork_generation():
                 uring_forget_file(self.tap.file_id)
+            tx_forget(self.tap)
             tx_gro_destroy(self.tap.gro)
             free(self.tap)
 
@@ -313,6 +355,33 @@ cdef class TxQueue(TxQueueBase):
         the descriptor.  The counters stay readable."""
         self.checked()
         close_queue(self, &self.q.state, self.generation, self.tap.file_id)
+
+    def stop(self):
+        """Refuses further bursts, once the one in progress is over; gives back frames that were
+        still to be sent for a super-frame."""
+        TxQueueBase.stop(self)
+        if self.generation == fork_generation() and _compat.cas(&self.q.owned, 0, thread_number()):
+            tx_forget(self.tap)
+            self.disown()
+
+    @property
+    def software_gso(self):
+        """Kinds of super-frames that are split here because the kernel refuses them: bits 1 (TCP
+        over IPv4), 2 (TCP over IPv6), 4 (UDP)."""
+        self.checked()
+        return _compat.load(&self.tap.software)
+
+    @software_gso.setter
+    def software_gso(self, kinds):
+        self.checked()
+        _compat.store(&self.tap.software, check_range("software_gso", kinds, 0, 7))
+
+
+cdef void tell_refused(tap_txq_t *q, uint32_t kind) noexcept with gil:
+    cdef TxQueue queue = <TxQueue>q.owner
+    if queue.on_refused is not None:
+        queue.on_refused(kind)
+
 
 cdef bint close_queue(queue, uint32_t *state, uint32_t generation, uint64_t file_id) except -1:
     """Closes a queue that is not closed yet; true for the one caller who did."""

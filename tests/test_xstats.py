@@ -39,6 +39,7 @@ RX_NAMES = (
     "truncated_packets",
     "bad_header_packets",
     "read_errors",
+    "gso_split_packets",
 )
 TX_NAMES = (
     *SIZES,
@@ -46,6 +47,7 @@ TX_NAMES = (
     "tso_packets",
     "checksum_offload",
     "multiseg_packets",
+    "software_gso_packets",
     "bad_request_packets",
     "kernel_refused_packets",
     "link_down_packets",
