@@ -4,17 +4,20 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test build debug lint bench soak fuzz docs wheel clean setup
+.PHONY: help demo test test-freethreading build debug lint bench soak fuzz docs wheel clean setup
 
 BIN := .venv/bin
 PYTHON3 := $(BIN)/python
 CHECKED := build/debug
+FREE := build/freethreading/venv
 CHECKED_ENV := PYTHONPATH=$(CURDIR)/$(CHECKED) RTAP_TEST_BUILD=$(CHECKED)
 ARGS ?=
 
 help:
 	@echo 'make demo     forward TCP between two network namespaces, and compare with a veth pair'
 	@echo 'make test     the test suite on the release build, the lifetime tests on the checked build'
+	@echo 'make test-freethreading'
+	@echo '              the test suite on a Python without a GIL, which it builds (ten minutes) once'
 	@echo 'make build    compile in place and install into .venv'
 	@echo 'make debug    the checked build (bounds checks, assertions) in $(CHECKED)'
 	@echo 'make lint     ruff, cython-lint, mypy, stubtest and the rules of the tree'
@@ -44,6 +47,13 @@ demo: build
 test: build debug
 	@$(BIN)/pytest $(ARGS)
 	@$(CHECKED_ENV) $(BIN)/pytest -m lifetime
+
+# The newest hypothesis there is a wheel of: its source may need a Rust compiler.
+test-freethreading:
+	@PYTHON=$$(tools/freethreaded-python) RTAP_VENV=$(FREE) PIP_PREFER_BINARY=1 \
+	  tools/setup freethreading
+	@$(FREE)/bin/python setup.py -q build_ext --inplace
+	@$(FREE)/bin/pytest --parallel-threads=4 --timeout=600 $(ARGS)
 
 lint: build
 	@$(PYTHON3) tools/lint.py

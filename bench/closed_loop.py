@@ -55,12 +55,17 @@ BURST = 64
 
 
 class Loop:
-    """A closed loop between two rtap devices, preloaded."""
+    """A closed loop between two rtap devices, the receiving one of so many queues; preloaded.
 
-    def __init__(self, stack: ExitStack, ns: NetNS, engine: str) -> None:
+    The frames are one flow to the kernel, and so go round on one queue.
+    """
+
+    def __init__(self, stack: ExitStack, ns: NetNS, engine: str, queues: int = 1) -> None:
         import rtap
 
-        self.a: Any = stack.enter_context(ns.call(rtap.open, "A", nb_mbufs=1024, engine=engine))
+        self.a: Any = stack.enter_context(
+            ns.call(rtap.open, "A", nb_mbufs=1024, engine=engine, queues=queues)
+        )
         self.b: Any = stack.enter_context(ns.call(rtap.open, "B", nb_mbufs=1024, engine=engine))
         self.counters = stack.enter_context(Counters(ns))
         run(ns, "ip link set A txqueuelen 4096")
@@ -100,28 +105,30 @@ class Loop:
         """Frames read from A so far."""
         return self.counters.read("A")["tx_packets"]
 
-    def check(self) -> None:
+    def check(self, queues: int = 1) -> None:
         """RuntimeError unless all 512 frames are still there, whole and different."""
         seqs: set[bytes] = set()
         n = 0
-        while len(burst := self.a.rx_burst(0, BURST, timeout=0.05)):
-            for mbuf in burst:
-                data = bytes(mbuf)
-                n += 1
-                if len(data) == FRAME:
-                    seqs.add(data[SEQ_OFFSET : SEQ_OFFSET + 8])
+        for q in range(queues):
+            while len(burst := self.a.rx_burst(q, BURST, timeout=0.05 if q == 0 else 0)):
+                for mbuf in burst:
+                    data = bytes(mbuf)
+                    n += 1
+                    if len(data) == FRAME:
+                        seqs.add(data[SEQ_OFFSET : SEQ_OFFSET + 8])
         lost = self.counters.read("A")["tx_dropped"] + self.counters.read("B")["rx_dropped"]
         if n != LOOP_FRAMES or len(seqs) != LOOP_FRAMES or lost:
             raise RuntimeError(f"{n} frames came back, {len(seqs)} different, {lost} dropped")
 
 
 @contextmanager
-def worker_subject(loop: Loop, cpu: int | None, wait: str) -> Iterator[Subject]:
+def worker_subject(loop: Loop, cpu: int | None, wait: str, queues: int = 1) -> Iterator[Subject]:
     """The nogil worker on one loop; started for each slice, measured well inside."""
     import rtap
 
     worker: Any = rtap.Worker(cpu=cpu, wait=wait)
-    worker.forward((loop.a, 0), (loop.b, 0), on_full="retry")
+    for q in range(queues):
+        worker.forward((loop.a, q), (loop.b, 0), on_full="retry")
 
     def subject(seconds: float) -> Sample:
         threads = set(os.listdir("/proc/self/task"))

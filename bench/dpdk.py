@@ -132,23 +132,17 @@ class TestPmd:
         """Stop forwarding."""
         self._say("stop")
 
-    def slice(
-        self,
-        seconds: float,
-        counter: str = "rx_packets",
-        meanwhile: Callable[[float], None] = time.sleep,
-    ) -> Sample:
+    def slice(self, seconds: float, counter: str = "rx_packets") -> Sample:
         """Forward for that long; frames by ``counter``, summed over the ports' interfaces.
 
         Start and stop take a while, so the clock and the counters are read well inside.
-        ``meanwhile`` is what fills so many seconds.
         """
         self.start()
         try:
-            meanwhile(0.01)
+            time.sleep(0.01)
             cpu, begun = process_cpu_ns(self.process.pid), time.perf_counter()
             before = self._count(counter)
-            meanwhile(seconds)
+            time.sleep(seconds)
             after = self._count(counter)
             ended, cpu = time.perf_counter(), process_cpu_ns(self.process.pid) - cpu
         finally:

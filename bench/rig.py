@@ -213,17 +213,15 @@ def end(process: subprocess.Popen[Any], grace: float = 2.0) -> None:
                 stream.close()
 
 
-def redirect(ns: NetNS, source: str, target: str, protocol: str = "all") -> None:
+def redirect(ns: NetNS, source: str, target: str) -> None:
     """Send every frame that comes in on ``source`` out of ``target`` (tc ingress, mirred).
-
-    Or those of one ethertype; the others go to the stack.
 
     u32 with an empty match takes all frames; matchall is not in every kernel.
     """
     run(ns, f"tc qdisc add dev {source} ingress")
     run(
         ns,
-        f"tc filter add dev {source} parent ffff: protocol {protocol} u32 match u32 0 0 "
+        f"tc filter add dev {source} parent ffff: protocol all u32 match u32 0 0 "
         f"action mirred egress redirect dev {target}",
     )
 

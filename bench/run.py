@@ -22,16 +22,18 @@ ROOT = Path(__file__).resolve().parents[1]
 QUICK = {
     "send64": ["--slices=5", "--seconds=0.05"],
     "closed_loop": ["--slices=5", "--seconds=0.05"],
+    "worker_idle": ["--slices=5", "--seconds=0.05", "--frames=200"],
     "tcp": ["--slices=3", "--attempts=1"],
     "testpmd": ["--slices=3", "--seconds=0.05", "--attempts=1"],
     "soak": ["--frames=1e6", "--cycles=50"],
 }
-SUITE = ("send64", "closed_loop", "tcp", "testpmd")
+SUITE = ("send64", "closed_loop", "worker_idle", "tcp", "testpmd")
 TARGETS = {
     "rtap numpy / c write": 1.2,
     "rtap numpy / net_tap": 1.2,
     "python / worker": 0.9,
     "python beside / python": 0.4,
+    "128 queues / 1 queue": 0.8,
     "rtap / veth": 0.75,
     "rtap plain / net_tap": 1.5,
     **{

@@ -19,7 +19,6 @@ import argparse
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
@@ -27,16 +26,13 @@ from typing import Any, cast
 import rtap
 from bench.dpdk import TestPmd, available, common, dpdk_argv
 from bench.measure import Rounds, Sample, Subject, alternate, bench_cpu, write_report
-from bench.rig import ETHERTYPE, HEADER, Counters, frame, namespace, redirect, run
+from bench.rig import Counters, frame, namespace, redirect, run
 from rtap._generate import GenerateRxQueue
 from rtap.netns import NetNS
 
 SIZES = (64, 1500)
 ROUND = 256
 """Frames that go round each way."""
-POKE = 0x88B6
-"""IEEE 802 local experimental ethertype 2."""
-POKE_FRAME = HEADER[:12] + POKE.to_bytes(2, "big") + bytes(50)
 COPIES = 8
 """Frames that the port is offered for each one that the generator sends."""
 
@@ -62,7 +58,7 @@ class Circle:
         self._size = size
         self._lost = dict.fromkeys(("A", "B"), 0)
         for source, target in (("A", "B"), ("B", "A")):
-            redirect(ns, source, target, f"{ETHERTYPE:#x}")
+            redirect(ns, source, target)
         self._sockets = {name: ns.call(self._open, name) for name in ("A", "B")}
         for name in ("A", "B"):
             self._put(name, ROUND)
@@ -89,18 +85,6 @@ class Circle:
             replaced += lost - self._lost[name]
             self._lost[name] = lost
         return replaced
-
-    def poke(self, seconds: float) -> None:
-        """A frame each way every millisecond, which the kernel drops when it has been forwarded.
-
-        net_tap looks at a queue only when a signal said that a frame came. Now and then it misses
-        the last one and looks no more, though frames wait.
-        """
-        until = time.perf_counter() + seconds
-        while time.perf_counter() < until:
-            for out in self._sockets.values():
-                out.send(POKE_FRAME)
-            time.sleep(0.001)
 
     def close(self) -> None:
         for out in self._sockets.values():
@@ -148,7 +132,7 @@ def circling(stack: ExitStack, argv: Argv, mode: str, size: int) -> Subject:
 
     def subject(seconds: float) -> Sample:
         circle.replace_lost()
-        return pmd.slice(seconds, "tx_packets", circle.poke)
+        return pmd.slice(seconds, "tx_packets")
 
     return subject
 

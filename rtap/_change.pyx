@@ -13,7 +13,7 @@ from rtap._request cimport make_private
 from rtap._rewrite cimport set_mac, swap_five_tuple, swap_mac
 from rtap._verify cimport fill_frame
 from rtap._vnet cimport keeps_vnet_hdr
-from rtap._wrapped cimport WrappedRxQueue, inner_runs
+from rtap._wrapped cimport ROUNDS_MAX, WrappedRxQueue, inner_runs
 
 cdef enum:
     MAC
@@ -43,20 +43,30 @@ cdef inline bint change_frame(change_t *q, mbuf_t *m) noexcept nogil:
     return True
 
 
+cdef uint32_t keep_changed(change_t *q, mbuf_t **v, uint32_t n) noexcept nogil:
+    """Those of ``n`` frames that go on, changed, move to the front; their number."""
+    cdef uint32_t kept = 0, i
+    for i in range(n):
+        if make_private(&v[i]) == 0 and change_frame(q, v[i]):
+            v[kept] = v[i]
+            kept += 1
+        else:
+            mbuf_free(v[i])
+    return kept
+
+
 cdef uint32_t change_rx(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil:
     cdef change_t *q = <change_t *>base
     cdef rxq_t *inner = q.wrapped.inner
-    cdef uint32_t got, kept = 0, i
+    cdef uint32_t got = 1, kept = 0, rounds = 0
     if not inner_runs(&q.wrapped):
         return 0
-    got = inner.burst(inner, out, n, error)
-    for i in range(got):
-        if make_private(&out[i]) == 0 and change_frame(q, out[i]):
-            out[kept] = out[i]
-            kept += 1
-        else:
-            mbuf_free(out[i])
-            _compat.counter_add(&base.errors, 1)
+    # Nothing out of a burst looks like an idle queue, and must not be taken for one.
+    while kept == 0 and got > 0 and error[0] == 0 and rounds < ROUNDS_MAX:
+        got = inner.burst(inner, out, n, error)
+        kept = keep_changed(q, out, got)
+        _compat.counter_add(&base.errors, got - kept)
+        rounds += 1
     if kept > 0:
         _compat.counter_add(&base.packets, kept)
     return kept

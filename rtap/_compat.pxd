@@ -20,3 +20,4 @@ cdef extern from "rtap_compat.h" nogil:
     void step_lock "rtap_step_lock" (uint32_t *lock)
     void step_unlock "rtap_step_unlock" (uint32_t *lock)
     uint64_t now_ns "rtap_now_ns" ()
+    uint64_t cycles "rtap_cycles" ()

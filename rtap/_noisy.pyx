@@ -14,7 +14,7 @@ from rtap._mbuf cimport check_range
 from rtap._pool cimport mbuf_free_bulk, mbuf_t
 from rtap._queue cimport RxQueueBase, rxq_t
 from rtap._uring cimport fork_generation
-from rtap._wrapped cimport WrappedRxQueue, inner_runs
+from rtap._wrapped cimport ROUNDS_MAX, WrappedRxQueue, inner_runs
 
 cdef enum:
     BURST = 512                 # frames taken from the inner queue at a time
@@ -58,31 +58,41 @@ cdef uint32_t pop(noisy_t *q, mbuf_t **out, uint32_t n) noexcept nogil:
     return n
 
 
+cdef uint32_t pass_through(noisy_t *q, mbuf_t **out, uint32_t n, uint32_t *got,
+                           int *error) noexcept nogil:
+    """One burst of the inner queue; how many frames leave."""
+    cdef mbuf_t *fresh[BURST]
+    cdef rxq_t *inner = q.wrapped.inner
+    cdef uint32_t left
+    if q.size == 0:
+        got[0] = left = inner.burst(inner, out, n, error)
+        look_up(q, left)
+        return left
+    # No more than the buffer and the caller have room for.
+    got[0] = inner.burst(inner, fresh, min(n, q.size), error)
+    look_up(q, got[0])
+    left = pop(q, out, q.count + got[0] - q.size if q.count + got[0] > q.size else 0)
+    push(q, fresh, got[0])
+    if left > 0:
+        q.since = _compat.now_ns()
+    elif got[0] == 0 and q.count > 0 and q.flush_ns != 0:
+        if q.flushing or _compat.now_ns() - q.since >= q.flush_ns:
+            left = pop(q, out, n)
+            q.flushing = q.count > 0
+            q.since = _compat.now_ns()
+    return left
+
+
 cdef uint32_t noisy_rx(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil:
     cdef noisy_t *q = <noisy_t *>base
-    cdef mbuf_t *fresh[BURST]
-    cdef uint32_t got, left = 0, over
-    cdef rxq_t *inner = q.wrapped.inner
+    cdef uint32_t left = 0, got = 1, rounds = 0
     if not inner_runs(&q.wrapped):
         return 0
     n = min(n, BURST)
-    if q.size == 0:
-        left = inner.burst(inner, out, n, error)
-        look_up(q, left)
-    else:
-        # No more than the buffer and the caller have room for.
-        got = inner.burst(inner, fresh, min(n, q.size), error)
-        look_up(q, got)
-        over = q.count + got - q.size if q.count + got > q.size else 0
-        left = pop(q, out, over)
-        push(q, fresh, got)
-        if left > 0:
-            q.since = _compat.now_ns()
-        elif got == 0 and q.count > 0 and q.flush_ns != 0:
-            if q.flushing or _compat.now_ns() - q.since >= q.flush_ns:
-                left = pop(q, out, n)
-                q.flushing = q.count > 0
-                q.since = _compat.now_ns()
+    # Nothing out of a burst looks like an idle queue, and must not be taken for one.
+    while left == 0 and got > 0 and error[0] == 0 and rounds < ROUNDS_MAX:
+        left = pass_through(q, out, n, &got, error)
+        rounds += 1
     if left > 0:
         _compat.counter_add(&base.packets, left)
     return left

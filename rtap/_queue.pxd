@@ -27,11 +27,24 @@ cdef enum:
     BURST_MAX = 65535
 
 
+cdef struct rx_share_t:         # of a kernel entry that serves several queues
+    rxq_t *q
+    mbuf_t **out
+    uint32_t n                  # as of a burst
+    uint32_t got
+    int error                   # 0 before
+    uint32_t reads
+
+
 cdef struct rxq_t:
     # Receives at most n frames into out and returns their number; *error is 0, or the errno
     # that ended the burst.  Called by whoever owns the queue.
     uint32_t (*burst)(rxq_t *q, mbuf_t **out, uint32_t n, int *error) noexcept nogil
+    # The same for several queues at once, all with this function: serves at least the first and
+    # returns how many.  NULL where that gains nothing.
+    uint32_t (*many)(rx_share_t *shares, uint32_t k) noexcept nogil
     int fd                      # to wait on; -1 when there is nothing to wait for
+    bint revisit                # may have frames, or an end, of which its descriptor knows nothing
     uint32_t state
     uint32_t owned              # see OWNED_BY_WORKER
     # Counters only grow, and only the owner writes them: see since() for resets.
@@ -68,6 +81,7 @@ cdef struct txq_t:
     uint64_t tso                # super-frames
     uint64_t checksum           # checksums left to the kernel, or done here for want of a header
     uint64_t multiseg
+    uint64_t software_gso       # super-frames that were split here, for want of a kernel that does
     uint64_t gro                # frames that tx_gro sent as part of a super-frame
     traffic_t traffic
     uint64_t full               # times the kernel took no more (EAGAIN, ENOMEM, ENOBUFS)

@@ -453,6 +453,7 @@ cdef class TxQueueBase:
             "tso_packets": _compat.counter_read(&q.tso),
             "checksum_offload": _compat.counter_read(&q.checksum),
             "multiseg_packets": _compat.counter_read(&q.multiseg),
+            "software_gso_packets": _compat.counter_read(&q.software_gso),
             "bad_request_packets": _compat.counter_read(&q.bad_request),
             "kernel_refused_packets": _compat.counter_read(&q.refused),
             "link_down_packets": _compat.counter_read(&q.down),

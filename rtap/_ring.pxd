@@ -18,5 +18,6 @@ cdef class RxQueue(RxQueueBase):
 
 cdef class TxQueue(TxQueueBase):
     cdef tap_txq_t *tap
+    cdef object on_refused
     cdef readonly str engine
     cdef readonly str engine_reason

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from typing_extensions import Buffer
 
@@ -53,6 +53,7 @@ class TxQueue(TxQueueBase):
         vnet_hdr: bool = True,
         l2: bool = True,
         ordered: bool = False,
+        on_refused: Callable[[int], object] | None = None,
         gro: bool = False,
         gro_udp: bool = False,
         engine: str = "auto",
@@ -63,3 +64,4 @@ class TxQueue(TxQueueBase):
     @property
     def engine_reason(self) -> str: ...
     def close(self) -> None: ...
+    software_gso: int

@@ -20,9 +20,10 @@ from rtap._mempool cimport Mempool
 from rtap._pool cimport pool_t, thread_number
 from rtap._queue cimport QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, TxQueueBase, gil_mode
 from rtap._rx cimport (
-    FILTER_MAX, SEGS_MAX, filter_t, room_t, rx_adopt, rx_syscall, rx_uring, tap_rxq_t,
+    FILTER_MAX, SEGS_MAX, filter_t, room_t, rx_adopt, rx_syscall, rx_uring, rx_uring_many,
+    tap_rxq_t,
 )
-from rtap._tx cimport tap_txq_t, tx_syscall, tx_uring, tx_checked
+from rtap._tx cimport tap_txq_t, tx_checked, tx_forget, tx_syscall, tx_uring
 from rtap._tx_gro cimport tx_gro_create, tx_gro_destroy
 from rtap._uring cimport (
     ENGINE_AUTO, ENGINE_SYSCALL, ENGINE_URING, RING_ENTRIES, fork_generation, uring_costs,
@@ -115,6 +116,8 @@ cdef class RxQueue(RxQueueBase):
         self.tap = q
         self.q = &q.base
         q.base.burst = rx_syscall if number == ENGINE_SYSCALL else rx_uring
+        if number != ENGINE_SYSCALL:
+            q.base.many = rx_uring_many
         q.base.fd = fd
         q.pool = p
         q.file_id = uring_new_file_id()
@@ -257,13 +260,15 @@ cdef class TxQueue(TxQueueBase):
 
     ordered: link the writes of a batch, so that what a full kernel queue leaves unsent is never
              followed by a later frame; needed only with a finite TUNSETSNDBUF (costs a third)
+    on_refused: called with the kind of super-frames (see ``software_gso``) that the kernel turns
+             out to refuse whatever they look like, in the thread that bursts
     gro:     merge frames of a TCP flow before they enter the kernel, with ``gro_udp`` datagrams
              too; needs ``vnet_hdr``
     """
 
     def __init__(self, int fd, *, str name, int queue_id=0, int port=0xffff, nb_desc=64,
-                 bint vnet_hdr=True, bint l2=True, bint ordered=False, bint gro=False,
-                 bint gro_udp=False, str engine="auto", str gil="auto"):
+                 bint vnet_hdr=True, bint l2=True, bint ordered=False, on_refused=None,
+                 bint gro=False, bint gro_udp=False, str engine="auto", str gil="auto"):
         cdef tap_txq_t *q
         if self.tap != NULL:
             raise RuntimeError("a TxQueue is made once")
@@ -292,6 +297,9 @@ cdef class TxQueue(TxQueueBase):
         q.hdr_len = VNET_HDR_LEN if vnet_hdr else 0
         q.ordered = ordered
         q.l2 = l2
+        q.owner = <void *>self
+        q.refused = tell_refused
+        self.on_refused = on_refused
         self.name = name
         self.queue_id = queue_id
         self.port = port
@@ -302,6 +310,7 @@ cdef class TxQueue(TxQueueBase):
         if self.tap != NULL:
             if self.tap.base.state != QUEUE_CLOSED and self.generation == fork_generation():
                 uring_forget_file(self.tap.file_id)
+            tx_forget(self.tap)
             tx_gro_destroy(self.tap.gro)
             free(self.tap)
 
@@ -310,6 +319,33 @@ cdef class TxQueue(TxQueueBase):
         the descriptor.  The counters stay readable."""
         self.checked()
         close_queue(self, &self.q.state, self.generation, self.tap.file_id)
+
+    def stop(self):
+        """Refuses further bursts, once the one in progress is over; gives back frames that were
+        still to be sent for a super-frame."""
+        TxQueueBase.stop(self)
+        if self.generation == fork_generation() and _compat.cas(&self.q.owned, 0, thread_number()):
+            tx_forget(self.tap)
+            self.disown()
+
+    @property
+    def software_gso(self):
+        """Kinds of super-frames that are split here because the kernel refuses them: bits 1 (TCP
+        over IPv4), 2 (TCP over IPv6), 4 (UDP)."""
+        self.checked()
+        return _compat.load(&self.tap.software)
+
+    @software_gso.setter
+    def software_gso(self, kinds):
+        self.checked()
+        _compat.store(&self.tap.software, check_range("software_gso", kinds, 0, 7))
+
+
+cdef void tell_refused(tap_txq_t *q, uint32_t kind) noexcept with gil:
+    cdef TxQueue queue = <TxQueue>q.owner
+    if queue.on_refused is not None:
+        queue.on_refused(kind)
+
 
 cdef bint close_queue(queue, uint32_t *state, uint32_t generation, uint64_t file_id) except -1:
     """Closes a queue that is not closed yet; true for the one caller who did."""

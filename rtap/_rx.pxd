@@ -2,7 +2,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from rtap._pool cimport mbuf_t, pool_t
-from rtap._queue cimport rxq_t
+from rtap._queue cimport rx_share_t, rxq_t
 
 
 cdef enum:
@@ -45,3 +45,4 @@ cdef struct tap_rxq_t:
 cdef void rx_adopt(tap_rxq_t *q) noexcept nogil
 cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil
 cdef uint32_t rx_syscall(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil
+cdef uint32_t rx_uring_many(rx_share_t *shares, uint32_t k) noexcept nogil

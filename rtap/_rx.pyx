@@ -18,7 +18,7 @@ from rtap._liburing cimport (
 )
 from rtap._linux cimport EBADFD, POLLIN, RWF_NOWAIT, iovec, poll, pollfd, read, readv
 from rtap._pool cimport mbuf_data, mbuf_free, mbuf_reset, mbuf_t, pool_get, pool_put
-from rtap._queue cimport rxq_t
+from rtap._queue cimport rx_share_t, rxq_t
 from rtap._traffic cimport count_frames
 from rtap._uring cimport (
     ENGINE_AUTO, RING_ENTRIES, uring_buffer, uring_enter, uring_file, uring_leave, uring_run,
@@ -177,32 +177,34 @@ cdef void rx_adopt(tap_rxq_t *q) noexcept nogil:
     _compat.unlock(&room.lock)
 
 
-cdef uint32_t rx_batch(tap_rxq_t *q, uring_t *r, mbuf_t **slots, uint32_t n,
-                       int32_t *results) noexcept nogil:
-    """Runs ``n`` reads; returns how many have a result, from the first on."""
+cdef void rx_prepare(tap_rxq_t *q, uring_t *r, mbuf_t **slots, uint32_t n, uint32_t first,
+                     iovec *iov) noexcept nogil:
+    """Prepares ``n`` reads, which are to have the results from number ``first`` on."""
     cdef int index = uring_file(r, q.file_id, q.base.fd)
     cdef int fd = q.base.fd if index < 0 else index
     cdef uint8_t flags = 0 if index < 0 else <uint8_t>IOSQE_FIXED_FILE
     cdef int buffer = uring_buffer(r, q.pool) if q.segs == 1 else -1
     cdef uint32_t length = q.pool.data_room + q.hdr_len
-    cdef io_uring_cqe *cqes[RING_ENTRIES]
     cdef io_uring_sqe *sqe
-    cdef iovec *iov
-    cdef uint32_t i, took, ready
+    cdef uint32_t i
     for i in range(n):
         sqe = io_uring_get_sqe(&r.ring)
         if q.segs > 1:
-            iov = r.iovecs + i * q.segs
             io_uring_prep_readv(sqe, fd, iov, rx_iovecs(q, slots + i * q.segs, iov), 0)
+            iov += q.segs
         elif buffer >= 0:
             io_uring_prep_read_fixed(sqe, fd, rx_start(q, slots[i]), length, 0, buffer)
         else:
             io_uring_prep_read(sqe, fd, rx_start(q, slots[i]), length, 0)
         sqe.rw_flags = RWF_NOWAIT
         sqe.flags = flags
-        sqe.user_data = i
-    took = uring_run(r, n)
-    ready = io_uring_cq_ready(&r.ring)
+        sqe.user_data = first + i
+
+
+cdef uint32_t rx_results(uring_t *r, uint32_t n, int32_t *results) noexcept nogil:
+    """Runs the ``n`` prepared reads; returns how many have a result, from the first on."""
+    cdef io_uring_cqe *cqes[RING_ENTRIES]
+    cdef uint32_t took = uring_run(r, n), ready = io_uring_cq_ready(&r.ring), i
     while ready < took:         # not seen to happen: NOWAIT completes inline
         io_uring_submit_and_wait(&r.ring, took)
         ready = io_uring_cq_ready(&r.ring)
@@ -236,7 +238,8 @@ cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexce
             rx_no_buffers(q)
             break
         asked += reads
-        took = rx_batch(q, r, slots, reads, results)
+        rx_prepare(q, r, slots, reads, 0, r.iovecs)
+        took = rx_results(r, reads, results)
         for i in range(took):
             if not rx_settle(q, slots + i * q.segs, results[i], out, &got, error):
                 more = False
@@ -247,6 +250,64 @@ cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexce
     uring_leave(r)
     rx_count(q, out, got, limit)
     return got
+
+
+cdef uint32_t rx_settle_all(tap_rxq_t *q, mbuf_t **slots, uint32_t reads, uint32_t took,
+                            const int32_t *results, mbuf_t **out, int *error) noexcept nogil:
+    """Takes the results of one queue's reads, of which the kernel ran ``took``; frames got."""
+    cdef uint32_t got = 0, i
+    cdef bint more = reads > 0
+    for i in range(took):
+        if not rx_settle(q, slots + i * q.segs, results[i], out, &got, error):
+            more = False
+    if took < reads:            # never read into: the ring was closed before it could be
+        pool_put(q.pool, slots + took * q.segs, (reads - took) * q.segs)
+        more = False
+    rx_count(q, out, got, q.entries)
+    if more:                    # they all filled
+        q.depth = min(2 * reads, q.entries)
+    return got
+
+
+cdef uint32_t rx_uring_many(rx_share_t *shares, uint32_t k) noexcept nogil:
+    """One io_uring_enter for several queues: as many from the first on as its ring has room for,
+    at least one; returns how many those were."""
+    cdef mbuf_t *slots[BATCH_SLOTS]
+    cdef int32_t results[RING_ENTRIES]
+    cdef uint32_t entries = 0, used = 0, served = 0, took, want, i
+    cdef rx_share_t *s
+    cdef tap_rxq_t *q
+    cdef int rc = 0
+    cdef uring_t *r = uring_enter(&rc)
+    if r == NULL:
+        s = &shares[0]
+        s.got = s.q.burst(s.q, s.out, s.n, &s.error)
+        return 1
+    while served < k:
+        s = &shares[served]
+        q = <tap_rxq_t *>s.q
+        rx_adopt(q)
+        want = min(<uint32_t>RING_ENTRIES - entries, (<uint32_t>BATCH_SLOTS - used) // q.segs)
+        if want == 0:
+            break
+        s.reads = rx_slots(q, slots + used, min(want, s.n, min(q.depth, q.entries)))
+        if s.reads == 0:
+            rx_no_buffers(q)
+        rx_prepare(q, r, slots + used, s.reads, entries, r.iovecs + used)
+        entries += s.reads
+        used += s.reads * q.segs
+        served += 1
+    took = rx_results(r, entries, results)
+    uring_leave(r)
+    entries = used = 0
+    for i in range(served):
+        s = &shares[i]
+        q = <tap_rxq_t *>s.q
+        want = min(s.reads, took - min(took, entries))
+        s.got = rx_settle_all(q, slots + used, s.reads, want, results + entries, s.out, &s.error)
+        entries += s.reads
+        used += s.reads * q.segs
+    return served
 
 
 cdef uint32_t rx_syscall(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil:

@@ -6,6 +6,13 @@ from rtap._queue cimport txq_t
 from rtap._tx_gro cimport tx_gro_t
 
 
+cdef enum:
+    # Kinds of super-frames, see tap_txq_t.software
+    GSO_TCP4 = 1
+    GSO_TCP6 = 2
+    GSO_UDP = 4
+
+
 cdef struct tap_txq_t:
     txq_t base
     uint32_t (*send)(txq_t *q, mbuf_t **v, uint32_t n, int *error) noexcept nogil
@@ -16,8 +23,15 @@ cdef struct tap_txq_t:
     bint l2                     # Ethernet frames, not IP packets
     tx_gro_t *gro               # merges frames before they are sent; NULL: sent as they come
     bint ordered                # link the writes: the kernel may stop taking them half-way
+    uint32_t software           # GSO_* that the kernel refuses: split here
+    uint64_t probe_after        # CLOCK_MONOTONIC ns; until then no probe
+    mbuf_t **held               # frames of a super-frame that are still to be sent, first of all
+    uint32_t n_held
+    void (*refused)(tap_txq_t *q, uint32_t kind) noexcept nogil     # told of each in `software`
+    void *owner                 # for `refused`
 
 
+cdef void tx_forget(tap_txq_t *q) noexcept nogil
 cdef uint32_t tx_uring(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil
 cdef uint32_t tx_checked(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil
 cdef uint32_t tx_syscall(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil

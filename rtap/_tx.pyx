@@ -8,6 +8,7 @@ sending never writes into bytes that somebody else can see.
 
 from libc.errno cimport EAGAIN, EBADF, EINTR, EINVAL, EIO, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memmove, memset
 
 cimport rtap._compat as _compat
@@ -17,12 +18,17 @@ from rtap._liburing cimport (
     io_uring_prep_write, io_uring_prep_write_fixed, io_uring_prep_writev, io_uring_sqe,
     io_uring_submit_and_wait,
 )
-from rtap._linux cimport EBADFD, RWF_NOWAIT, iovec, write, writev
+from rtap._linux cimport (
+    EBADFD, RWF_NOWAIT, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
+    VIRTIO_NET_HDR_GSO_UDP_L4, iovec, write, writev,
+)
 from rtap._pool cimport (
     mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_t, mbuf_window, pool_t,
 )
+from rtap._probe cimport PROBE_MAX, probe_frame
 from rtap._queue cimport tx_lost, txq_t
 from rtap._request cimport TX_REQUESTS, TX_SPECIAL, finish_checksum, take_requests
+from rtap._segment cimport gso_mbuf
 from rtap._traffic cimport count_frames
 from rtap._tx_gro cimport tx_gro
 from rtap._uring cimport (
@@ -33,6 +39,9 @@ from rtap._vnet cimport RX_LRO, VNET_HDR_LEN, keeps_vnet_hdr, vnet_hdr_fits, vne
 
 cdef enum:
     IOVECS_MAX = 1024           # UIO_MAXIOV: writev(2) refuses more
+    HELD_MAX = 1024             # most frames one super-frame is split into here
+    PROBE_NS = 1_000_000_000    # between probes of what the kernel can split
+    TO_SPLIT = 1
 
 
 cdef inline uint8_t *tx_in_place(tap_txq_t *q, mbuf_t *m, uint32_t *length) noexcept nogil:
@@ -157,8 +166,85 @@ cdef uint32_t tx_sent(tap_txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil:
     return n
 
 
-cdef bint tx_failed(txq_t *q, int code, bint *retry, int *error) noexcept nogil:
+cdef inline uint32_t gso_kind(const mbuf_t *m) noexcept nogil:
+    """GSO_* of a super-frame, 0 of any other frame."""
+    if not m.ol_flags & RX_LRO:
+        return 0
+    cdef uint32_t kind = m.gso_type & ~<uint32_t>VIRTIO_NET_HDR_GSO_ECN
+    return (GSO_TCP4 if kind == VIRTIO_NET_HDR_GSO_TCPV4 else
+            GSO_TCP6 if kind == VIRTIO_NET_HDR_GSO_TCPV6 else
+            GSO_UDP if kind == VIRTIO_NET_HDR_GSO_UDP_L4 else 0)
+
+
+cdef int tx_split(tap_txq_t *q, mbuf_t *m) noexcept nogil:
+    """Splits a super-frame into frames that are held, to be sent next; 0, or -errno: -EINVAL when
+    it is malformed or makes too many, -ENOBUFS when there are no buffers for now."""
+    cdef int n
+    if q.n_held != 0:
+        return -ENOBUFS
+    if q.held == NULL:
+        q.held = <mbuf_t **>malloc(HELD_MAX * sizeof(mbuf_t *))
+        if q.held == NULL:
+            return -ENOBUFS
+    n = gso_mbuf(m, m.pool, q.l2, q.held, min(<uint32_t>HELD_MAX, m.pool.size))
+    if n < 0:
+        return n if n == -ENOBUFS else -EINVAL
+    q.n_held = <uint32_t>n
+    _compat.counter_add(&q.base.software_gso, 1)
+    return 0
+
+
+cdef bint tx_flush(tap_txq_t *q, int *error) noexcept nogil:
+    """Sends what is held; true when nothing is left."""
+    if q.n_held != 0:
+        q.n_held -= q.send(&q.base, q.held, q.n_held, error)
+    return q.n_held == 0
+
+
+cdef void tx_forget(tap_txq_t *q) noexcept nogil:
+    """Gives back what is held."""
+    mbuf_free_bulk(q.held, q.n_held)
+    free(q.held)
+    q.held = NULL
+    q.n_held = 0
+
+
+cdef void tx_probe(tap_txq_t *q, uint32_t kind, uint8_t gso_type) noexcept nogil:
+    """The kernel has refused a super-frame that is well formed.  If it refuses the simplest one of
+    that kind too, there will be no other: they are split here from now on."""
+    cdef uint8_t frame[PROBE_MAX]
+    cdef uint64_t now = _compat.now_ns()
+    if q.software & kind or now < q.probe_after:
+        return
+    q.probe_after = now + <uint64_t>PROBE_NS
+    if write(q.base.fd, frame, probe_frame(frame, gso_type, q.l2)) < 0 and errno == EINVAL:
+        _compat.store(&q.software, q.software | kind)
+        if q.refused != NULL:
+            q.refused(q, kind)
+
+
+cdef int tx_fall_back(tap_txq_t *q, mbuf_t *m, int *error) noexcept nogil:
+    """The kernel has answered a frame with EINVAL.  0 when it was a super-frame, and has been sent
+    or is held in pieces; else the errno that it is to be judged by."""
+    cdef uint32_t kind = gso_kind(m)
+    cdef uint8_t gso_type = m.gso_type
+    cdef int rc
+    if kind == 0 or q.hdr_len == 0:
+        return EINVAL
+    rc = tx_split(q, m)
+    if rc != 0:
+        return -rc
+    tx_probe(q, kind, gso_type)
+    tx_flush(q, error)
+    return 0
+
+
+cdef bint tx_failed(tap_txq_t *q, mbuf_t *m, int code, bint *retry, int *error) noexcept nogil:
     """Judges one failed write: true when the frame is consumed, else it stays for the caller."""
+    if code == EINVAL:
+        code = tx_fall_back(q, m, error)
+        if code == 0:
+            return True
     if code == EAGAIN or code == ENOMEM or code == ENOBUFS or code == EINTR:
         retry[0] = True
         return False
@@ -166,10 +252,11 @@ cdef bint tx_failed(txq_t *q, int code, bint *retry, int *error) noexcept nogil:
         error[0] = code
         return False
     if code == EIO:
-        _compat.counter_add(&q.down, 1)
+        _compat.counter_add(&q.base.down, 1)
     else:
-        _compat.counter_add(&q.refused, 1)
-    _compat.counter_add(&q.errors, 1)
+        _compat.counter_add(&q.base.refused, 1)
+    _compat.counter_add(&q.base.errors, 1)
+    mbuf_free(m)
     return True
 
 
@@ -187,8 +274,7 @@ cdef uint32_t tx_sort_out(tap_txq_t *q, mbuf_t **v, uint32_t n, const int32_t *r
         elif q.ordered and first != 0:
             unsent[n_unsent] = v[i]
             n_unsent += 1
-        elif tx_failed(&q.base, -results[i], &retry, error):
-            mbuf_free(v[i])
+        elif tx_failed(q, v[i], -results[i], &retry, error):
             consumed += 1
         else:
             unsent[n_unsent] = v[i]
@@ -199,7 +285,7 @@ cdef uint32_t tx_sort_out(tap_txq_t *q, mbuf_t **v, uint32_t n, const int32_t *r
         v[consumed + i] = unsent[i]
     if retry:
         _compat.counter_add(&q.base.full, 1)
-    stop[0] = retry or error[0] != 0
+    stop[0] = retry or error[0] != 0 or q.n_held != 0
     return consumed
 
 
@@ -255,11 +341,12 @@ cdef uint32_t tx_syscall(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexce
         rc = errno
         tx_sent(q, v + settled, done - settled)
         settled = done
-        if not tx_failed(base, <int>rc, &retry, error):
+        if not tx_failed(q, m, <int>rc, &retry, error):
             break
-        mbuf_free(m)
         done += 1
         settled = done
+        if error[0] != 0 or q.n_held != 0:
+            break
     tx_sent(q, v + settled, done - settled)
     if retry:
         _compat.counter_add(&base.full, 1)
@@ -269,7 +356,9 @@ cdef uint32_t tx_syscall(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexce
 
 
 cdef int tx_special(tap_txq_t *q, mbuf_t **frame) noexcept nogil:
-    """Makes a frame of which more is known than its bytes ready to be sent; 0 or -errno."""
+    """Makes a frame of which more is known than its bytes ready to be sent: 0, TO_SPLIT when the
+    kernel cannot be asked to split it, or -errno."""
+    cdef uint32_t kind
     cdef int rc = 0
     if frame[0].ol_flags & TX_REQUESTS:
         rc = take_requests(frame, q.l2)
@@ -277,6 +366,9 @@ cdef int tx_special(tap_txq_t *q, mbuf_t **frame) noexcept nogil:
         return rc
     if not vnet_hdr_fits(frame[0]):
         return -EINVAL
+    kind = gso_kind(frame[0])
+    if kind != 0 and (q.hdr_len == 0 or _compat.load_relaxed(&q.software) & kind):
+        return TO_SPLIT
     if q.hdr_len == 0:
         rc = finish_checksum(frame)
         if rc == 0:
@@ -284,33 +376,73 @@ cdef int tx_special(tap_txq_t *q, mbuf_t **frame) noexcept nogil:
     return rc
 
 
-cdef uint32_t tx_checked(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil:
-    """Every burst's way in: sees to what the application asked of single frames, does in software
-    what a descriptor without virtio-net headers cannot ask of the kernel, then sends."""
-    cdef tap_txq_t *q = <tap_txq_t *>base
-    cdef uint32_t kept = 0, seen = 0, sent
-    cdef int rc
-    if _compat.load_relaxed(&base.unplugged) != 0:
-        return tx_lost(base, v, n)
-    while seen < n:
-        rc = 0
-        if v[seen].ol_flags & TX_SPECIAL:
-            rc = tx_special(q, &v[seen])
-        if rc == -ENOBUFS:
-            _compat.counter_add(&base.full, 1)
-            break
+cdef uint32_t tx_ready(tap_txq_t *q, mbuf_t **v, uint32_t n, uint32_t *seen,
+                       int *why) noexcept nogil:
+    """Makes frames of ``v[:n]`` ready from ``seen`` on, and moves them to its front: how many.
+    ``why`` is 0 at the end, TO_SPLIT at a frame that is to be split here, or -ENOBUFS."""
+    cdef uint32_t kept = 0, i
+    cdef int rc = 0
+    for i in range(seen[0], n):
+        if v[i].ol_flags & TX_SPECIAL:
+            rc = tx_special(q, &v[i])
+            if rc == TO_SPLIT or rc == -ENOBUFS:
+                seen[0] = i
+                why[0] = rc
+                return kept
         if rc == 0:
-            v[kept] = v[seen]
+            v[kept] = v[i]
             kept += 1
         else:
-            _compat.counter_add(&base.bad_request, 1)
-            _compat.counter_add(&base.errors, 1)
-            mbuf_free(v[seen])
+            tx_unfit(q, v[i])
+            rc = 0
+    seen[0] = n
+    why[0] = 0
+    return kept
+
+
+cdef void tx_unfit(tap_txq_t *q, mbuf_t *m) noexcept nogil:
+    _compat.counter_add(&q.base.bad_request, 1)
+    _compat.counter_add(&q.base.errors, 1)
+    mbuf_free(m)
+
+
+cdef uint32_t tx_send(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil:
+    """Nothing overtakes what is held."""
+    cdef tap_txq_t *q = <tap_txq_t *>base
+    return q.send(base, v, n, error) if q.n_held == 0 else 0
+
+
+cdef uint32_t tx_checked(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil:
+    """Every burst's way in: sees to what the application asked of single frames, does in software
+    what the kernel cannot be asked for, then sends."""
+    cdef tap_txq_t *q = <tap_txq_t *>base
+    cdef uint32_t kept = 0, seen = 0, sent = 0
+    cdef int why = 0
+    if _compat.load_relaxed(&base.unplugged) != 0:
+        if q.n_held != 0:
+            q.n_held -= tx_lost(base, q.held, q.n_held)
+        return tx_lost(base, v, n)
+    if not tx_flush(q, error):
+        return 0
+    while True:
+        kept = tx_ready(q, v, n, &seen, &why)
+        if q.gro != NULL and q.software == 0:
+            sent = tx_gro(q.gro, tx_send, base, v, kept, error)
+        else:
+            sent = tx_send(base, v, kept, error)
+        if why != TO_SPLIT or sent < kept or error[0] != 0 or q.n_held != 0:
+            break
+        kept = sent = 0
+        why = tx_split(q, v[seen])
+        if why == -ENOBUFS:
+            break
+        if why != 0:
+            tx_unfit(q, v[seen])
         seen += 1
-    if q.gro != NULL:
-        sent = tx_gro(q.gro, q.send, base, v, kept, error)
-    else:
-        sent = q.send(base, v, kept, error)
+        if not tx_flush(q, error):
+            break
+    if why == -ENOBUFS:
+        _compat.counter_add(&base.full, 1)
     if seen < n:
         memmove(v + kept - sent, v + seen, (n - seen) * sizeof(mbuf_t *))
     return seen - kept + sent

@@ -12,160 +12,24 @@ import threading
 import weakref
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
 
 cimport rtap._compat as _compat
 from rtap._linux cimport (
-    EFD_CLOEXEC, EFD_NONBLOCK, POLLIN, close, eventfd, poll, pollfd, sched_yield, usleep,
-    write,
+    EFD_CLOEXEC, EFD_NONBLOCK, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, close, epoll_create1,
+    epoll_ctl, epoll_event, eventfd, write,
+)
+from rtap._loop cimport (
+    FROM_SOURCE, WAIT_ADAPTIVE, WAIT_POLL, WAIT_SLEEP, WORKER_BURST_MAX, route_t, target_t,
+    worker_alloc, worker_free, worker_loop, worker_t,
 )
 from rtap._mbuf cimport check_range
-from rtap._pool cimport mbuf_free_bulk, mbuf_t
-from rtap._queue cimport OWNED_BY_WORKER, QUEUE_STARTED, RxQueueBase, TxQueueBase, rxq_t, txq_t
+from rtap._queue cimport OWNED_BY_WORKER, RxQueueBase, TxQueueBase
 from rtap._uring cimport fork_generation
 
 from rtap.errors import DeviceStateError
 from rtap.stats import RouteStats, WorkerStats
 
-cdef enum:
-    WORKER_BURST_MAX = 512
-    WAIT_POLL = 0
-    WAIT_SLEEP = 1
-    WAIT_ADAPTIVE = 2
-
-    SPIN_NS = 100_000           # an adaptive worker looks this long, yielding, before it sleeps
-    SLEEP_MS = 20               # a queue that is stopped is let go of within this
-    FRUITLESS_US = 200          # woken for frames that cannot be taken: no buffers, a full target
-
 cdef dict WAITS = {"poll": WAIT_POLL, "sleep": WAIT_SLEEP, "adaptive": WAIT_ADAPTIVE}
-
-
-cdef struct route_t:
-    rxq_t *rx
-    txq_t *tx
-    bint retry                  # what the target does not take is tried again, not dropped
-    uint32_t active
-    uint32_t error              # errno that ended the route; 0 when its queue was stopped
-    bint owns_tx                # of the routes to one tx queue, one gives it back
-    uint32_t n                  # frames in hand
-    uint64_t rx_packets
-    uint64_t tx_packets
-    uint64_t drops
-    uint64_t retries
-    mbuf_t *frames[WORKER_BURST_MAX]
-
-
-cdef struct worker_t:
-    route_t *routes
-    uint32_t n_routes
-    uint32_t burst
-    uint32_t stop
-    int wait
-    pollfd *fds                 # the wake-up, then each route's descriptor
-
-
-cdef void route_end(worker_t *w, route_t *r, int error) noexcept nogil:
-    if r.n > 0:
-        mbuf_free_bulk(r.frames, r.n)
-        _compat.counter_add(&r.drops, r.n)
-        r.n = 0
-    w.fds[1 + (r - w.routes)].fd = -1
-    _compat.store(&r.error, error)
-    _compat.store(&r.active, 0)
-    route_leave(w, r)
-
-
-cdef bint route_run(worker_t *w, route_t *r) noexcept nogil:
-    """One burst along a route; true when frames moved."""
-    cdef uint32_t sent
-    cdef uint64_t lost
-    cdef int error = 0
-    if (_compat.load_relaxed(&r.rx.state) != QUEUE_STARTED
-            or _compat.load_relaxed(&r.tx.state) != QUEUE_STARTED):
-        route_end(w, r, 0)
-        return False
-    if r.n == 0:
-        r.n = r.rx.burst(r.rx, r.frames, w.burst, &error)
-        if r.n == 0:
-            if error != 0:
-                route_end(w, r, error)
-            return False
-        _compat.counter_add(&r.rx_packets, r.n)
-    lost = r.tx.errors
-    sent = r.tx.burst(r.tx, r.frames, r.n, &error)
-    lost = min(r.tx.errors - lost, <uint64_t>sent)      # consumed, but not sent
-    r.n -= sent
-    _compat.counter_add(&r.tx_packets, sent - lost)
-    _compat.counter_add(&r.drops, lost)
-    if error != 0:
-        route_end(w, r, error)
-    elif r.n > 0 and r.retry:
-        _compat.counter_add(&r.retries, 1)
-    elif r.n > 0:
-        mbuf_free_bulk(r.frames, r.n)
-        _compat.counter_add(&r.drops, r.n)
-        r.n = 0
-    return sent > 0
-
-
-cdef void route_leave(worker_t *w, route_t *ended) noexcept nogil:
-    """Gives up the queues of a route that has ended: to another route that still uses one, or to
-    nobody.  Whoever stops a queue waits for that."""
-    cdef route_t *r
-    cdef uint32_t i
-    for i in range(w.n_routes):
-        r = &w.routes[i]
-        if r.active != 0 and r.tx == ended.tx and ended.owns_tx:
-            r.owns_tx = True
-            ended.owns_tx = False
-    if ended.owns_tx:
-        _compat.store(&ended.tx.owned, 0)
-        ended.owns_tx = False
-    _compat.store(&ended.rx.owned, 0)
-
-
-cdef void worker_loop(worker_t *w) noexcept nogil:
-    cdef uint64_t idle_since = 0, now
-    cdef uint32_t fruitless = 0, active, i
-    cdef bint moved, in_hand
-    cdef int ready
-    while _compat.load_relaxed(&w.stop) == 0:
-        moved = in_hand = False
-        active = 0
-        for i in range(w.n_routes):
-            if w.routes[i].active != 0:
-                moved |= route_run(w, &w.routes[i])
-                active += w.routes[i].active
-                in_hand |= w.routes[i].n > 0
-        if active == 0:
-            break
-        if moved:
-            idle_since = 0
-            fruitless = 0
-            continue
-        if w.wait == WAIT_POLL:
-            continue
-        if in_hand:             # a full target does not say when it has room
-            usleep(FRUITLESS_US)
-            continue
-        now = _compat.now_ns()
-        if idle_since == 0:
-            idle_since = now
-        if w.wait == WAIT_ADAPTIVE and now - idle_since < SPIN_NS:
-            sched_yield()
-            continue
-        # Not an epoll set: a descriptor that is in one wakes it for every frame, at the sender's
-        # expense, also while nobody sleeps.
-        ready = poll(w.fds, 1 + w.n_routes, SLEEP_MS)
-        idle_since = 0
-        if ready > 0:
-            fruitless += 1
-            if fruitless > 1:
-                usleep(FRUITLESS_US)
-    for i in range(w.n_routes):
-        if w.routes[i].active != 0:
-            route_end(w, &w.routes[i], 0)
-
 
 cdef object running = weakref.WeakSet()
 
@@ -218,13 +82,18 @@ cdef class Worker:
         self.generation = fork_generation()
 
     def __cinit__(self):
-        self.wake_fd = -1
+        self.wake_fd = self.w.epoll_fd = -1
 
     def __dealloc__(self):
-        free(self.w.routes)
-        free(self.w.fds)
+        worker_free(&self.w)
+        self.close_fds()
+
+    cdef void close_fds(self) noexcept:
         if self.wake_fd >= 0:
             close(self.wake_fd)
+        if self.w.epoll_fd >= 0:
+            close(self.w.epoll_fd)
+        self.wake_fd = self.w.epoll_fd = -1
 
     def __repr__(self):
         return (f"<Worker {self.name} {'running' if self.running else 'stopped'}, "
@@ -264,12 +133,7 @@ cdef class Worker:
 
     cdef int launch(self) except -1:
         cdef list taken = []
-        free(self.w.routes)
-        free(self.w.fds)
-        self.w.n_routes = 0
-        self.w.routes = <route_t *>calloc(len(self.routes), sizeof(route_t))
-        self.w.fds = <pollfd *>calloc(len(self.routes) + 1, sizeof(pollfd))
-        if self.w.routes == NULL or self.w.fds == NULL:
+        if worker_alloc(&self.w, <uint32_t>len(self.routes), <uint32_t>len(self.routes)) != 0:
             raise MemoryError("no memory for the routes")
         try:
             self.take(taken)
@@ -292,26 +156,29 @@ cdef class Worker:
         cdef RxQueueBase rx
         cdef TxQueueBase tx
         cdef route_t *r
+        cdef epoll_event event
         self.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-        if self.wake_fd < 0:
+        self.w.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+        event.events = EPOLLIN
+        event.data.u32 = 0
+        if (self.wake_fd < 0 or self.w.epoll_fd < 0
+                or epoll_ctl(self.w.epoll_fd, EPOLL_CTL_ADD, self.wake_fd, &event) != 0):
             raise OSError("the process has no descriptor left for a worker")
-        self.w.fds[0].fd = self.wake_fd
-        self.w.fds[0].events = POLLIN
         for rx, tx, retry in self.routes:
             r = &self.w.routes[self.w.n_routes]
+            r.targets = &self.w.targets[self.w.n_routes]
+            r.n_targets = 1
             rx.own(OWNED_BY_WORKER)
             taken.append(rx)
             if not any(tx is other for other in taken):
                 tx.own(OWNED_BY_WORKER)
                 taken.append(tx)
-                r.owns_tx = True
+                r.targets.owns = True
             r.rx = rx.q
-            r.tx = tx.q
+            r.targets.tx = tx.q
             r.retry = retry
             r.active = 1
             self.w.n_routes += 1
-            self.w.fds[self.w.n_routes].fd = rx.q.fd
-            self.w.fds[self.w.n_routes].events = POLLIN
         return 0
 
     def _main(self):
@@ -347,9 +214,7 @@ cdef class Worker:
 
     cdef int tidy_up(self) except -1:
         self.thread = None
-        if self.wake_fd >= 0:
-            close(self.wake_fd)
-        self.wake_fd = -1
+        self.close_fds()
         running.discard(self)
         return 0
 
@@ -364,18 +229,26 @@ cdef class Worker:
         """A :class:`rtap.WorkerStats` with one :class:`rtap.RouteStats` for each route, readable
         while the worker runs."""
         cdef route_t *r
+        cdef target_t *t
         cdef uint32_t i
         out = []
         for i in range(self.w.n_routes):
             r = &self.w.routes[i]
+            t = r.targets
             rx, tx, _ = self.routes[i]
+            error = _compat.load(&r.error)
             out.append(RouteStats(
                 source=repr(rx), target=repr(tx),
-                rx_packets=_compat.counter_read(&r.rx_packets),
-                tx_packets=_compat.counter_read(&r.tx_packets),
-                drops=_compat.counter_read(&r.drops),
-                retries=_compat.counter_read(&r.retries),
-                error=os.strerror(_compat.load(&r.error)) if _compat.load(&r.error) else "",
+                rx_packets=_compat.counter_read(&r.packets),
+                rx_bytes=_compat.counter_read(&r.bytes),
+                tx_packets=_compat.counter_read(&t.packets),
+                tx_bytes=_compat.counter_read(&t.bytes),
+                drops=_compat.counter_read(&t.drops),
+                retries=_compat.counter_read(&t.retries),
+                cycles=_compat.counter_read(&r.cycles),
+                idle=_compat.load(&r.parked) != 0,
+                error=f"{(rx if r.failed == FROM_SOURCE else tx)!r}: {os.strerror(error)}"
+                      if error else "",
             ))
         return WorkerStats(routes=out)
 

@@ -6,6 +6,10 @@ from libc.stdint cimport uint32_t
 from rtap._queue cimport RxQueueBase, rxq_t
 
 
+cdef enum:
+    ROUNDS_MAX = 32             # bursts of the inner queue, of which nothing is handed on, in one
+
+
 cdef struct wrapped_t:
     rxq_t base
     rxq_t *inner

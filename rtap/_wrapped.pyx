@@ -28,6 +28,7 @@ cdef class WrappedRxQueue(RxQueueBase):
         """The last step of making one: ``q``, whose burst function is set, receives for it."""
         q.inner = inner.q
         q.base.fd = inner.q.fd
+        q.base.revisit = True   # what it holds back, and the end of the inner queue
         self.gil.mode = GIL_AUTO
         self.wrapped = q
         self.q = &q.base

@@ -407,7 +407,8 @@ class EthDev(EthDevControl):
         while True:
             for mbuf in self.rx_burst(queue, 1, timeout):
                 return bytes(mbuf)
-            if self._rxq[queue].pool.available == 0:
+            rxq = self._rxq.get(queue)
+            if rxq is not None and rxq.pool.available == 0:
                 raise PoolEmpty(f"recv: no free mbuf in the pool of device {self.name}")
             if timeout is not None:
                 return b""
@@ -429,8 +430,9 @@ class EthDev(EthDevControl):
         A device that :func:`rtap.open` made a pool for gets another, with larger buffers, when its
         MTU outgrows them.
         """
-        if self._rxq:
-            return self._rxq[min(self._rxq)].pool
+        queues = self._rxq.copy()  # others may be set up or released meanwhile
+        if queues:
+            return queues[min(queues)].pool
         self._check("pool", CONFIGURED, STARTED, STOPPED)
         raise DeviceStateError(f"pool: device {self.name} needs rx_queue_setup for queue 0")
 

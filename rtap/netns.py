@@ -8,6 +8,7 @@ forked, and nothing has to be put back afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import subprocess
@@ -107,12 +108,13 @@ class NetNS:
     Existing namespaces are adopted with :meth:`from_name`, :meth:`from_pid` or :meth:`from_fd`.
     """
 
-    __slots__ = ("__weakref__", "_fd")
+    __slots__ = ("__weakref__", "_held")
 
-    _fd: int
+    # The descriptor; empty once closed. Of threads that close it at once, one takes it out.
+    _held: list[int]
 
     def __init__(self) -> None:
-        self._fd = -1
+        self._held = []
 
         def make() -> int:
             if _libc.unshare(_CLONE_NEWNET) < 0:
@@ -122,14 +124,13 @@ class NetNS:
             loopback_up()
             return _open_own()
 
-        self._fd = _in_thread(make, "rtap-netns")
+        self._held.append(_in_thread(make, "rtap-netns"))
 
     @classmethod
     def from_fd(cls, fd: int) -> NetNS:
         """Adopt the namespace that `fd` refers to; `fd` is duplicated and stays the caller's."""
         self = cls.__new__(cls)
-        self._fd = -1
-        self._fd = os.dup(fd)  # close-on-exec, see PEP 446
+        self._held = [os.dup(fd)]  # close-on-exec, see PEP 446
         return self
 
     @classmethod
@@ -139,8 +140,7 @@ class NetNS:
             raise ValueError(f"a network namespace name or path is a non-empty str, got {name!r}")
         path = name if "/" in name else f"{_NAMED_NETNS}/{name}"
         self = cls.__new__(cls)
-        self._fd = -1
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._held = [os.open(path, os.O_RDONLY | os.O_CLOEXEC)]
         return self
 
     @classmethod
@@ -156,9 +156,10 @@ class NetNS:
     @property
     def fd(self) -> int:
         """The descriptor, for ``setns(2)`` and for ``netns=`` arguments. ValueError once closed."""
-        if self._fd < 0:
+        held = self._held[:]
+        if not held:
             raise ValueError("the network namespace is closed")
-        return self._fd
+        return held[0]
 
     def fileno(self) -> int:
         """Same as :attr:`fd`."""
@@ -179,7 +180,7 @@ class NetNS:
 
     @property
     def closed(self) -> bool:
-        return self._fd < 0
+        return not self._held
 
     def call(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> _T:
         """Run ``fn(*args, **kwargs)`` in a thread inside the namespace; its result or exception.
@@ -231,9 +232,8 @@ class NetNS:
 
         Idempotent.
         """
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        with contextlib.suppress(IndexError):
+            os.close(self._held.pop())
 
     def __enter__(self) -> NetNS:
         return self
@@ -247,14 +247,14 @@ class NetNS:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
+        if getattr(self, "_held", None):
             warnings.warn(
                 f"unclosed network namespace {self!r}", ResourceWarning, stacklevel=2, source=self
             )
             self.close()
 
     def __repr__(self) -> str:
-        return "<rtap.NetNS closed>" if self._fd < 0 else f"<rtap.NetNS {self.inode}>"
+        return "<rtap.NetNS closed>" if self.closed else f"<rtap.NetNS {self.inode}>"
 
 
 #: What ``netns=`` arguments take: None for the calling thread's namespace, a :class:`NetNS`, a

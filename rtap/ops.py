@@ -114,8 +114,9 @@ class DevInfo:
     """What :meth:`EthDev.info` returns (``rte_eth_dev_info``, then what is rtap's own).
 
     Sizes are bytes without the frame check sequence. ``rx_offload_capa`` says what may be asked
-    for, ``rx_offloads`` what is on. ``engine`` is the one in use, "auto" until a queue is set up,
-    ``engine_reason`` why. ``state`` is unconfigured, configured, started or stopped.
+    for, ``rx_offloads`` what is on, ``tx_offloads_refused`` what the kernel turns out to refuse
+    for some kind of frame, so that rtap does it. ``engine`` is the one in use, "auto" until a queue
+    is set up, ``engine_reason`` why. ``state`` is unconfigured, configured, started or stopped.
     """
 
     driver_name: str = ""
@@ -147,6 +148,7 @@ class DevInfo:
     vnet_hdr: bool = False
     rx_offloads: RxOffload = RxOffload(0)
     tx_offloads: TxOffload = TxOffload(0)
+    tx_offloads_refused: TxOffload = TxOffload(0)
     tx_gro: bool = False
     engine: str = "auto"
     engine_reason: str = ""

@@ -66,15 +66,21 @@ class RouteStats:
     """One route's totals since the worker was last started, in frames.
 
     `drops` are frames the target did not take and frames in hand when the route ended, `retries`
-    bursts that were tried again. `error` is empty while the route runs and after a normal end.
+    bursts that were tried again, `cycles` the processor's time-stamp counter over bursts that
+    moved frames. `idle` while the queue has nothing and waits out of the pass. `error` names the
+    queue that ended the route and says why; empty while it runs and after a normal end.
     """
 
     source: str
     target: str
     rx_packets: int
+    rx_bytes: int
     tx_packets: int
+    tx_bytes: int
     drops: int
     retries: int
+    cycles: int
+    idle: bool
     error: str
 
 

@@ -19,6 +19,10 @@ pytest_plugins = ["support", "fakes"]
 
 NO_SKIPS = os.environ.get("RTAP_NO_SKIPS", "") not in ("", "0")
 
+# The modules whose tests make whatever they use, so that pytest-run-parallel can run each test in
+# several threads at once.
+PARALLEL = {"test_checksum", "test_devargs", "test_ether", "test_flags", "test_gro"}
+
 # Times on a shared machine say nothing about the code, hence no deadline.
 settings.register_profile(
     "rtap", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
@@ -54,6 +58,10 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem not in PARALLEL and not item.get_closest_marker("thread_unsafe"):
+            reason = "its fixtures are for one thread"
+            item.add_marker(pytest.mark.thread_unsafe(reason=reason))
     if os.geteuid() == 0:
         return
     for item in items:

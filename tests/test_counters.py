@@ -218,6 +218,16 @@ def tx_tso(pair: Pair) -> dict[str, int]:
     return counted(len(TCP), tso_packets=1, checksum_offload=1)
 
 
+def tx_software_gso(pair: Pair) -> dict[str, int]:
+    """As on a kernel that has no super-frames of TCP over IPv4."""
+    pair.tx.software_gso = 1
+    mbuf = Shape().request(pair.pool.alloc(Shape().unfinished(bytes(1000))), 500)
+    assert pair.tx.tx_burst(Burst([mbuf])) == 1
+    segments = Shape().segments(bytes(1000), 500)
+    assert [pair.theirs.recv(1 << 16) for _ in segments] == [PLAIN + f for f in segments]
+    return counted(*map(len, segments), software_gso_packets=1)
+
+
 def tx_multiseg(pair: Pair) -> dict[str, int]:
     with Mempool(2, 64) as small:
         burst = small.alloc_burst(1, frame(1, 100))

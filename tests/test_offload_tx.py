@@ -226,10 +226,9 @@ def test_padding_in_segments_of_its_own(rig: Rig) -> None:
 # ---- segmentation
 
 
-@with_headers
 @pytest.mark.parametrize(
     ("length", "segsz"),
-    [(1001, 1000), (10_000, 1000), (60_000, 1447)],
+    [(1001, 1000), (10_000, 1000), (60_000, 1420)],
 )
 @shapes
 def test_segments(rig: Rig, shape: Shape, length: int, segsz: int) -> None:
@@ -240,7 +239,6 @@ def test_segments(rig: Rig, shape: Shape, length: int, segsz: int) -> None:
     assert rig.bridge.arriving(len(wanted)) == wanted
 
 
-@with_headers
 @pytest.mark.parametrize("segsz", [1, 7])
 @pytest.mark.parametrize("shape", [Shape(4), Shape(6, "udp", 2)], ids=label)
 def test_many_small_segments(rig: Rig, shape: Shape, segsz: int) -> None:
@@ -250,7 +248,6 @@ def test_many_small_segments(rig: Rig, shape: Shape, segsz: int) -> None:
     assert rig.bridge.arriving(100) == shape.segments(payload, segsz)
 
 
-@with_headers
 @pytest.mark.parametrize("flags", ["A", "PA", "FA", "FPA", "EA", "CA", "CEPA", "CEFPA"])
 @pytest.mark.parametrize("version", [4, 6])
 def test_tcp_flags_of_segments(rig: Rig, version: int, flags: str) -> None:
@@ -275,7 +272,6 @@ def test_what_fits_into_one_segment_is_one_frame(
     assert rig.bridge.arriving(1) == [shape.finished(payload)]
 
 
-@with_headers
 def test_segmentation_implies_the_checksum(rig: Rig) -> None:
     shape = Shape()
     mbuf = shape.request(rig.dev.pool.alloc(shape.unfinished(b"x" * 2500)), 1000)
@@ -284,12 +280,11 @@ def test_segmentation_implies_the_checksum(rig: Rig) -> None:
     assert rig.bridge.arriving(3) == shape.segments(b"x" * 2500, 1000)
 
 
-@with_headers
 @pytest.mark.parametrize("shape", [Shape(4), Shape(6), Shape(4, "udp"), Shape(6, "udp")], ids=label)
 def test_segments_of_a_chain(rig: Rig, shape: Shape) -> None:
     payload = pattern(7, 30_001)
     wanted = shape.segments(payload, 1400)
-    with Mempool(256, 257) as pool:
+    with Mempool(512, 257) as pool:
         mbuf = shape.request(pool.alloc(shape.unfinished(payload)), 1400)
         assert mbuf.nb_segs > 100
         assert rig.dev.tx_burst(0, Burst([mbuf])) == 1
@@ -298,7 +293,6 @@ def test_segments_of_a_chain(rig: Rig, shape: Shape) -> None:
         assert settle(pool) == 0
 
 
-@with_headers
 def test_padding_of_a_super_frame(rig: Rig) -> None:
     shape = Shape()
     payload = pattern(1, 2500)
@@ -321,16 +315,35 @@ def test_counts_super_frames_as_one(rig: Rig) -> None:
 
 
 @without_headers
-def test_without_headers_a_super_frame_is_refused_and_counted(rig: Rig) -> None:
+@pytest.mark.parametrize("shape", [Shape(4), Shape(6), Shape(4, "udp"), Shape(6, "udp")], ids=label)
+def test_without_headers_a_super_frame_is_split_in_its_place(rig: Rig, shape: Shape) -> None:
     pool = rig.dev.pool
-    for shape in (Shape(4), Shape(6), Shape(4, "udp"), Shape(6, "udp")):
-        sent, errors, refused = counters(rig.dev)
-        small = shape.request(pool.alloc(shape.unfinished(b"small")))
-        large = shape.request(pool.alloc(shape.unfinished(b"x" * 2500)), 1000)
-        last = shape.request(pool.alloc(shape.unfinished(b"last")))
-        assert rig.dev.tx_burst(0, Burst([small, large, last])) == 3
-        assert counters(rig.dev) == (sent + 2, errors + 1, refused + 1)
-        assert rig.bridge.arriving(2) == [shape.finished(b"small"), shape.finished(b"last")]
+    before = rig.dev.stats().opackets, rig.dev.xstats()["tx_q0_software_gso_packets"]
+    large = pattern(1, 2500)
+    burst = Burst(
+        [
+            shape.request(pool.alloc(shape.unfinished(b"small"))),
+            shape.request(pool.alloc(shape.unfinished(large)), 1000),
+            shape.request(pool.alloc(shape.unfinished(b"between"))),
+            shape.request(pool.alloc(shape.unfinished(large)), 500),
+            shape.request(pool.alloc(shape.unfinished(large)), 1400),
+            shape.request(pool.alloc(shape.unfinished(b"last"))),
+        ]
+    )
+    assert rig.dev.tx_burst(0, burst) == 6
+    assert len(burst) == 0
+    wanted = [
+        shape.finished(b"small"),
+        *shape.segments(large, 1000),
+        shape.finished(b"between"),
+        *shape.segments(large, 500),
+        *shape.segments(large, 1400),
+        shape.finished(b"last"),
+    ]
+    assert rig.bridge.arriving(len(wanted)) == wanted
+    stats = rig.dev.stats()
+    assert (stats.opackets - before[0], stats.oerrors) == (len(wanted), 0)
+    assert rig.dev.xstats()["tx_q0_software_gso_packets"] == before[1] + 3
     assert rig.bridge.nothing_arrives()
 
 
@@ -347,7 +360,7 @@ def mbuf_state(mbuf: Mbuf) -> tuple[object, ...]:
 def test_a_shared_original_is_left_alone(rig: Rig, shape: Shape, data_room: int) -> None:
     payload = pattern(5, 1400)
     padded = shape.unfinished(payload) + b"\xa5" * 5
-    for segsz in (0, 1000) if rig.header else (0,):
+    for segsz in (0, 1000):
         wanted = shape.segments(payload, segsz or len(payload))
         with Mempool(64, data_room) as pool:
             mbuf = shape.request(pool.alloc(padded), segsz)
@@ -566,8 +579,6 @@ def test_requests_on_a_tun_device(netns: NetNS, engine: str, header: bool) -> No
         for proto in ("tcp", "udp"):
             shape = Shape(4, proto)
             for payload, segsz in ((b"x", 0), (pattern(1, 1000), 0), (pattern(1, 2500), 1000)):
-                if segsz and not header:
-                    continue
                 packet = shape.unfinished(payload)[14:]
                 mbuf = shape.request(a.pool.alloc(packet), segsz)
                 mbuf.l2_len = 0

@@ -80,7 +80,7 @@ def test_noisy_holds_frames_back() -> None:
     out = report(
         *PORTS, *SHORT, "--forward-mode=noisy", "--noisy-tx-sw-buffer-size=300",
         "--noisy-lkup-memory=1", "--noisy-lkup-num-reads=1", "--noisy-lkup-num-writes=1",
-        "--noisy-lkup-num-reads-writes=1",
+        "--noisy-lkup-num-reads-writes=1", "--noisy-forward-mode=5tswap",
     )  # fmt: skip
     assert out["held_back"] == 600
     assert out["total"]["rx_packets"] == out["total"]["tx_packets"] + 600

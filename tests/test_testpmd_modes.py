@@ -96,6 +96,13 @@ def test_5tswap_leaves_what_has_no_ports(netns: NetNS) -> None:
     assert data == sent[6:12] + sent[:6] + sent[12:]
 
 
+def test_noisy_changes_frames_as_well(netns: NetNS) -> None:
+    sent = [frame(seq) for seq in range(30)]
+    noise = ("--noisy-forward-mode=macswap", "--noisy-tx-sw-buffer-size=10")
+    got = through(netns, "noisy", sent, *noise, "--noisy-tx-sw-buffer-flushtime=50")
+    assert got == [data[6:12] + data[:6] + data[12:] for data in sent]
+
+
 # ---- checksums
 
 
@@ -225,4 +232,4 @@ def test_icmpecho_drops_the_rest(netns: NetNS) -> None:
         Ether(src=OUT, dst=BACK) / IP(src="10.0.0.1", dst="10.0.0.2") / ICMP(type=0) / b"reply",
         Ether(src=OUT, dst=BACK) / ARP(op=2, psrc="10.0.0.1", pdst="10.0.0.2"),
     ]
-    assert answers(netns, rest) == []
+    assert answers(netns, rest * 100) == []

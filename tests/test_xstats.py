@@ -46,6 +46,7 @@ TX_NAMES = (
     "tso_packets",
     "checksum_offload",
     "multiseg_packets",
+    "software_gso_packets",
     "bad_request_packets",
     "kernel_refused_packets",
     "link_down_packets",

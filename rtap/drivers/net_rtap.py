@@ -25,11 +25,13 @@ from rtap.drivers.descriptors import Descriptors
 from rtap.drivers.filter import MAX_GROUPS, MAX_MAC_ADDRS, RxFilter
 from rtap.drivers.observed import Drops, differences, link_of
 from rtap.drivers.offloads import (
+    GSO_KINDS,
     RX_CAPA,
     TX_CAPA,
     granted,
     max_frame,
     needs_header,
+    refused,
     rx_room,
     tun_features,
 )
@@ -82,6 +84,7 @@ class NetRtap:
         self._rxq: dict[int, RxQueue] = {}
         self._txq: dict[int, TxQueue] = {}
         self._nb_queues = 0
+        self._software_gso = 0
         self._deferred: set[RxQueue | TxQueue] = set()
         self._intr: dict[int, RxInterrupt] = {}
         self._filter = RxFilter()
@@ -245,6 +248,7 @@ class NetRtap:
             vnet_hdr=self._tap.vnet_hdr,
             rx_offloads=self._conf.rx_offloads,
             tx_offloads=self._conf.tx_offloads,
+            tx_offloads_refused=refused(self._software_gso),
             tx_gro=self._conf.tx_gro,
         )
 
@@ -262,6 +266,7 @@ class NetRtap:
             )
         self._release_queues()
         self._nb_queues = 0
+        self._software_gso = 0
         if self._tap.lost:
             self._revive()
         self._tap.negotiate_header(needs_header(conf))
@@ -424,16 +429,32 @@ class NetRtap:
             vnet_hdr=self._tap.vnet_hdr,
             l2=self._mode == "tap",
             ordered=self._tap.sndbuf is not None,
+            on_refused=self._gso_refused,
             gro=conf.tx_gro,
             gro_udp=bool(conf.tx_offloads & TxOffload.UDP_TSO),
             engine=conf.engine,
             gil=conf.gil,
         )
         txq.set_plugged(self._seen.carrier)
+        txq.software_gso = self._software_gso
         self._txq[queue_id] = txq
         if deferred_start:
             self._deferred.add(txq)
         return txq
+
+    def _gso_refused(self, kind: int) -> None:
+        """In a thread that bursts: the kernel splits no such super-frames."""
+        if self._software_gso & kind:
+            return
+        self._software_gso |= kind
+        for txq in list(self._txq.values()):
+            txq.software_gso = self._software_gso
+        log.warning(
+            "%s: the kernel refuses every super-frame of %s, they are split in software from now "
+            "on",
+            self._tap.name,
+            GSO_KINDS[kind],
+        )
 
     def tx_queue_release(self, queue_id: int) -> None:
         txq = self._txq.pop(queue_id)

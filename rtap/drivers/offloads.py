@@ -8,11 +8,13 @@ from rtap.flags import RxOffload, TxOffload
 from rtap.ops import EthConf
 
 __all__ = [
+    "GSO_KINDS",
     "RX_CAPA",
     "TX_CAPA",
     "granted",
     "max_frame",
     "needs_header",
+    "refused",
     "rx_room",
     "tun_features",
 ]
@@ -87,3 +89,14 @@ def needs_header(conf: EthConf) -> bool:
 def granted(asked: RxOffload, features: TunFeature) -> RxOffload:
     """`asked` without what the kernel refused."""
     return asked if features & TunFeature.USO4 else asked & ~RxOffload.UDP_LRO
+
+
+#: The bits of ``TxQueue.software_gso``.
+GSO_KINDS = {1: "TCP over IPv4", 2: "TCP over IPv6", 4: "UDP"}
+
+
+def refused(kinds: int) -> TxOffload:
+    """The offloads that take one of those :data:`GSO_KINDS`."""
+    return (TxOffload.TCP_TSO if kinds & 3 else TxOffload(0)) | (
+        TxOffload.UDP_TSO if kinds & 4 else TxOffload(0)
+    )

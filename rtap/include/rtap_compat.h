@@ -253,4 +253,19 @@ static inline uint64_t rtap_now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
+/* A counter that is cheap to read and steady: the processor's own, or nanoseconds. */
+static inline uint64_t rtap_cycles(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	return __builtin_ia32_rdtsc();
+#elif defined(__aarch64__)
+	uint64_t n;
+
+	__asm__ volatile("mrs %0, cntvct_el0" : "=r"(n));
+	return n;
+#else
+	return rtap_now_ns();
+#endif
+}
+
 #endif

@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A worker's loop.  Each pass serves the busy routes; the idle ones cost it nothing.
+
+A route whose queue was found empty a few times is parked: its descriptor goes into an epoll set,
+which is asked now and then, and waited on when no route is busy.  Being in that set costs the
+sender 140 ns for each frame, so a route that has frames again leaves it.  No wake-up is lost:
+epoll_ctl(2) looks at the descriptor as it adds it, and reports for as long as frames are there.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+cimport rtap._compat as _compat
+from rtap._linux cimport (
+    ENOMEM, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, epoll_ctl, epoll_event, epoll_wait, sched_yield,
+    usleep,
+)
+from rtap._pool cimport mbuf_free_bulk, mbuf_t
+from rtap._queue cimport QUEUE_STARTED, rx_share_t
+
+cdef enum:
+    PARK_AFTER = 16             # empty bursts
+    FEW = 4                     # so many are looked at for as long as the worker is awake
+    SHARES_MAX = 64             # queues of one kernel entry
+    LOOK_MAX = 64               # parked routes brought back at once
+    LOOK_NS = 20_000            # between two looks at them while others are busy
+    SPIN_NS = 100_000           # an adaptive worker looks this long, yielding, before it sleeps
+    SLEEP_MS = 20               # a queue that is stopped is let go of within this
+    SCAN_NS = 10_000_000
+    HURRY_NS = 50_000_000       # and those that follow it within a millisecond
+    FRUITLESS_US = 200          # frames that cannot be taken: no buffers, a full target
+
+
+cdef int worker_alloc(worker_t *w, uint32_t n_routes, uint32_t n_targets) noexcept nogil:
+    """Room for routes and targets, in place of any before; 0 or -ENOMEM."""
+    cdef uint32_t i
+    worker_free(w)
+    w.routes = <route_t *>calloc(n_routes, sizeof(route_t))
+    w.targets = <target_t *>calloc(n_targets, sizeof(target_t))
+    w.frames = <mbuf_t **>calloc(<size_t>n_targets * w.burst, sizeof(mbuf_t *))
+    w.busy = <uint32_t *>calloc(n_routes, sizeof(uint32_t))
+    if w.routes == NULL or w.targets == NULL or w.frames == NULL or w.busy == NULL:
+        worker_free(w)
+        return -ENOMEM
+    for i in range(n_targets):
+        w.targets[i].frames = w.frames + <size_t>i * w.burst
+    return 0
+
+
+cdef void worker_free(worker_t *w) noexcept nogil:
+    free(w.routes)
+    free(w.targets)
+    free(w.frames)
+    free(w.busy)
+    w.routes = NULL
+    w.targets = NULL
+    w.frames = NULL
+    w.busy = NULL
+    w.n_routes = 0
+
+
+cdef void target_leave(worker_t *w, target_t *ended) noexcept nogil:
+    """Gives up a tx queue: to another route that still uses it, or to nobody.  Whoever stops a
+    queue waits for that."""
+    cdef route_t *r
+    cdef uint32_t i, j
+    if not ended.owns:
+        return
+    ended.owns = False
+    for i in range(w.n_routes):
+        r = &w.routes[i]
+        if r.active == 0:
+            continue
+        for j in range(r.n_targets):
+            if r.targets[j].tx == ended.tx:
+                r.targets[j].owns = True
+                return
+    _compat.store(&ended.tx.owned, 0)
+
+
+cdef void drop_rest(target_t *t) noexcept nogil:
+    if t.n > 0:
+        mbuf_free_bulk(t.frames, t.n)
+        _compat.counter_add(&t.drops, t.n)
+        t.n = 0
+
+
+cdef void unpark(worker_t *w, route_t *r) noexcept nogil:
+    cdef epoll_event unused
+    epoll_ctl(w.epoll_fd, EPOLL_CTL_DEL, r.rx.fd, &unused)
+    _compat.store(&r.parked, 0)
+    r.empties = 0
+    r.woken = True
+
+
+cdef void route_end(worker_t *w, route_t *r, int error, uint32_t failed) noexcept nogil:
+    cdef uint32_t i
+    if r.parked != 0:
+        unpark(w, r)
+    for i in range(r.n_targets):
+        drop_rest(&r.targets[i])
+    r.failed = failed
+    _compat.store(&r.error, error)
+    _compat.store(&r.active, 0)
+    w.n_active -= 1
+    for i in range(r.n_targets):
+        target_leave(w, &r.targets[i])
+    _compat.store(&r.rx.owned, 0)
+
+
+cdef bint route_runs(worker_t *w, route_t *r) noexcept nogil:
+    """False when one of its queues was stopped, and the route has ended for that."""
+    cdef bint runs = _compat.load_relaxed(&r.rx.state) == QUEUE_STARTED
+    cdef uint32_t i
+    for i in range(r.n_targets):
+        runs = runs and _compat.load_relaxed(&r.targets[i].tx.state) == QUEUE_STARTED
+    if not runs:
+        route_end(w, r, 0, FROM_SOURCE)
+        w.hurry_until = _compat.now_ns() + <uint64_t>HURRY_NS
+    return runs
+
+
+cdef bint park(worker_t *w, uint32_t index) noexcept nogil:
+    cdef route_t *r = &w.routes[index]
+    cdef epoll_event event
+    r.empties = 0
+    event.events = EPOLLIN
+    event.data.u32 = index + 1          # 0 is the wake-up
+    if r.rx.fd < 0 or epoll_ctl(w.epoll_fd, EPOLL_CTL_ADD, r.rx.fd, &event) != 0:
+        return False
+    _compat.store(&r.parked, 1)
+    return True
+
+
+cdef bint look(worker_t *w, int timeout_ms) noexcept nogil:
+    """Brings parked routes that have frames back, waiting for the first if there is time; true
+    when there were any."""
+    cdef epoll_event events[LOOK_MAX]
+    cdef uint32_t index
+    cdef int n = epoll_wait(w.epoll_fd, events, LOOK_MAX, timeout_ms), i
+    for i in range(n):
+        if events[i].data.u32 == 0:
+            continue
+        index = events[i].data.u32 - 1
+        unpark(w, &w.routes[index])
+        w.busy[w.n_busy] = index
+        w.n_busy += 1
+    return n > 0
+
+
+cdef bint in_hand(const route_t *r) noexcept nogil:
+    cdef uint32_t i
+    for i in range(r.n_targets):
+        if r.targets[i].n > 0:
+            return True
+    return False
+
+
+cdef bint route_send(worker_t *w, route_t *r) noexcept nogil:
+    """Sends what the route has in hand; true when frames moved."""
+    cdef target_t *t
+    cdef uint64_t lost, bytes
+    cdef uint32_t sent, i
+    cdef bint moved = False
+    cdef int error = 0
+    for i in range(r.n_targets):
+        t = &r.targets[i]
+        if t.n == 0:
+            continue
+        lost = t.tx.errors
+        bytes = t.tx.bytes
+        sent = t.tx.burst(t.tx, t.frames, t.n, &error)
+        lost = min(t.tx.errors - lost, <uint64_t>sent)      # consumed, but not sent
+        t.n -= sent
+        moved |= sent > 0
+        _compat.counter_add(&t.packets, sent - lost)
+        _compat.counter_add(&t.bytes, t.tx.bytes - bytes)
+        _compat.counter_add(&t.drops, lost)
+        if error != 0:
+            route_end(w, r, error, i)
+            return moved
+        if t.n > 0 and r.retry:
+            _compat.counter_add(&t.retries, 1)
+            w.starved = True
+        else:
+            drop_rest(t)
+    return moved
+
+
+cdef bint route_forward(worker_t *w, route_t *r, uint32_t n, uint64_t bytes,
+                        int error) noexcept nogil:
+    """What follows a burst of ``n`` frames that lie at the route's first target."""
+    if n == 0 and error != 0:
+        route_end(w, r, error, FROM_SOURCE)
+    elif n == 0 and r.rx.nombuf != r.nombuf:
+        r.nombuf = r.rx.nombuf
+        w.starved = True
+    elif n == 0:
+        r.empties += 1
+        if r.woken:
+            r.woken = False
+            r.fruitless += 1
+            if r.fruitless > 1:     # readable, but not for us: no reason to turn in circles
+                w.starved = True
+    else:
+        r.empties = 0
+        r.woken = False
+        r.fruitless = 0
+        _compat.counter_add(&r.packets, n)
+        _compat.counter_add(&r.bytes, bytes)
+        r.targets[0].n = n
+        return route_send(w, r)
+    return False
+
+
+cdef bint route_serve(worker_t *w, route_t *r) noexcept nogil:
+    """One burst along one route; true when frames moved."""
+    cdef uint64_t began = _compat.cycles(), bytes = r.rx.bytes
+    cdef uint32_t n
+    cdef bint moved
+    cdef int error = 0
+    if in_hand(r):
+        moved = route_send(w, r)
+    else:
+        n = r.rx.burst(r.rx, r.targets[0].frames, w.burst, &error)
+        moved = route_forward(w, r, n, r.rx.bytes - bytes, error)
+    if moved:
+        _compat.counter_add(&r.cycles, _compat.cycles() - began)
+    return moved
+
+
+cdef bint serve_together(worker_t *w, route_t **routes, uint32_t k) noexcept nogil:
+    """One burst along each of ``k`` routes whose queues are read in one kernel entry, or in as
+    few as their frames take."""
+    cdef rx_share_t shares[SHARES_MAX]
+    cdef uint64_t bytes[SHARES_MAX]
+    cdef uint32_t done = 0, served, i
+    cdef uint64_t began, share
+    cdef bint moved = False, moves
+    for i in range(k):
+        shares[i].q = routes[i].rx
+        shares[i].out = routes[i].targets[0].frames
+        shares[i].n = w.burst
+        shares[i].got = 0
+        shares[i].error = 0
+        bytes[i] = routes[i].rx.bytes
+    while done < k:
+        began = _compat.cycles()
+        served = routes[done].rx.many(shares + done, k - done)
+        share = (_compat.cycles() - began) // served
+        for i in range(done, done + served):
+            began = _compat.cycles()
+            moves = route_forward(w, routes[i], shares[i].got, routes[i].rx.bytes - bytes[i],
+                                  shares[i].error)
+            if moves:
+                _compat.counter_add(&routes[i].cycles, share + _compat.cycles() - began)
+            moved |= moves
+        done += served
+    return moved
+
+
+cdef bint serve_busy(worker_t *w) noexcept nogil:
+    """One pass; true when frames moved."""
+    cdef route_t *together[SHARES_MAX]
+    cdef uint32_t i, k = 0
+    cdef bint moved = False
+    cdef route_t *r
+    for i in range(w.n_busy):
+        r = &w.routes[w.busy[i]]
+        if not route_runs(w, r):
+            continue
+        if w.n_busy == 1 or r.rx.many == NULL or in_hand(r):
+            moved |= route_serve(w, r)
+            continue
+        if k > 0 and (k == SHARES_MAX or together[0].rx.many != r.rx.many):
+            moved |= serve_together(w, together, k)
+            k = 0
+        together[k] = r
+        k += 1
+    if k > 0:
+        moved |= serve_together(w, together, k)
+    return moved
+
+
+cdef void sort_out(worker_t *w, uint32_t park_after) noexcept nogil:
+    """Takes routes out of the pass that have ended, or found nothing so many times in a row."""
+    cdef uint32_t kept = 0, i
+    cdef route_t *r
+    for i in range(w.n_busy):
+        r = &w.routes[w.busy[i]]
+        if r.active == 0 or (r.empties >= park_after and park(w, w.busy[i])):
+            continue
+        w.busy[kept] = w.busy[i]
+        kept += 1
+    w.n_busy = kept
+
+
+cdef void scan_parked(worker_t *w, uint64_t now) noexcept nogil:
+    """Lets go of parked routes whose queues were stopped, and has others looked at that ask for
+    it."""
+    cdef uint64_t every = 1_000_000 if now < w.hurry_until else SCAN_NS
+    cdef route_t *r
+    cdef uint32_t i
+    if now - w.scanned < every:
+        return
+    w.scanned = now
+    for i in range(w.n_routes):
+        r = &w.routes[i]
+        if r.active != 0 and r.parked != 0 and route_runs(w, r) and r.rx.revisit:
+            unpark(w, r)
+            r.woken = False
+            w.busy[w.n_busy] = i
+            w.n_busy += 1
+
+
+cdef void worker_loop(worker_t *w) noexcept nogil:
+    cdef uint64_t idle_since = 0, now
+    cdef uint32_t i
+    cdef bint moved
+    w.n_busy = 0
+    w.n_active = w.n_routes
+    w.looked = w.scanned = w.hurry_until = 0
+    for i in range(w.n_routes):
+        w.busy[i] = i
+        w.routes[i].nombuf = w.routes[i].rx.nombuf
+    w.n_busy = w.n_routes
+    while _compat.load_relaxed(&w.stop) == 0:
+        w.starved = False
+        moved = serve_busy(w)
+        if not moved and w.n_busy <= FEW:
+            # They wait together for the next frame of one of them, at the cost of no busy one.
+            for i in range(w.n_busy):
+                w.routes[w.busy[i]].empties = 0
+        sort_out(w, PARK_AFTER)
+        now = _compat.now_ns()
+        scan_parked(w, now)
+        if w.n_active == 0:
+            break
+        if w.n_active > w.n_busy and (not moved or now - w.looked > LOOK_NS):
+            w.looked = now
+            moved |= look(w, 0) and not w.starved
+        if moved:
+            idle_since = 0
+            continue
+        if w.wait == WAIT_POLL:
+            continue
+        if w.starved:           # a full target does not say when it has room
+            usleep(FRUITLESS_US)
+            continue
+        if idle_since == 0:
+            idle_since = now
+        if w.wait == WAIT_ADAPTIVE and now - idle_since < SPIN_NS:
+            sched_yield()
+            continue
+        idle_since = 0
+        sort_out(w, 0)
+        if w.n_busy == 0:
+            look(w, 1 if now < w.hurry_until else SLEEP_MS)
+        else:                   # not to be waited on
+            usleep(FRUITLESS_US)
+    for i in range(w.n_routes):
+        if w.routes[i].active != 0:
+            route_end(w, &w.routes[i], 0, FROM_SOURCE)

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Preloaded by test_gso_fallback.py: makes a kernel that splits every kind of super-frame one that
+ * does not. A write to a TAP device of a super-frame of a refused kind is shortened until nothing
+ * is left of the frame but its virtio-net header, to which the kernel itself answers EINVAL.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <liburing.h>
+#include <linux/if_tun.h>
+#include <net/if.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+
+#define HDR_LEN 10
+
+static int kinds;		/* bit N: gso_type N, the ECN bit aside */
+static unsigned long longer_than;
+static int hits;
+
+void refuse_kinds(int mask, unsigned long length)
+{
+	kinds = mask;
+	longer_than = length;
+	hits = 0;
+}
+
+int refused_so_far(void)
+{
+	return hits;
+}
+
+static int refuse(const void *start, unsigned long length)
+{
+	const uint8_t *hdr = start;
+
+	if (length < HDR_LEN || length <= longer_than || hdr[0] != 1 ||
+	    !(kinds & 1 << (hdr[1] & 0x1f)) || (hdr[1] & 0x1f) == 0)
+		return 0;
+	hits++;
+	return 1;
+}
+
+static unsigned long total(const struct iovec *iov, unsigned long n)
+{
+	unsigned long sum = 0;
+
+	while (n-- > 0)
+		sum += iov[n].iov_len;
+	return sum;
+}
+
+static int is_tap(int fd)
+{
+	struct ifreq request;
+
+	return ioctl(fd, TUNGETIFF, &request) == 0;
+}
+
+long syscall(long number, ...)
+{
+	static long (*next)(long, ...);
+	long a[6];
+	va_list args;
+	int i;
+
+	if (next == NULL)
+		next = (long (*)(long, ...))dlsym(RTLD_NEXT, "syscall");
+	va_start(args, number);
+	for (i = 0; i < 6; i++)
+		a[i] = va_arg(args, long);
+	va_end(args);
+	if (kinds != 0 && number == SYS_write && is_tap((int)a[0]) &&
+	    refuse((const void *)a[1], (unsigned long)a[2]))
+		a[2] = HDR_LEN;
+	if (kinds != 0 && number == SYS_writev && is_tap((int)a[0]) &&
+	    refuse(((const struct iovec *)a[1])->iov_base,
+		   total((const struct iovec *)a[1], (unsigned long)a[2])))
+		a[2] = 1;
+	return next(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+}
+
+int io_uring_submit(struct io_uring *ring)
+{
+	static int (*next)(struct io_uring *);
+	unsigned int i, mask = *ring->sq.kring_mask;
+
+	if (next == NULL)
+		next = (int (*)(struct io_uring *))dlsym(RTLD_NEXT, "io_uring_submit");
+	for (i = ring->sq.sqe_head; kinds != 0 && i != ring->sq.sqe_tail; i++) {
+		struct io_uring_sqe *sqe = &ring->sq.sqes[i & mask];
+		const struct iovec *iov = (const struct iovec *)(uintptr_t)sqe->addr;
+
+		if (sqe->opcode == IORING_OP_WRITEV && refuse(iov->iov_base, total(iov, sqe->len)))
+			sqe->len = 1;
+		else if ((sqe->opcode == IORING_OP_WRITE ||
+			  sqe->opcode == IORING_OP_WRITE_FIXED) &&
+			 refuse((const void *)(uintptr_t)sqe->addr, sqe->len))
+			sqe->len = HDR_LEN;
+	}
+	return next(ring);
+}

@@ -1,0 +1,628 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Objects shared between threads: nothing is corrupted, lost or counted twice.
+
+With a GIL these tests find what runs without it; on a free-threaded interpreter all that is shared
+(see docs/freethreading.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+import sysconfig
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from support import PacketSocket, Tap, Task, eventually, python, settle
+
+import rtap
+from rtap import Burst, DeviceStateError, EthEvent, Mbuf, Mempool, NetNS, PoolEmpty, Worker
+from rtap._null import NullRxQueue, NullTxQueue
+from rtap.offload import Gro
+
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+THREADS = 6
+
+pytestmark = pytest.mark.thread_unsafe(reason="makes its own threads")
+
+
+def together(*jobs: Callable[[], Any]) -> list[Any]:
+    """Runs them at the same time, each in a thread; their results."""
+    barrier = threading.Barrier(len(jobs))
+
+    def run(job: Callable[[], Any]) -> Any:
+        barrier.wait(60)
+        return job()
+
+    tasks = [Task(run, job) for job in jobs]
+    return [task.result(120) for task in tasks]
+
+
+def in_threads(job: Callable[[int], Any], n: int = THREADS) -> list[Any]:
+    return together(*(lambda i=i: job(i) for i in range(n)))
+
+
+@contextlib.contextmanager
+def may_raise(*errors: type[Exception], says: str = "") -> Iterator[None]:
+    try:
+        yield
+    except errors as exc:
+        if says not in str(exc):
+            raise
+
+
+@pytest.fixture
+def pool() -> Iterator[Mempool]:
+    """Empty again after the test, whatever its threads did."""
+    mempool = Mempool(512, 256)
+    yield mempool
+    assert settle(mempool) == 0
+    mempool.close()
+
+
+@pytest.fixture
+def quick_switches() -> Iterator[None]:
+    """With a GIL: as many switches between threads as there can be."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+EVERYTHING = """
+import importlib, pkgutil, sys
+import rtap
+for module in pkgutil.walk_packages(rtap.__path__, "rtap."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+compiled = [name for name, m in sys.modules.items()
+            if name.startswith("rtap.") and str(getattr(m, "__file__", "")).endswith(".so")]
+assert len(compiled) >= 13, compiled
+print(sys._is_gil_enabled())
+"""
+
+
+@pytest.mark.skipif(not FREE_THREADED, reason="this interpreter always has a GIL")
+def test_the_gil_stays_off() -> None:
+    """The import of a module that does not declare itself would turn it on, with a warning."""
+    done = python(EVERYTHING, warnings="error")
+    assert (done.stdout.strip(), done.stderr) == ("False", "")
+    assert not sys._is_gil_enabled()  # type: ignore[attr-defined]
+
+
+# ---- pools
+
+
+def test_a_buffer_is_never_given_out_twice(pool: Mempool) -> None:
+    def job(me: int) -> None:
+        rng = random.Random(me)
+        mine: list[tuple[Mbuf, bytes]] = []
+        for i in range(1500):
+            try:
+                for mbuf in pool.alloc_burst(rng.randrange(1, 40)):
+                    label = b"%d:%d" % (me, i)
+                    mbuf.append(len(label))[:] = label
+                    mine.append((mbuf, label))
+                mine.append((pool.alloc(b"one"), b"one"))
+            except PoolEmpty:
+                pass
+            rng.shuffle(mine)
+            for mbuf, label in mine[50:]:
+                assert bytes(mbuf) == label
+                if rng.random() < 0.5:
+                    mbuf.free()
+            del mine[50:]
+
+    in_threads(job)
+
+
+def test_close_against_alloc() -> None:
+    """Whoever comes first: the pool closes, or a buffer keeps it open."""
+
+    def job(me: int) -> None:
+        for mempool in pools:
+            for _ in range(3):
+                with may_raise(PoolEmpty), may_raise(ValueError, says="closed"):
+                    mbuf = mempool.alloc(b"x")
+                    assert bytes(mbuf) == b"x"
+                    assert mempool.available < 8
+                    mbuf.free()
+                    if me == 0:
+                        with may_raise(BufferError):
+                            mempool.close()
+
+    pools = [Mempool(8, 64) for _ in range(300)]
+    in_threads(job, 4)
+    for mempool in pools:
+        mempool.close()
+
+
+def test_close_against_queues() -> None:
+    def job(me: int) -> None:
+        for mempool in pools:
+            with may_raise(ValueError, says="closed"):
+                rx = NullRxQueue(mempool, name="n")
+                rx.start()
+                assert len(rx.rx_burst(2)) == 2
+                rx.close()
+            with may_raise(BufferError):
+                mempool.close()
+
+    pools = [Mempool(32, 64) for _ in range(200)]
+    in_threads(job, 4)
+    for mempool in pools:
+        mempool.close()
+
+
+# ---- bursts
+
+
+def test_a_burst_that_everybody_changes(pool: Mempool, quick_switches: None) -> None:
+    shared = Burst()
+
+    def job(me: int) -> None:
+        rng = random.Random(me)
+        other = Burst()
+        for _ in range(1500):
+            n = len(shared)
+            choice = rng.randrange(12)
+            # As many values as there are frames no more.
+            with may_raise(IndexError, PoolEmpty), may_raise(ValueError, says="burst of"):
+                if choice < 3:
+                    shared.append(pool.alloc(b"%d" % me))
+                elif choice == 3:
+                    shared.extend([pool.alloc(b"list")] * 3)
+                elif choice == 4:
+                    other.extend(shared)
+                elif choice == 5:
+                    shared.extend(other[:5])
+                elif choice == 6:
+                    other = shared.select(range(0, n, 2))
+                elif choice == 7:
+                    assert all(len(mbuf) > 0 for mbuf in shared)
+                elif choice == 8:
+                    lengths = shared.lengths
+                    assert all(lengths)
+                    shared.ol_flags = 1 << 60
+                    assert set(shared.ol_flags) <= {0, 1 << 60}
+                elif choice == 9:
+                    assert bytes(shared.gather(0, 1)).count(0) == 0
+                elif choice == 10:
+                    assert len(bytes(shared[n // 2])) > 0
+                elif n > 100 or rng.random() < 0.3:
+                    shared.free()
+            if len(other) > 200 or rng.random() < 0.1:
+                other.free()
+
+    in_threads(job)
+    shared.free()
+
+
+def test_two_bursts_into_each_other(pool: Mempool) -> None:
+    """The one's lock, then the other's; and the other way round."""
+    for _ in range(100):
+        a, b = Burst([pool.alloc(b"a")]), Burst([pool.alloc(b"b")])
+        together(lambda a=a, b=b: a.extend(b), lambda a=a, b=b: b.extend(a))
+        assert len(a) + len(b) in (4, 5)
+
+
+def test_each_frame_is_sent_once(pool: Mempool) -> None:
+    queues = [NullTxQueue(f"q{i}") for i in range(THREADS)]
+    for queue in queues:
+        queue.start()
+    shared = Burst()
+    appended = 0
+    done = threading.Event()
+
+    def send(me: int) -> int:
+        sent = 0
+        while not done.is_set() or len(shared):
+            sent += queues[me].tx_burst(shared)
+        return sent
+
+    def fill() -> int:
+        nonlocal appended
+        for _ in range(3000):
+            try:
+                burst = pool.alloc_burst(7, b"frame")
+            except PoolEmpty:
+                continue
+            shared.extend(burst)
+            appended += len(burst)
+        done.set()
+        return 0
+
+    sent = together(fill, *(lambda i=i: send(i) for i in range(THREADS)))
+    assert sum(sent) == appended == sum(queue.counters()["packets"] for queue in queues)
+    assert appended > 0
+    for queue in queues:
+        queue.close()
+
+
+# ---- mbufs
+
+
+def tolerant(call: Callable[[], Any], *errors: type[Exception]) -> None:
+    with contextlib.suppress(*errors):
+        call()
+
+
+def test_a_frame_that_everybody_resizes(pool: Mempool, quick_switches: None) -> None:
+    """Several objects over one frame: its window stays in its slot, and its neighbours whole."""
+    burst = pool.alloc_burst(3, b"\x11" * 100)
+    held = [bytes(burst[0]), bytes(burst[2])]
+    slot = burst[1].headroom + 100 + burst[1].tailroom
+
+    def job(me: int) -> None:
+        rng = random.Random(me)
+        mbuf = burst[1]
+        for _ in range(3000):
+            n = rng.randrange(1, 200)
+            choice = rng.randrange(7)
+            if choice == 0:
+                tolerant(lambda n=n: mbuf.prepend(n), ValueError)
+            elif choice == 1:
+                with contextlib.suppress(ValueError):
+                    mbuf.append(n)[:] = b"\x22" * n
+            elif choice == 2:
+                tolerant(lambda n=n: mbuf.adj(n), ValueError)
+            elif choice == 3:
+                tolerant(lambda n=n: mbuf.trim(n), ValueError)
+            elif choice == 4:
+                assert len(memoryview(mbuf)) <= slot
+            elif choice == 5:
+                tolerant(lambda: bytes(mbuf), ValueError)  # it shrank while it was read
+            else:
+                tolerant(lambda: bytes(mbuf.clone()), ValueError, PoolEmpty)
+
+    in_threads(job)
+    mbuf = burst[1]
+    assert mbuf.headroom + mbuf.data_len + mbuf.tailroom == slot
+    assert mbuf.pkt_len == mbuf.data_len
+    assert [bytes(burst[0]), bytes(burst[2])] == held
+
+
+def test_freed_while_others_look(pool: Mempool, quick_switches: None) -> None:
+    for _ in range(150):
+        mbuf = pool.alloc(b"z" * 600)  # in three segments
+
+        def look(mbuf: Mbuf = mbuf) -> None:
+            with may_raise(BufferError), may_raise(ValueError, says="freed"):
+                for _ in range(20):
+                    assert bytes(mbuf) == b"z" * 600
+                    assert mbuf[3:9] == b"zzzzzz"
+                    assert len(mbuf) == 600
+                    mbuf.l2_len = 14
+                    assert mbuf.nb_segs == 3
+                    rest = mbuf.next
+                    assert rest is not None
+                    assert len(rest.data) > 0 or rest.nb_segs > 1
+
+        together(look, look, mbuf.free)
+        assert "freed" in repr(mbuf)
+
+
+def test_a_view_or_free_but_not_both(pool: Mempool, quick_switches: None) -> None:
+    freed = kept = 0
+    for _ in range(300):
+        mbuf = pool.alloc(b"view")
+
+        def take(mbuf: Mbuf = mbuf) -> memoryview | None:
+            try:
+                return mbuf.data
+            except ValueError:
+                return None
+
+        def drop(mbuf: Mbuf = mbuf) -> bool:
+            try:
+                mbuf.free()
+            except BufferError:
+                return False
+            return True
+
+        view, gone = together(take, drop)
+        if view is None:
+            assert gone
+            freed += 1
+        elif gone:
+            view = None
+        if view is not None:
+            assert bytes(view) == b"view"
+            assert not gone
+            kept += 1
+    assert freed + kept == 300
+
+
+def test_growing_or_free_but_not_both(pool: Mempool) -> None:
+    """What append returns keeps the frame, from the moment it exists."""
+    for _ in range(300):
+        mbuf = pool.alloc(b"x")
+
+        def grow(mbuf: Mbuf = mbuf) -> memoryview | None:
+            try:
+                return mbuf.append(4)
+            except ValueError:
+                return None
+
+        def drop(mbuf: Mbuf = mbuf) -> None:
+            tolerant(mbuf.free, BufferError)
+
+        view, _ = together(grow, drop)
+        if view is not None:
+            view[:] = b"abcd"
+            assert bytes(mbuf) == b"xabcd"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("vnet_hdr", [True, False])
+def test_sent_while_it_is_resized(netns: NetNS, engine: str, vnet_hdr: bool) -> None:
+    """What leaves is the slot's bytes, whatever part of them."""
+    pool = Mempool(3, 1024)
+    first, mbuf, last = (pool.alloc(bytes([n]) * 1024) for n in (0x55, 0xAA, 0x55))
+    for other in (first, last):
+        other.prepend(other.headroom)[:] = b"\x55" * 128
+    mbuf.prepend(mbuf.headroom)[:] = b"\xaa" * 128
+    mbuf.trim(len(mbuf) - 100)
+    done = threading.Event()
+
+    def resize() -> None:
+        rng = random.Random(1)
+        while not done.is_set():
+            n = rng.randrange(1, 500)
+            for step in (mbuf.append, mbuf.adj, mbuf.prepend, mbuf.trim):
+                if step is not mbuf.trim or len(mbuf) > n + 14:
+                    tolerant(lambda step=step, n=n: step(n), ValueError)
+
+    with Tap(netns, vnet_hdr=vnet_hdr) as tap, PacketSocket(netns, "tap0", 3, 1 << 22) as sink:
+        tx = tap.tx(engine=engine, gil="release")
+
+        def send() -> list[bytes]:
+            got = []
+            for _ in range(400):
+                tx.tx_burst(Burst([mbuf] * 16))
+                got += sink.drain()
+            done.set()
+            return got
+
+        _, got = together(resize, send)
+    assert len(got) > 400
+    assert {bytes(set(data)) for data in got} == {b"\xaa"}
+
+
+# ---- queues
+
+
+def test_a_queue_has_one_owner_at_a_time(pool: Mempool) -> None:
+    """A second thread gets an error, and every frame is somebody's."""
+    rx = NullRxQueue(pool, name="null", gil="release")
+    tx = NullTxQueue("null", gil="release")
+    rx.start()
+    tx.start()
+
+    def job(me: int) -> tuple[int, int]:
+        received = sent = 0
+        for _ in range(2000):
+            burst = Burst()
+            with may_raise(DeviceStateError, says="in use by another thread"):
+                burst = rx.rx_burst(16)
+            received += len(burst)
+            while len(burst):
+                try:
+                    sent += tx.tx_burst(burst)
+                except DeviceStateError:
+                    burst.free()
+        return received, sent
+
+    results = in_threads(job)
+    assert sum(received for received, _ in results) == rx.counters()["packets"] > 0
+    assert sum(sent for _, sent in results) == tx.counters()["packets"] > 0
+    rx.close()
+    tx.close()
+
+
+def test_started_stopped_and_closed_by_everybody() -> None:
+    def job(me: int) -> None:
+        rng = random.Random(me)
+        for rx in queues:
+            for _ in range(4):
+                step = rng.choice([rx.start, rx.stop, lambda rx=rx: rx.rx_burst(4)])
+                with contextlib.suppress(DeviceStateError):
+                    step()
+            rx.close()
+            with pytest.raises(DeviceStateError, match="closed"):
+                rx.start()
+
+    pool = Mempool(256, 64)
+    queues = [NullRxQueue(pool, name="null") for _ in range(200)]
+    in_threads(job, 4)
+    assert settle(pool) == 0
+    pool.close()  # no queue has let go of it twice, or not at all
+
+
+def test_counters_while_everybody_resets(pool: Mempool) -> None:
+    rx = NullRxQueue(pool, name="null")
+    rx.start()
+    done = threading.Event()
+
+    def burst() -> None:
+        for _ in range(3000):
+            rx.rx_burst(8)
+        done.set()
+
+    def look() -> None:
+        while not done.is_set():
+            for counters in (rx.counters(), rx.xcounters()):
+                assert min(counters.values()) >= 0
+            rx.reset_counters()
+            rx.reset_xcounters()
+            rx.name = "other"
+            assert "rx queue 0 of" in repr(rx)
+
+    together(burst, look, look)
+    rx.close()
+
+
+def test_a_gro_has_one_user_at_a_time(pool: Mempool) -> None:
+    gro = Gro()
+
+    def job(me: int) -> None:
+        came = 0
+        for _ in range(500):
+            burst = pool.alloc_burst(8, b"\0" * 60)
+            with may_raise(RuntimeError, says="another thread"):
+                came += len(gro.coalesce(burst))
+            came += len(burst)  # where it was refused
+        assert came == 500 * 8
+
+    in_threads(job, 4)
+    gro.flush()
+
+
+# ---- devices
+
+
+def test_devices_come_and_go() -> None:
+    pool = Mempool(4096, 256)
+
+    def job(me: int) -> None:
+        for i in range(40):
+            name = f"net_null{(me + i) % 4}"
+            with may_raise(ValueError, says="already"), rtap.probe(name) as dev:
+                dev.configure(2, 2)
+                for q in range(2):
+                    dev.rx_queue_setup(q, 32, pool)
+                    dev.tx_queue_setup(q, 32)
+                dev.start()
+                assert rtap.device(name) is dev
+                assert dev.tx_burst(1, dev.rx_burst(0, 8)) == 8
+                assert dev in rtap.devices()
+                dev.stop()
+
+    in_threads(job)
+    assert rtap.devices() == []
+    assert settle(pool) == 0
+    pool.close()
+
+
+def test_one_device_and_everybody(pool: Mempool) -> None:
+    """Control, statistics and bursts from all sides, until somebody closes it."""
+    dev = rtap.probe("net_null0")
+    dev.configure(THREADS, THREADS)
+    for q in range(THREADS):
+        dev.rx_queue_setup(q, 32, pool)
+        dev.tx_queue_setup(q, 32)
+    dev.start()
+
+    def job(me: int) -> int:
+        rng = random.Random(me)
+        moved = 0
+        for i in range(600):
+            try:
+                moved += dev.tx_burst(me, dev.rx_burst(me, 8))
+                step = rng.randrange(8)
+                if step == 0:
+                    dev.stats()
+                elif step == 1:
+                    dev.xstats()
+                elif step == 2:
+                    dev.stats_reset()
+                elif step == 3:
+                    assert dev.pool is pool
+                elif step == 4:
+                    dev.stop()
+                elif step == 5:
+                    repr(dev)
+                elif step == 6:
+                    dev.rx_queue_stop(me)
+                    dev.rx_queue_start(me)
+                elif i > 500 and me == 0:
+                    dev.close()
+                dev.start()
+            except DeviceStateError:
+                tolerant(dev.start, DeviceStateError)
+        return moved
+
+    assert sum(in_threads(job)) > 0
+    dev.close()
+
+
+@pytest.mark.root
+def test_interfaces_come_and_go(netns: NetNS, engine: str) -> None:
+    def job(me: int) -> None:
+        for i in range(8):
+            with rtap.open(f"t{me}", netns=netns, engine=engine, nb_mbufs=64) as dev:
+                assert dev.send(bytes(60))
+                dev.rx_burst(0, 8)
+                dev.mtu = 1400 + i
+                assert dev.mtu == 1400 + i
+                assert dev.stats().opackets == 1
+
+    in_threads(job, 4)
+
+
+@pytest.mark.root
+def test_queues_of_one_interface(netns: NetNS, engine: str) -> None:
+    with rtap.open("t0", netns=netns, queues=4, engine=engine) as dev:
+
+        def job(me: int) -> int:
+            burst = Burst()
+            for _ in range(300):
+                burst.extend(dev.pool.alloc_burst(8, bytes([2, 0, 0, 0, 0, me]) * 10))
+                while len(burst):
+                    dev.tx_burst(me, burst)
+                dev.rx_burst(me, 8)
+            return 300 * 8
+
+        assert sum(in_threads(job, 4)) == dev.stats().opackets
+        assert dev.stats().q_opackets == [2400] * 4
+
+
+# ---- events and workers
+
+
+def test_callbacks_come_and_go() -> None:
+    heard = []
+
+    def job(me: int) -> None:
+        for _ in range(60):
+            mine = rtap.callback_register(EthEvent.NEW, lambda dev, event, data: heard.append(me))
+            with rtap.probe(f"net_null{me}") as dev:
+                own = dev.callback_register(EthEvent.DESTROY, lambda *args: heard.append(args))
+                dev.configure()
+                if me % 2:
+                    own.unregister()
+            mine.unregister()
+
+    in_threads(job, 4)
+    eventually(
+        lambda: not any(t.name == "rtap-events" for t in threading.enumerate()),
+        "the end of the events thread",
+    )
+    assert len(heard) > 0
+
+
+def test_a_worker_that_everybody_starts_and_stops(pool: Mempool) -> None:
+    with rtap.probe("net_null0") as dev:
+        dev.configure()
+        dev.rx_queue_setup(0, 32, pool)
+        dev.tx_queue_setup(0, 32)
+        dev.start()
+        worker = Worker()
+        worker.forward((dev, 0), (dev, 0))
+
+        def job(me: int) -> None:
+            for _ in range(60):
+                with contextlib.suppress(DeviceStateError):
+                    worker.start()
+                worker.stats()
+                repr(worker)
+                assert worker.running in (True, False)
+                worker.stop()
+
+        in_threads(job, 4)
+        worker.stop()
+        assert not worker.running
+        assert dev.tx_burst(0, dev.rx_burst(0, 4)) == 4  # the queues are nobody's

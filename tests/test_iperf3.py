@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""iperf3 between two namespaces, rtap in between: what its frames are, and that none is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+from rigs import Wire, iproute, wire, write_in, wrong_checksums
+from support import eventually, ip
+
+import rtap
+from rtap import EthDev, NetNS, RxOffload, TxOffload
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(shutil.which("iperf3") is None, reason="needs iperf3"),
+]
+
+LRO = RxOffload.TCP_CKSUM | RxOffload.UDP_CKSUM | RxOffload.TCP_LRO | RxOffload.UDP_LRO
+TSO = TxOffload.TCP_CKSUM | TxOffload.UDP_CKSUM | TxOffload.TCP_TSO | TxOffload.UDP_TSO
+SIZE = 64 << 20
+PORT = 5201
+
+
+def proc_net(ns: NetNS, name: str) -> str:
+    """A file of /proc/net as the namespace has it."""
+
+    def read() -> str:
+        with open(f"/proc/thread-self/net/{name}") as f:
+            return f.read()
+
+    text: str = ns.call(read)
+    return text
+
+
+def listening(ns: NetNS) -> bool:
+    """Whether iperf3's port is open: a socket in state TCP_LISTEN."""
+    lines = proc_net(ns, "tcp").splitlines() + proc_net(ns, "tcp6").splitlines()
+    return any(f":{PORT:04X} " in line and " 0A " in line for line in lines)
+
+
+def iperf3(w: Wire, address: str, *options: str, size: int = SIZE) -> dict[str, Any]:
+    """What the client reports at the end."""
+    server = w.right.popen(["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL)
+    try:
+        eventually(lambda: listening(w.right), "iperf3 listens", 20)
+        done = w.left.run(
+            ["iperf3", "-J", "-c", address, "-n", str(size), *options],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert server.wait(20) == 0
+    finally:
+        server.kill()
+        server.wait()
+    end: dict[str, Any] = json.loads(done.stdout)["end"]
+    return end
+
+
+def enable_ipv6(w: Wire) -> None:
+    for ns, dev, address in ((w.left, w.a, "fd09::1"), (w.right, w.b, "fd09::2")):
+        for name in ("all", "default", dev.ifname):
+            write_in(ns, f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "0")
+        ip(ns, "addr", "add", f"{address}/64", "dev", dev.ifname, "nodad")
+
+
+@contextmanager
+def forwarded(**options: Any) -> Iterator[Wire]:
+    """A wire whose devices are joined by a worker, with room for a whole window of frames."""
+    with wire(a=options, b=options) as w:
+        for ns, dev in ((w.left, w.a), (w.right, w.b)):
+            iproute(ns, f"link set dev {dev.ifname} txqueuelen 20000")
+        worker = rtap.Worker()
+        worker.forward((w.a, 0), (w.b, 0), on_full="retry")
+        worker.forward((w.b, 0), (w.a, 0), on_full="retry")
+        with worker:
+            yield w
+
+
+def assert_nothing_lost(w: Wire) -> None:
+    def passed_on(there: EthDev, back: EthDev) -> bool:
+        came, left = there.stats(), back.stats()
+        return (came.ipackets, came.ibytes) == (left.opackets, left.obytes)
+
+    for there, back in ((w.a, w.b), (w.b, w.a)):
+        eventually(partial(passed_on, there, back), "all that was received is sent")
+    for dev in (w.a, w.b):
+        stats = dev.stats()
+        assert (stats.ierrors, stats.oerrors, stats.imissed) == (0, 0, 0)
+
+
+def received_ect0(ns: NetNS) -> int:
+    """Packets marked as of an ECN-capable flow that the namespace has received."""
+    names, values = (
+        line.split() for line in proc_net(ns, "netstat").splitlines() if "IpExt" in line
+    )
+    six = dict(line.split() for line in proc_net(ns, "snmp6").splitlines())
+    return int(dict(zip(names, values, strict=True))["InECT0Pkts"]) + int(six["Ip6InECT0Pkts"])
+
+
+CASES: dict[str, tuple[str, bool, dict[str, Any]]] = {
+    "ipv4": ("10.9.0.2", False, {}),
+    "ipv6": ("fd09::2", False, {}),
+    "ipv4-ecn": ("10.9.0.2", True, {}),
+    "ipv6-ecn": ("fd09::2", True, {}),
+    "scatter": ("10.9.0.2", False, {"data_room": 2048}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tcp_super_frames_stay_whole(engine: str, case: str) -> None:
+    address, ecn, options = CASES[case]
+    scatter = RxOffload.SCATTER if options else RxOffload(0)
+    options |= {"rx_offloads": LRO | scatter, "tx_offloads": TSO | TxOffload.MULTI_SEGS}
+    with forwarded(engine=engine, nb_mbufs=32768 if scatter else 1024, **options) as w:
+        if ":" in address:
+            enable_ipv6(w)
+        for ns in (w.left, w.right):
+            write_in(ns, "/proc/sys/net/ipv4/tcp_ecn", "1" if ecn else "0")
+        end = iperf3(w, address)
+        assert end["sum_received"]["bytes"] > SIZE * 0.9  # the server stops counting at the end
+        assert_nothing_lost(w)
+        came, left = w.a.xstats(), w.b.xstats()
+        # Nearly all of it came in super-frames, far longer than the MTU, and left in them.
+        whole = came["rx_q0_lro_packets"]
+        assert w.a.stats().ibytes / w.a.stats().ipackets > 5 * 1500
+        assert came["rx_q0_size_above_1518_packets"] <= whole
+        assert left["tx_q0_tso_packets"] == whole > SIZE / 65536 * 0.9
+        assert left["tx_q0_checksum_offload"] == came["rx_q0_checksum_none"] >= whole
+        assert left["tx_q0_software_gso_packets"] == 0
+        assert (received_ect0(w.right) > whole / 2) is ecn
+
+
+def test_udp_with_checksums_left_undone(engine: str) -> None:
+    with forwarded(engine=engine, nb_mbufs=1024, rx_offloads=LRO, tx_offloads=TSO) as w:
+        end = iperf3(w, "10.9.0.2", "-u", "-b", "200M", "-l", "1400", size=4 << 20)
+        assert_nothing_lost(w)
+        assert w.a.stats().ipackets >= end["sum"]["packets"] > 2900
+        assert w.a.xstats()["rx_q0_checksum_none"] >= end["sum"]["packets"]
+
+
+class Watched:
+    """Two Python threads that forward between the devices, and look at what they forward."""
+
+    def __init__(self, a: EthDev, b: EthDev) -> None:
+        self.stop = threading.Event()
+        self.longest = 0
+        self.flags = 0
+        self.samples: list[bytes] = []
+        self.threads = [threading.Thread(target=self.run, args=pair) for pair in ((a, b), (b, a))]
+        for thread in self.threads:
+            thread.start()
+
+    def run(self, source: EthDev, target: EthDev) -> None:
+        seen = 0
+        while not self.stop.is_set():
+            burst = source.rx_burst(0, 64, 0.05)
+            for mbuf in burst:
+                self.longest = max(self.longest, mbuf.pkt_len)
+                self.flags |= mbuf.ol_flags
+                seen += 1
+                if seen < 50 or seen % 100 == 0:
+                    self.samples.append(bytes(mbuf))
+                mbuf.free()
+            while len(burst) and not self.stop.is_set():
+                target.tx_burst(0, burst)
+
+    def close(self) -> None:
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_without_offloads_frames_are_plain(engine: str, version: int) -> None:
+    """Within the MTU, complete, and of no particular state."""
+    with wire(a={"engine": engine}, b={"engine": engine}) as w:
+        if version == 6:
+            enable_ipv6(w)
+        assert not w.a.info().vnet_hdr
+        watched = Watched(w.a, w.b)
+        try:
+            end = iperf3(w, "10.9.0.2" if version == 4 else "fd09::2", size=8 << 20)
+        finally:
+            watched.close()
+        assert end["sum_received"]["bytes"] > 4 << 20
+        assert watched.longest == 1514
+        assert watched.flags == 0
+        tcp = [
+            f for f in watched.samples if f[12:14] == (b"\x08\x00" if version == 4 else b"\x86\xdd")
+        ]
+        tcp = [f for f in tcp if f[23 if version == 4 else 20] == 6]
+        assert len(tcp) > 100
+        assert [wrong_checksums(f) for f in tcp] == [[]] * len(tcp)
