@@ -249,7 +249,7 @@ cdef void check_group(gro_t *g, gro_group_t *d, bint l2) noexcept nogil:
         hdr.gso_size = said.tso_segsz
         hdr.csum_start = <uint16_t>said.csum_at
         hdr.csum_offset = said.csum_offset
-        claim(plan_segments(whole, n, n, l2, &hdr, &plan) == FITS, b"a super-frame that does not fit")
+        claim(plan_segments(whole, n, n, l2, &hdr, &plan) == FITS, b"a misfit made of frames")
         claim(plan.count == d.count, b"a super-frame of another number of frames")
         for i in range(plan.count):
             m = g.items[at].m
