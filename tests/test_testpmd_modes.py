@@ -75,19 +75,24 @@ def test_iperf3_through_modes(
         assert total["RX-packets"] == total["TX-packets"] > n_bytes / 65536
 
 
-@pytest.mark.parametrize("version", [4, 6])
-@pytest.mark.parametrize("proto", ["tcp", "udp"])
-@pytest.mark.parametrize("vlans", [0, 1])
-def test_5tswap_swaps_all_five(netns: NetNS, version: int, proto: str, vlans: int) -> None:
-    shape = Shape(version=version, proto=proto, vlans=vlans)
-    (data,) = through(netns, "5tswap", [shape.finished(b"payload")])
-    assert wrong_checksums(data) == []
-    packet, original = Ether(data), shape.packet(b"payload")
-    l3, l4 = (IP if version == 4 else IPv6), (TCP if proto == "tcp" else UDP)
-    assert (packet.src, packet.dst) == (original.dst, original.src)
-    assert (packet[l3].src, packet[l3].dst) == (original[l3].dst, original[l3].src)
-    assert (packet[l4].sport, packet[l4].dport) == (original[l4].dport, original[l4].sport)
-    assert bytes(packet[l4].payload) == b"payload"
+SHAPES = [
+    Shape(version=version, proto=proto, vlans=vlans)
+    for version in (4, 6)
+    for proto in ("tcp", "udp")
+    for vlans in (0, 1)
+]
+
+
+def test_5tswap_swaps_all_five(netns: NetNS) -> None:
+    got = through(netns, "5tswap", [shape.finished(b"payload") for shape in SHAPES])
+    for data, shape in zip(got, SHAPES, strict=True):
+        assert wrong_checksums(data) == []
+        packet, original = Ether(data), shape.packet(b"payload")
+        l3, l4 = (IP if shape.version == 4 else IPv6), (TCP if shape.proto == "tcp" else UDP)
+        assert (packet.src, packet.dst) == (original.dst, original.src)
+        assert (packet[l3].src, packet[l3].dst) == (original[l3].dst, original[l3].src)
+        assert (packet[l4].sport, packet[l4].dport) == (original[l4].dport, original[l4].sport)
+        assert bytes(packet[l4].payload) == b"payload"
 
 
 def test_5tswap_leaves_what_has_no_ports(netns: NetNS) -> None:
@@ -106,20 +111,17 @@ def test_noisy_changes_frames_as_well(netns: NetNS) -> None:
 # ---- checksums
 
 
-@pytest.mark.parametrize("version", [4, 6])
-@pytest.mark.parametrize("proto", ["tcp", "udp"])
-@pytest.mark.parametrize("vlans", [0, 1])
-def test_csum_makes_checksums_right(netns: NetNS, version: int, proto: str, vlans: int) -> None:
-    shape = Shape(version=version, proto=proto, vlans=vlans)
-    payloads = [b"", b"x", b"odd", b"even" * 300]
-    frames = [shape.unfinished(payload) for payload in payloads]
-    assert all(map(wrong_checksums, frames))
-    got = through(netns, "csum", frames)
-    assert [wrong_checksums(data) for data in got] == [[]] * len(payloads)
-    # A packet socket tells of a tag beside the frame.
-    assert [data[14:] for data in got] == [
-        shape.finished(payload)[shape.l2_len :] for payload in payloads
+def test_csum_makes_checksums_right(netns: NetNS) -> None:
+    pairs = [
+        (shape.unfinished(payload), shape.finished(payload)[shape.l2_len :])
+        for shape in SHAPES
+        for payload in (b"", b"x", b"odd", b"even" * 300)
     ]
+    assert all(wrong_checksums(unfinished) for unfinished, _ in pairs)
+    got = through(netns, "csum", [unfinished for unfinished, _ in pairs])
+    assert [wrong_checksums(data) for data in got] == [[]] * len(pairs)
+    # A packet socket tells of a tag beside the frame.
+    assert [data[14:] for data in got] == [packet for _, packet in pairs]
 
 
 # ---- echo

@@ -105,7 +105,7 @@ def test_an_option_is_refused_by_the_word_in_question(
         ([NULL, "--duration=1", "-i"], "--duration"),
         ([NULL, "--noisy-lkup-num-reads=1"], "--noisy-lkup-memory"),
         ([NULL, "--noisy-tx-sw-buffer-flushtime=1"], "--noisy-tx-sw-buffer-size"),
-        (["--vdev=net_null0,size=9000", "--mbuf-size=1024"], "9000"),
+        (["--vdev=net_null0,size=9000", "--mbuf-size=1024"], "with --mbuf-size=1024: "),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence(

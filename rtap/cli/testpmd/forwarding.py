@@ -167,14 +167,16 @@ class Forwarding:
         """Stop forwarding; CommandError when it does not run."""
         if self._pieces is None:
             raise CommandError("packet forwarding is not started")
-        for worker, _ in self._workers:
-            worker.stop()
-        self.seconds = time.monotonic() - self._since
-        self._routes = self.routes()
-        self._held = sum(noisy.buffered for noisy in self._noisy)
-        self._ended = [port.dev.stats() for port in self.ports]
-        pieces, self._pieces = self._pieces, None
-        pieces.close()
+        with self._pieces:
+            try:
+                for worker, _ in self._workers:
+                    worker.stop()
+                self.seconds = time.monotonic() - self._since
+                self._routes = self.routes()
+                self._held = sum(noisy.buffered for noisy in self._noisy)
+                self._ended = [port.dev.stats() for port in self.ports]
+            finally:
+                self._pieces = None
 
     def close(self) -> None:
         """Stop if it runs. Idempotent."""
@@ -353,10 +355,3 @@ class Forwarding:
                 )
             )
         return out
-
-    def clear_port(self, port: Port) -> None:
-        """Set a port's statistics to zero; those of forwarding go on."""
-        index = self.ports.index(port)
-        if self.running:
-            self._began[index] = difference(self._began[index], port.dev.stats())
-        port.dev.stats_reset()

@@ -107,10 +107,14 @@ def _set_up(port: Port, pool: rtap.Mempool, options: Options) -> None:
     info = port.dev.info()
     rxd = options.rxd or info.default_rxportconf.ring_size
     txd = options.txd or info.default_txportconf.ring_size
-    for queue in range(options.rxq):
-        port.dev.rx_queue_setup(queue, rxd, pool)
-    for queue in range(options.txq):
-        port.dev.tx_queue_setup(queue, txd)
+    try:
+        for queue in range(options.rxq):
+            port.dev.rx_queue_setup(queue, rxd, pool)
+        for queue in range(options.txq):
+            port.dev.tx_queue_setup(queue, txd)
+    except ValueError as exc:
+        room = f" with --mbuf-size={pool.data_room + pool.headroom}"
+        raise CommandError(f"port {port.number} ({port.dev.name}){room}: {exc}") from None
     port.dev.start()
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from rtap.cli.errors import CommandError, Interrupted, Stop, sentence
 from rtap.cli.testpmd import report
-from rtap.cli.testpmd.forwarding import Forwarding
+from rtap.cli.testpmd.forwarding import Forwarding, difference
 from rtap.cli.testpmd.grammar import Argument, Command, parse
 from rtap.cli.testpmd.modes import MODES
 from rtap.cli.testpmd.options import MAX_BURST, Options, lengths, whole
@@ -66,6 +66,8 @@ class Prompt:
         self._quit = False
         self._told: set[str] = set()
         self._shown: dict[Port, tuple[float, Stats]] = {}
+        # Not the device's own reset: that would take away from what forwarding has counted.
+        self._zero: dict[Port, Stats] = {}
         self._commands = self._table()
 
     # -- reading
@@ -233,6 +235,8 @@ class Prompt:
     def _show_stats(self, ports: Sequence[Port]) -> None:
         for port in ports:
             now, stats = time.monotonic(), port.dev.stats()
+            if port in self._zero:
+                stats = difference(stats, self._zero[port])
             _print(report.port_statistics(port, stats, self._rates(port, now, stats)))
             self._shown[port] = now, stats
 
@@ -268,7 +272,7 @@ class Prompt:
 
     def _clear(self, ports: Sequence[Port]) -> None:
         for port in ports:
-            self._forwarding.clear_port(port)
+            self._zero[port] = port.dev.stats()
             self._shown.pop(port, None)
             print(f"NIC statistics for port {port.number} cleared")
 
