@@ -3,8 +3,8 @@
 
 Environment: RTAP_DEBUG=1 makes the checked build (bounds checks, assertions, RTAP_CHECKED=1),
 RTAP_DEBUG=trace adds line tracing, for coverage in one thread, RTAP_DEBUG=tsan makes a build for
-the race detector, RTAP_JOBS sets the number
-of parallel jobs. CC, CFLAGS and PKG_CONFIG mean what they mean everywhere.
+the race detector, RTAP_JOBS sets the number of parallel jobs. CC, CFLAGS and PKG_CONFIG mean what
+they mean everywhere.
 """
 
 from __future__ import annotations
