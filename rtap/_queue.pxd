@@ -58,6 +58,7 @@ cdef struct rxq_t:
     uint64_t filtered_unicast   # dropped while not promiscuous
     uint64_t filtered_multicast
     uint64_t lro                # super-frames
+    uint64_t gso                # frames that rx_gso made of them
     uint64_t checksum_good
     uint64_t checksum_none      # left to do, the data is intact
     uint64_t checksum_bad

@@ -259,6 +259,7 @@ cdef class RxQueueBase:
             "truncated_packets": _compat.counter_read(&q.truncated),
             "bad_header_packets": _compat.counter_read(&q.bad_vnet_hdr),
             "read_errors": _compat.counter_read(&q.read_errors),
+            "gso_split_packets": _compat.counter_read(&q.gso),
         }
 
     def reset_xcounters(self):

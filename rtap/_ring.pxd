@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
+from rtap._mempool cimport Mempool
 from rtap._queue cimport RxQueueBase, TxQueueBase
 from rtap._rx cimport tap_rxq_t
 from rtap._tx cimport tap_txq_t
@@ -11,6 +12,7 @@ cdef class RxQueue(RxQueueBase):
     cdef readonly int max_frame
     cdef readonly bint scatter
     cdef list retired           # pools that a burst may still be reading into
+    cdef Mempool reads          # what is read into when what is handed out is split from it
 
     cdef int release_pools(self) except -1
     cdef int release_retired(self) except -1

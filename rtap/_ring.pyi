@@ -21,6 +21,7 @@ class RxQueue(RxQueueBase):
         scatter: bool = False,
         l2: bool = True,
         offloads: int = 0,
+        split: Mempool | None = None,
         engine: str = "auto",
         gil: str = "auto",
     ) -> None: ...
@@ -34,6 +35,8 @@ class RxQueue(RxQueueBase):
     def scatter(self) -> bool: ...
     @property
     def room(self) -> int: ...
+    @property
+    def wake(self) -> int: ...
     def resize(self, max_frame: int, pool: Mempool | None = None) -> None: ...
     def set_filter(
         self, on: bool, *, allmulticast: bool = False, addresses: Iterable[Buffer] = ()

@@ -20,9 +20,10 @@ from rtap._mempool cimport Mempool
 from rtap._pool cimport pool_t, thread_number
 from rtap._queue cimport QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, TxQueueBase, gil_mode
 from rtap._rx cimport (
-    FILTER_MAX, SEGS_MAX, filter_t, room_t, rx_adopt, rx_syscall, rx_uring, rx_uring_many,
-    tap_rxq_t,
+    FILTER_MAX, SEGS_MAX, filter_t, room_t, rx_adopt, rx_split, rx_syscall, rx_uring,
+    rx_uring_many, tap_rxq_t,
 )
+from rtap._rx_gso cimport rx_gso_create, rx_gso_destroy, rx_gso_drop
 from rtap._tx cimport tap_txq_t, tx_checked, tx_forget, tx_syscall, tx_uring
 from rtap._tx_gro cimport tx_gro_create, tx_gro_destroy
 from rtap._uring cimport (
@@ -89,18 +90,24 @@ cdef class RxQueue(RxQueueBase):
     l2:        Ethernet frames (TAP); False for IP packets (TUN)
     offloads:  RxOffload bits.  Any has frames told of with packet type and header lengths, and
                IPV4_CKSUM, UDP_CKSUM and TCP_CKSUM with what was found of these; with vnet_hdr
+    split:     a pool to split super-frames into, and to move all others to; ``pool`` is then for
+               reading only.  Frames longer than its ``data_room`` become chains.  ``wake`` is
+               readable while split frames wait for the next burst; with vnet_hdr
     engine:    "auto", "uring" or "syscall";  gil: "auto", "release" or "hold"
     """
 
     def __init__(self, int fd, Mempool pool not None, *, str name, int queue_id=0, int port=0xffff,
                  nb_desc=64, bint vnet_hdr=True, max_frame=1522, bint scatter=False,
-                 bint l2=True, uint64_t offloads=0, str engine="auto", str gil="auto"):
+                 bint l2=True, uint64_t offloads=0, Mempool split=None, str engine="auto",
+                 str gil="auto"):
         cdef pool_t *p
         cdef tap_rxq_t *q
         cdef uint32_t segs
         if self.tap != NULL:
             raise RuntimeError("an RxQueue is made once")
         check_range("nb_desc", nb_desc, 1, 32768)
+        if split is not None and not vnet_hdr:
+            raise ValueError("split needs vnet_hdr: without headers there are no super-frames")
         p = pool.hold()
         try:
             segs = segments(p, max_frame, scatter)
@@ -109,14 +116,27 @@ cdef class RxQueue(RxQueueBase):
             q = <tap_rxq_t *>calloc(1, sizeof(tap_rxq_t))
             if q == NULL:
                 raise MemoryError("no memory for an rx queue")
+            if split is not None:
+                try:
+                    q.gso = rx_gso_create(split.hold(), l2)
+                    if q.gso == NULL:
+                        split.let_go()
+                        raise MemoryError("no memory or no descriptor for an rx queue that splits")
+                except BaseException:
+                    free(q)
+                    raise
         except BaseException:
             pool.let_go()
             raise
         self.pool = pool
         self.tap = q
         self.q = &q.base
-        q.base.burst = rx_syscall if number == ENGINE_SYSCALL else rx_uring
-        if number != ENGINE_SYSCALL:
+        q.base.burst = q.read = rx_syscall if number == ENGINE_SYSCALL else rx_uring
+        if split is not None:
+            self.reads = pool
+            self.pool = split
+            q.base.burst = rx_split
+        elif number != ENGINE_SYSCALL:
             q.base.many = rx_uring_many
         q.base.fd = fd
         q.pool = p
@@ -144,6 +164,7 @@ cdef class RxQueue(RxQueueBase):
                 if self.generation == fork_generation():
                     uring_forget_file(self.tap.file_id)
                 self.release_pools()
+            rx_gso_destroy(self.tap.gso)
             free(self.tap)
 
     def close(self):
@@ -155,6 +176,10 @@ cdef class RxQueue(RxQueueBase):
 
     @cython.critical_section
     cdef int release_pools(self) except -1:
+        if self.reads is not None:
+            if self.generation == fork_generation():    # else the frames are the parent's
+                rx_gso_drop(self.tap.gso)
+            self.reads.let_go()
         self.pool.let_go()
         return self.release_retired()
 
@@ -164,6 +189,13 @@ cdef class RxQueue(RxQueueBase):
             pool.let_go()
         self.retired.clear()
         return 0
+
+    @property
+    def wake(self):
+        """Descriptor that is readable while split frames wait for the next burst; -1 for a queue
+        that does not split."""
+        self.checked()
+        return self.tap.gso.wake if self.tap.gso != NULL else -1
 
     @property
     @cython.critical_section
@@ -189,6 +221,8 @@ cdef class RxQueue(RxQueueBase):
         cdef uint32_t segs
         cdef room_t *r = &self.tap.room
         self.checked()
+        if self.reads is not None:
+            raise ValueError(f"{self!r} splits what it reads: its buffers hold the longest frame")
         p = to.hold()
         try:
             segs = segments(p, max_frame, self.scatter)
@@ -250,6 +284,8 @@ cdef class RxQueue(RxQueueBase):
         with nogil:
             while n < PURGE_MAX and read(self.q.fd, scratch, sizeof(scratch)) > 0:
                 n += 1
+            if self.tap.gso != NULL:
+                rx_gso_drop(self.tap.gso)
         self.disown()
         return n
 

@@ -3,6 +3,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from rtap._pool cimport mbuf_t, pool_t
 from rtap._queue cimport rx_share_t, rxq_t
+from rtap._rx_gso cimport rx_gso_t
 
 
 cdef enum:
@@ -40,9 +41,12 @@ cdef struct tap_rxq_t:
     bint l2                     # Ethernet frames, not IP packets
     uint16_t port
     filter_t filter
+    rx_gso_t *gso               # splits what is read; NULL: handed out as it comes
+    uint32_t (*read)(rxq_t *q, mbuf_t **out, uint32_t n, int *error) noexcept nogil
 
 
 cdef void rx_adopt(tap_rxq_t *q) noexcept nogil
 cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil
+cdef uint32_t rx_split(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil
 cdef uint32_t rx_syscall(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil
 cdef uint32_t rx_uring_many(rx_share_t *shares, uint32_t k) noexcept nogil

@@ -19,6 +19,7 @@ from rtap._liburing cimport (
 from rtap._linux cimport EBADFD, POLLIN, RWF_NOWAIT, iovec, poll, pollfd, read, readv
 from rtap._pool cimport mbuf_data, mbuf_free, mbuf_reset, mbuf_t, pool_get, pool_put
 from rtap._queue cimport rx_share_t, rxq_t
+from rtap._rx_gso cimport rx_gso
 from rtap._traffic cimport count_frames
 from rtap._uring cimport (
     ENGINE_AUTO, RING_ENTRIES, uring_buffer, uring_enter, uring_file, uring_leave, uring_run,
@@ -343,3 +344,9 @@ cdef uint32_t rx_syscall(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noex
         depth = min(2 * depth, limit)
     rx_count(q, out, got, limit)
     return got
+
+
+cdef uint32_t rx_split(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil:
+    """The burst function of a queue that splits what it reads."""
+    cdef tap_rxq_t *q = <tap_rxq_t *>base
+    return rx_gso(q.gso, q.read, base, out, n, error)

@@ -18,11 +18,12 @@ class RxInterrupt:
     (epoll(7)), which makes this one fit for select, poll, epoll and asyncio.
 
     `live` says whether the queue may be received from; while it is not, nothing signals either,
-    since whoever woke up could not take the frame.
+    since whoever woke up could not take the frame. `wake` is a second descriptor to wait for, -1
+    for none: that of frames which were read already and wait in the queue.
     """
 
-    def __init__(self, fd: int, live: bool) -> None:
-        self._fd = fd
+    def __init__(self, fd: int, live: bool, wake: int = -1) -> None:
+        self._fds = [fd] if wake < 0 else [fd, wake]
         self._live = live
         self._enabled = False
         self._added = False
@@ -50,11 +51,13 @@ class RxInterrupt:
     def _update(self) -> None:
         wanted = self._enabled and self._live
         if wanted and not self._added:
-            self._epoll.register(self._fd, select.EPOLLIN)
+            for fd in self._fds:
+                self._epoll.register(fd, select.EPOLLIN)
         elif self._added and not wanted:
-            # Gone already when the descriptor behind it was closed.
-            with contextlib.suppress(OSError):
-                self._epoll.unregister(self._fd)
+            for fd in self._fds:
+                # Gone already when the descriptor behind it was closed.
+                with contextlib.suppress(OSError):
+                    self._epoll.unregister(fd)
         self._added = wanted
 
     def close(self) -> None:

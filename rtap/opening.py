@@ -47,6 +47,7 @@ def open(  # noqa: A001 - rtap.open() reads like io.open()
     rx_offloads: RxOffload | int = 0,
     tx_offloads: TxOffload | int = 0,
     tx_gro: bool = False,
+    rx_gso: bool = False,
     mode: str = "tap",
     nb_mbufs: int | None = None,
     data_room: int | None = None,
@@ -80,6 +81,9 @@ def open(  # noqa: A001 - rtap.open() reads like io.open()
     tx_gro
         Merge frames of a TCP flow into super-frames as they are sent, and with ``UDP_TSO`` in
         `tx_offloads` datagrams too: for programs that send frames within the MTU.
+    rx_gso
+        Take super-frames from the kernel and split them into frames within the MTU, with their
+        checksums: for programs that work on such frames. Instead of LRO in `rx_offloads`.
     mode
         "tap" for Ethernet frames, "tun" for IP packets.
     nb_mbufs, data_room
@@ -121,6 +125,7 @@ def open(  # noqa: A001 - rtap.open() reads like io.open()
         engine,
         gil,
         tx_gro=tx_gro,
+        rx_gso=rx_gso,
     )
     tun_features(conf.rx_offloads)
     options = IfaceOptions(owner, group, txqueuelen, sndbuf, fd)

@@ -65,7 +65,8 @@ class EthConf:
     ("release", "hold", or "auto": release, unless taking it back proves slow).
 
     ``tx_gro`` merges what is sent into super-frames before it enters the kernel: TCP, and UDP
-    where ``tx_offloads`` has UDP_TSO.
+    where ``tx_offloads`` has UDP_TSO. ``rx_gso`` takes super-frames from the kernel, TCP and UDP,
+    and hands out frames within the MTU with their checksums.
 
     TypeError or ValueError for what is none of these; whether a device can do the offloads is
     checked by ``configure``.
@@ -77,6 +78,7 @@ class EthConf:
     engine: str = "auto"
     gil: str = "auto"
     tx_gro: bool = False
+    rx_gso: bool = False
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
@@ -87,8 +89,14 @@ class EthConf:
                 raise ValueError(
                     f"{name} must be one of {', '.join(legal)}, got {getattr(self, name)!r}"
                 )
-        if not isinstance(self.tx_gro, bool):
-            raise TypeError(f"tx_gro must be a bool, got {type(self.tx_gro).__name__}")
+        for name in ("tx_gro", "rx_gso"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
+        if self.rx_gso and self.rx_offloads & (RxOffload.TCP_LRO | RxOffload.UDP_LRO):
+            raise ValueError(
+                "rx_gso splits the super-frames that TCP_LRO and UDP_LRO in rx_offloads ask for: "
+                "one or the other"
+            )
 
 
 @dataclass(frozen=True)
@@ -150,6 +158,7 @@ class DevInfo:
     tx_offloads: TxOffload = TxOffload(0)
     tx_offloads_refused: TxOffload = TxOffload(0)
     tx_gro: bool = False
+    rx_gso: bool = False
     engine: str = "auto"
     engine_reason: str = ""
 

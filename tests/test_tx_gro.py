@@ -271,7 +271,10 @@ def test_options(netns: NetNS) -> None:
         assert not dev.info().tx_gro
     with pytest.raises(TypeError, match="tx_gro must be a bool, got int"):
         rtap.EthConf(tx_gro=1)  # type: ignore[arg-type]
-    with rtap.probe("net_null0") as null, pytest.raises(ValueError, match="tx_gro: net_null"):
+    with (
+        rtap.probe("net_null0") as null,
+        pytest.raises(ValueError, match="tx_gro, rx_gso: net_null"),
+    ):
         null.configure(1, 1, rtap.EthConf(tx_gro=True))
     with Tap(netns, "t1", vnet_hdr=False) as plain, pytest.raises(ValueError, match="gro needs"):
         plain.tx(gro=True)

@@ -39,6 +39,7 @@ RX_NAMES = (
     "truncated_packets",
     "bad_header_packets",
     "read_errors",
+    "gso_split_packets",
 )
 TX_NAMES = (
     *SIZES,

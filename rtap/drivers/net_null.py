@@ -68,8 +68,8 @@ class NetNull:
         )
 
     def dev_configure(self, nb_rx_queues: int, nb_tx_queues: int, conf: EthConf) -> None:
-        if conf.tx_gro:
-            raise ValueError("tx_gro: net_null has no kernel to send super-frames to")
+        if conf.tx_gro or conf.rx_gso:
+            raise ValueError("tx_gro, rx_gso: net_null has no kernel to exchange super-frames with")
         self.dev_close()
         self._nb_queues = (nb_rx_queues, nb_tx_queues)
         self._conf = conf

@@ -29,6 +29,7 @@ from rtap.drivers.offloads import (
     RX_CAPA,
     TX_CAPA,
     granted,
+    kernel_offloads,
     max_frame,
     needs_header,
     refused,
@@ -60,6 +61,8 @@ DEFAULT_IFNAME = "rtap%d"
 MAX_QUEUES = 128
 MAX_NB_DESC = 32768
 DEFAULT_NB_DESC = 64
+#: Buffers for the longest frame that a queue has which splits what it reads.
+SPLIT_READS = 64
 LOCK_SLICE_S = 0.01
 
 
@@ -170,7 +173,7 @@ class NetRtap:
         self._drops.turn(now.dropped, started=self._started, plugged=now.carrier)
 
     def _needs(self, mtu: int) -> int:
-        return max_frame(self._mode, mtu, self._conf.rx_offloads)
+        return max_frame(self._mode, mtu, kernel_offloads(self._conf))
 
     def _fit(self, mtu: int) -> None:
         """Somebody set the MTU: have buffers for it, or say that longer frames will be lost."""
@@ -250,6 +253,7 @@ class NetRtap:
             tx_offloads=self._conf.tx_offloads,
             tx_offloads_refused=refused(self._software_gso),
             tx_gro=self._conf.tx_gro,
+            rx_gso=self._conf.rx_gso,
         )
 
     def dev_configure(self, nb_rx_queues: int, nb_tx_queues: int, conf: EthConf) -> None:
@@ -258,7 +262,7 @@ class NetRtap:
                 "queues come in pairs: nb_rx_queues and nb_tx_queues must be equal, got "
                 f"{nb_rx_queues} and {nb_tx_queues}"
             )
-        features = tun_features(conf.rx_offloads)
+        features = tun_features(kernel_offloads(conf))
         if needs_header(conf) and self._tap.adopted and not self._tap.vnet_hdr:
             raise ValueError(
                 f"offloads need virtio-net headers, and the descriptor of {self._tap.name} that "
@@ -358,6 +362,10 @@ class NetRtap:
         self, queue_id: int, nb_desc: int, pool: Mempool, deferred_start: bool
     ) -> RxQueue:
         conf = self._conf
+        need = self._needs(self.mtu_get())
+        split = None
+        if conf.rx_gso:
+            pool, split = Mempool(SPLIT_READS, need + 1), pool
         rxq = RxQueue(
             self._tap.fds[queue_id],
             pool,
@@ -366,10 +374,11 @@ class NetRtap:
             port=self._port.id,
             nb_desc=nb_desc,
             vnet_hdr=self._tap.vnet_hdr,
-            max_frame=self._needs(self.mtu_get()),
+            max_frame=need,
             scatter=bool(conf.rx_offloads & RxOffload.SCATTER),
             l2=self._mode == "tap",
             offloads=conf.rx_offloads & ~RxOffload.SCATTER if self._tap.vnet_hdr else 0,
+            split=split,
             engine=conf.engine,
             gil=conf.gil,
         )
@@ -406,7 +415,8 @@ class NetRtap:
         intr = self._intr.get(queue_id)
         if intr is None:
             live = self._started and self._tap.is_attached(queue_id)
-            intr = self._intr[queue_id] = RxInterrupt(self._tap.fds[queue_id], live)
+            wake = self._rxq[queue_id].wake
+            intr = self._intr[queue_id] = RxInterrupt(self._tap.fds[queue_id], live, wake)
         return intr
 
     def rx_queue_intr_fd(self, queue_id: int) -> int:

@@ -12,6 +12,7 @@ __all__ = [
     "RX_CAPA",
     "TX_CAPA",
     "granted",
+    "kernel_offloads",
     "max_frame",
     "needs_header",
     "refused",
@@ -24,6 +25,7 @@ _L2_MAX = 14 + 2 * 4
 # The longest a frame gets with LRO: an IPv6 header, whose length field does not count itself.
 _LRO_MAX = 65535 + 40
 _LRO = RxOffload.TCP_LRO | RxOffload.UDP_LRO
+_SPLIT = _LRO | RxOffload.TCP_CKSUM | RxOffload.UDP_CKSUM
 
 #: IPV4_CKSUM is free of charge: the kernel never leaves an IPv4 header checksum undone.
 RX_CAPA = RxOffload.CHECKSUM | _LRO | RxOffload.SCATTER
@@ -79,10 +81,19 @@ def tun_features(offloads: RxOffload) -> TunFeature:
     return wanted
 
 
+def kernel_offloads(conf: EthConf) -> RxOffload:
+    """The receive offloads that the kernel is asked for: a queue that splits asks for more than
+    the application does."""
+    return conf.rx_offloads | _SPLIT if conf.rx_gso else conf.rx_offloads
+
+
 def needs_header(conf: EthConf) -> bool:
     """Whether frames must say more than their bytes do."""
     return bool(
-        conf.rx_offloads & ~RxOffload.SCATTER or conf.tx_offloads & ~_TX_SOFTWARE or conf.tx_gro
+        conf.rx_offloads & ~RxOffload.SCATTER
+        or conf.tx_offloads & ~_TX_SOFTWARE
+        or conf.tx_gro
+        or conf.rx_gso
     )
 
 
