@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Stages of the user's own: native functions, and Python ones."""
 
+cimport cython
 from cpython.buffer cimport (
     PyBUF_WRITABLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
 )
@@ -107,7 +108,8 @@ cdef int call(void *ctx, rtap_burst *burst) noexcept with gil:
             burst.verdict[i] = <uint32_t>verdict
         return 0
     except BaseException as exc:
-        stage.exception = exc
+        with cython.critical_section(stage):
+            stage.raised = exc
         logger.exception("stage %s failed", stage.name)
         traceback.clear_frames(exc.__traceback__)       # or it keeps the burst
         return -ECANCELED
@@ -121,12 +123,12 @@ cdef class Call(Stage):
     as they are then, later stages that write work on copies.  A plain callable in a route's
     ``stages`` becomes one of these.
 
-    An exception ends the route, and is logged; ``exception`` keeps it.  Called on a burst from
-    Python it is raised as it is.
+    An exception ends the route, and is logged; ``exception`` has it.  Called on a burst from Python
+    it is raised as it is.
     """
 
     cdef object function
-    cdef readonly object exception
+    cdef object raised
 
     def __init__(self, function):
         if not callable(function):
@@ -137,12 +139,19 @@ cdef class Call(Stage):
         self.fn = <stage_fn>call
 
     @property
+    def exception(self):
+        """The last one that the function raised in a route; None before."""
+        with cython.critical_section(self):
+            return self.raised
+
+    @property
     def name(self):
         name = getattr(self.function, "__name__", None)
         return name if isinstance(name, str) else type(self.function).__name__
 
     cdef int failed(self, int error) except -1:
-        exception, self.exception = self.exception, None
+        with cython.critical_section(self):
+            exception, self.raised = self.raised, None
         if exception is None:
             return Stage.failed(self, error)
         raise exception
