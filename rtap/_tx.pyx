@@ -426,7 +426,7 @@ cdef uint32_t tx_checked(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexce
         return 0
     while True:
         kept = tx_ready(q, v, n, &seen, &why)
-        if q.gro != NULL and q.software == 0:
+        if q.gro != NULL and _compat.load_relaxed(&q.software) == 0:
             sent = tx_gro(q.gro, tx_send, base, v, kept, error)
         else:
             sent = tx_send(base, v, kept, error)
