@@ -53,7 +53,7 @@ cdef inline uint8_t *tx_in_place(tap_txq_t *q, mbuf_t *m, uint32_t *length) noex
     if q.hdr_len == 0:
         length[0] = mbuf_window(m, &start)
         return start
-    if m.data_off < q.hdr_len or not mbuf_is_private(m):
+    if not mbuf_is_private(m) or m.data_off < q.hdr_len:
         return NULL
     start = mbuf_data(m) - q.hdr_len
     length[0] = m.data_len + q.hdr_len
