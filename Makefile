@@ -23,7 +23,8 @@ help:
 	@echo 'make lint     ruff, cython-lint, mypy, stubtest and the rules of the tree'
 	@echo 'make bench    benchmarks'
 	@echo 'make soak     a hundred million frames through a small pool'
-	@echo 'make fuzz     the property tests with many more examples'
+	@echo 'make fuzz     ten million inputs for the offload kernels, then the property tests with many'
+	@echo '              more examples; ARGS=--runs=1e5 for fewer inputs'
 	@echo 'make docs     the manual, into build/docs'
 	@echo 'make wheel    sdist and wheel, into dist'
 	@echo 'make clean    remove all that was built, and .venv'
@@ -66,7 +67,9 @@ soak: build
 	@$(PYTHON3) -m bench.soak $(ARGS)
 
 fuzz: build
-	@HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -m fuzz --timeout=3600 $(ARGS)
+	@RTAP_FUZZ=1 tools/setup
+	@$(PYTHON3) tools/fuzz.py $(ARGS)
+	@HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -m fuzz --timeout=3600
 
 docs: build
 	@tools/setup docs

@@ -14,6 +14,7 @@
 import os
 from typing import TYPE_CHECKING
 
+from rtap import stages
 from rtap._burst import Burst
 from rtap._mbuf import Mbuf
 from rtap._mempool import Mempool
@@ -26,7 +27,7 @@ from rtap.flags import MbufFlag, RxOffload, TxOffload
 from rtap.netns import NetNS
 from rtap.ops import DevInfo, EthConf, Link, Stats
 from rtap.registry import device, devices, probe
-from rtap.stats import RouteStats, WorkerStats
+from rtap.stats import RouteStats, StageStats, TargetStats, WorkerStats
 
 # Registers the driver. Left out of __all__: a star import should not replace the builtin.
 from rtap.opening import open as open  # noqa: A004  # isort: skip
@@ -51,7 +52,9 @@ __all__ = [
     "PoolEmpty",
     "RouteStats",
     "RxOffload",
+    "StageStats",
     "Stats",
+    "TargetStats",
     "TxOffload",
     "Worker",
     "WorkerStats",
@@ -60,6 +63,7 @@ __all__ = [
     "devices",
     "get_include",
     "probe",
+    "stages",
 ]
 
 

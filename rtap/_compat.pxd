@@ -21,3 +21,4 @@ cdef extern from "rtap_compat.h" nogil:
     void step_unlock "rtap_step_unlock" (uint32_t *lock)
     uint64_t now_ns "rtap_now_ns" ()
     uint64_t cycles "rtap_cycles" ()
+    void shared_add "rtap_shared_add" (uint64_t *p, uint64_t v)

@@ -3,6 +3,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from rtap._chain cimport scratch_t, stage_t
 from rtap._pool cimport mbuf_t
 from rtap._queue cimport rxq_t, txq_t
 
@@ -15,7 +16,9 @@ cdef enum:
     WAIT_SLEEP = 1
     WAIT_ADAPTIVE = 2
 
-    FROM_SOURCE = 0xffffffff    # route_t.failed: not one of the targets
+    # route_t.failed, when not one of the targets
+    FROM_SOURCE = 0xffffffff
+    FROM_STAGE = 0x80000000     # and its number
 
 
 cdef struct target_t:
@@ -33,10 +36,12 @@ cdef struct route_t:
     rxq_t *rx
     target_t *targets
     uint32_t n_targets
+    stage_t *stages
+    uint32_t n_stages
     bint retry                  # what a target does not take is tried again, not dropped
     uint32_t active
     uint32_t error              # errno that ended the route; 0 when its queue was stopped
-    uint32_t failed             # the target that gave it, or FROM_SOURCE
+    uint32_t failed             # the target that gave it, or FROM_*
     uint32_t parked             # out of the pass; its descriptor is in the epoll set
     uint32_t empties            # bursts in a row that found nothing
     bint woken                  # it came back, and was not served since
@@ -52,6 +57,8 @@ cdef struct worker_t:
     uint32_t n_routes
     target_t *targets           # of all routes
     mbuf_t **frames             # of all targets
+    stage_t *stages             # of all routes
+    scratch_t scratch
     uint32_t *busy              # indexes of the routes that each pass serves
     uint32_t n_busy
     uint32_t n_active
@@ -65,6 +72,7 @@ cdef struct worker_t:
     uint64_t hurry_until        # queues are being stopped, and whoever does waits for us
 
 
-cdef int worker_alloc(worker_t *w, uint32_t n_routes, uint32_t n_targets) noexcept nogil
+cdef int worker_alloc(worker_t *w, uint32_t n_routes, uint32_t n_targets,
+                      uint32_t n_stages) noexcept nogil
 cdef void worker_free(worker_t *w) noexcept nogil
 cdef void worker_loop(worker_t *w) noexcept nogil

@@ -11,6 +11,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 cimport rtap._compat as _compat
+from rtap._chain cimport chain_run, scratch_alloc, scratch_free, stage_t
 from rtap._linux cimport (
     ENOMEM, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, epoll_ctl, epoll_event, epoll_wait, sched_yield,
     usleep,
@@ -31,15 +32,18 @@ cdef enum:
     FRUITLESS_US = 200          # frames that cannot be taken: no buffers, a full target
 
 
-cdef int worker_alloc(worker_t *w, uint32_t n_routes, uint32_t n_targets) noexcept nogil:
-    """Room for routes and targets, in place of any before; 0 or -ENOMEM."""
+cdef int worker_alloc(worker_t *w, uint32_t n_routes, uint32_t n_targets,
+                      uint32_t n_stages) noexcept nogil:
+    """Room for routes, targets and stages, in place of any before; 0 or -ENOMEM."""
     cdef uint32_t i
     worker_free(w)
     w.routes = <route_t *>calloc(n_routes, sizeof(route_t))
     w.targets = <target_t *>calloc(n_targets, sizeof(target_t))
     w.frames = <mbuf_t **>calloc(<size_t>n_targets * w.burst, sizeof(mbuf_t *))
+    w.stages = <stage_t *>calloc(max(n_stages, 1), sizeof(stage_t))
     w.busy = <uint32_t *>calloc(n_routes, sizeof(uint32_t))
-    if w.routes == NULL or w.targets == NULL or w.frames == NULL or w.busy == NULL:
+    if (w.routes == NULL or w.targets == NULL or w.frames == NULL or w.busy == NULL
+            or w.stages == NULL or scratch_alloc(&w.scratch, w.burst) != 0):
         worker_free(w)
         return -ENOMEM
     for i in range(n_targets):
@@ -51,10 +55,13 @@ cdef void worker_free(worker_t *w) noexcept nogil:
     free(w.routes)
     free(w.targets)
     free(w.frames)
+    free(w.stages)
     free(w.busy)
+    scratch_free(&w.scratch)
     w.routes = NULL
     w.targets = NULL
     w.frames = NULL
+    w.stages = NULL
     w.busy = NULL
     w.n_routes = 0
 
@@ -187,6 +194,26 @@ cdef bint route_send(worker_t *w, route_t *r) noexcept nogil:
     return moved
 
 
+cdef bint run_stages(worker_t *w, route_t *r, uint32_t n) noexcept nogil:
+    """Has the stages say where the frames at the first target go; false when one has failed."""
+    cdef target_t *first = &r.targets[0]
+    cdef mbuf_t **frames = first.frames
+    cdef uint32_t failed = 0, i
+    cdef target_t *t
+    cdef int rc = chain_run(r.stages, r.n_stages, r.n_targets, &w.scratch, frames, &n, &failed)
+    if rc != 0:
+        route_end(w, r, -rc, FROM_STAGE | failed)
+        return False
+    if r.n_targets == 1:
+        first.n = n
+        return True
+    for i in range(n):          # those of the first stay where they are, or move forward
+        t = &r.targets[w.scratch.verdict[i]]
+        t.frames[t.n] = frames[i]
+        t.n += 1
+    return True
+
+
 cdef bint route_forward(worker_t *w, route_t *r, uint32_t n, uint64_t bytes,
                         int error) noexcept nogil:
     """What follows a burst of ``n`` frames that lie at the route's first target."""
@@ -208,7 +235,10 @@ cdef bint route_forward(worker_t *w, route_t *r, uint32_t n, uint64_t bytes,
         r.fruitless = 0
         _compat.counter_add(&r.packets, n)
         _compat.counter_add(&r.bytes, bytes)
-        r.targets[0].n = n
+        if r.n_stages == 0:
+            r.targets[0].n = n
+        elif not run_stages(w, r, n) or not in_hand(r):
+            return True
         return route_send(w, r)
     return False
 

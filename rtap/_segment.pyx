@@ -22,11 +22,11 @@ from rtap._parse cimport (
     headers_t, l4_pseudo_sum, parse_outermost, put_be16,
 )
 from rtap._pool cimport (
-    mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_ref, mbuf_reset, mbuf_t, mbuf_window, pool_get,
-    pool_t,
+    mbuf_copy, mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_ref, mbuf_reset, mbuf_t,
+    mbuf_window, pool_get, pool_t,
 )
 from rtap._request cimport (
-    TX_CKSUM_REQUESTS, TX_L4_MASK, TX_TCP_SEG, TX_UDP_SEG, finish_checksum, make_private,
+    TX_CKSUM_REQUESTS, TX_L4_MASK, TX_TCP_SEG, TX_UDP_SEG, finish_checksum,
 )
 from rtap._verify cimport RX_CKSUM_MASK, RX_IP_CKSUM_GOOD, RX_L4_CKSUM_GOOD, fill_frame
 from rtap._vnet cimport RX_LRO
@@ -424,21 +424,39 @@ cdef int write_all(const mbuf_t *m, pool_t *pool, const plan_t *plan, uint8_t *h
     return 0
 
 
-cdef int finish_one(mbuf_t **frame, bint l2) noexcept nogil:
-    """Makes a plain frame of one that is too short to be split, and finishes its checksum."""
-    cdef mbuf_t *m = frame[0]
-    if m.ol_flags & (RX_LRO | TX_TCP_SEG | TX_UDP_SEG):
-        if make_private(frame) != 0:
+cdef int finish_one(mbuf_t *m, bint l2, mbuf_t **out) noexcept nogil:
+    """Makes a plain frame of one that is too short to be split, and finishes its checksum; the
+    frame itself, or a copy where others see it."""
+    cdef uint64_t asked = m.ol_flags & (RX_LRO | TX_TCP_SEG | TX_UDP_SEG)
+    cdef mbuf_t *own = m
+    cdef mbuf_t *seg = m
+    cdef int error = 0
+    out[0] = m
+    if asked == 0:
+        return finish_checksum(out)
+    while seg != NULL and mbuf_is_private(seg):
+        seg = seg.next
+    if seg != NULL:
+        own = mbuf_copy(m)
+        if own == NULL:
             return -ENOBUFS
-        m = frame[0]
-        if m.ol_flags & (TX_TCP_SEG | TX_UDP_SEG):
-            if fill_frame(m, l2) != 0:
-                return -EINVAL
-            m.vnet_flags = 0
-        m.ol_flags &= ~(RX_LRO | TX_TCP_SEG | TX_UDP_SEG | TX_L4_MASK)
-        m.gso_type = VIRTIO_NET_HDR_GSO_NONE
-        m.tso_segsz = 0
-    return finish_checksum(frame)
+    own.ol_flags &= ~(RX_LRO | TX_TCP_SEG | TX_UDP_SEG | TX_L4_MASK)
+    if asked & RX_LRO:
+        error = finish_checksum(&own)
+    else:
+        error = fill_frame(own, l2)
+    if error != 0:
+        own.ol_flags |= asked
+        if own != m:
+            mbuf_free(own)
+        return error
+    own.gso_type = VIRTIO_NET_HDR_GSO_NONE
+    own.vnet_flags = 0
+    own.tso_segsz = 0
+    if own != m:
+        mbuf_free(m)
+    out[0] = own
+    return 0
 
 
 cdef int gso_mbuf(mbuf_t *m, pool_t *pool, bint l2, mbuf_t **out, uint32_t room) noexcept nogil:
@@ -458,8 +476,7 @@ cdef int gso_mbuf(mbuf_t *m, pool_t *pool, bint l2, mbuf_t **out, uint32_t room)
     if plan.count > room:
         return -EMSGSIZE
     if plan.count == 1:
-        out[0] = m
-        error = finish_one(out, l2)
+        error = finish_one(m, l2, out)
         return error if error != 0 else 1
     p = headers_of(m, headers, &n)
     if p != headers:

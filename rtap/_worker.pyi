@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 
 from typing_extensions import Self
 
+from rtap._burst import Burst
 from rtap.ethdev import EthDev
+from rtap.stages import Stage
 from rtap.stats import WorkerStats
 
 class Worker:
@@ -24,7 +27,12 @@ class Worker:
     @property
     def running(self) -> bool: ...
     def forward(
-        self, source: tuple[EthDev, int], target: tuple[EthDev, int], *, on_full: str = "drop"
+        self,
+        source: tuple[EthDev, int],
+        target: tuple[EthDev, int] | list[tuple[EthDev, int]],
+        *,
+        stages: Iterable[Stage | Callable[[Burst], Sequence[int] | None]] = (),
+        on_full: str = "drop",
     ) -> None: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...

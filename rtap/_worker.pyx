@@ -14,20 +14,23 @@ import weakref
 from libc.stdint cimport uint32_t, uint64_t
 
 cimport rtap._compat as _compat
+from rtap._chain cimport stage_t
 from rtap._linux cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, close, epoll_create1,
     epoll_ctl, epoll_event, eventfd, write,
 )
 from rtap._loop cimport (
-    FROM_SOURCE, WAIT_ADAPTIVE, WAIT_POLL, WAIT_SLEEP, WORKER_BURST_MAX, route_t, target_t,
-    worker_alloc, worker_free, worker_loop, worker_t,
+    FROM_SOURCE, FROM_STAGE, WAIT_ADAPTIVE, WAIT_POLL, WAIT_SLEEP, WORKER_BURST_MAX, route_t,
+    target_t, worker_alloc, worker_free, worker_loop, worker_t,
 )
 from rtap._mbuf cimport check_range
 from rtap._queue cimport OWNED_BY_WORKER, RxQueueBase, TxQueueBase
 from rtap._uring cimport fork_generation
+from rtap.stages._stage cimport Stage
 
 from rtap.errors import DeviceStateError
-from rtap.stats import RouteStats, WorkerStats
+from rtap.stages import Call
+from rtap.stats import RouteStats, StageStats, TargetStats, WorkerStats
 
 cdef dict WAITS = {"poll": WAIT_POLL, "sleep": WAIT_SLEEP, "adaptive": WAIT_ADAPTIVE}
 
@@ -57,7 +60,7 @@ cdef class Worker:
     cdef object thread
     cdef object lock            # of start and of what follows the end
     cdef object __weakref__
-    cdef list routes            # (rx queue, tx queue, retry)
+    cdef list routes            # (rx queue, [tx queue, ...], [stage, ...], retry)
     cdef uint32_t generation
     cdef int wake_fd
     cdef readonly object cpu
@@ -105,21 +108,34 @@ cdef class Worker:
         return (self.thread is not None and self.generation == fork_generation()
                 and self.thread.is_alive())
 
-    def forward(self, source, target, *, on_full="drop"):
+    def forward(self, source, target, *, stages=(), on_full="drop"):
         """Adds a route: every frame received on ``source`` is sent on ``target``.
 
-        Both are (device, queue number); one call is one direction.  on_full says what happens to
-        frames the target does not take at once: "drop" (and count) or "retry".
+        Both are (device, queue number); one call is one direction.  ``stages`` (:mod:`rtap.stages`)
+        are what happens to frames in between, in turn: a Stage, or any callable that takes a Burst.
+        With a list of targets they say where each frame goes, to the first one by default.
+        on_full says what happens to frames that a target does not take at once: "drop" (and count)
+        or "retry", which reads no more from the source meanwhile.
         """
         cdef RxQueueBase rx = source[0].rx_queue(source[1])
-        cdef TxQueueBase tx = target[0].tx_queue(target[1])
+        cdef list targets = target if isinstance(target, list) else [target]
+        cdef list txs = [device.tx_queue(number) for device, number in targets]
+        cdef list chain = [stage if isinstance(stage, Stage) else Call(stage) for stage in stages]
+        cdef Stage each
+        if not txs:
+            raise ValueError("a route needs a target")
+        if len(set(map(id, txs))) < len(txs):
+            raise ValueError("a target is named twice")
+        for each in chain:
+            if each.fn == NULL:
+                raise ValueError(f"{type(each).__name__} was never initialised")
         if on_full not in ("drop", "retry"):
             raise ValueError(f"on_full must be 'drop' or 'retry', got {on_full!r}")
         if self.running:
             raise DeviceStateError("routes are added before the worker is started")
         if any(route[0] is rx for route in self.routes):
             raise ValueError(f"{rx!r} has a route already")
-        self.routes.append((rx, tx, on_full == "retry"))
+        self.routes.append((rx, txs, chain, on_full == "retry"))
 
     def start(self):
         """Takes the queues and starts the thread.  RuntimeError when a queue is in use."""
@@ -133,7 +149,9 @@ cdef class Worker:
 
     cdef int launch(self) except -1:
         cdef list taken = []
-        if worker_alloc(&self.w, <uint32_t>len(self.routes), <uint32_t>len(self.routes)) != 0:
+        if worker_alloc(&self.w, <uint32_t>len(self.routes),
+                        <uint32_t>sum([len(route[1]) for route in self.routes]),
+                        <uint32_t>sum([len(route[2]) for route in self.routes])) != 0:
             raise MemoryError("no memory for the routes")
         try:
             self.take(taken)
@@ -155,8 +173,10 @@ cdef class Worker:
     cdef int take(self, list taken) except -1:
         cdef RxQueueBase rx
         cdef TxQueueBase tx
+        cdef Stage stage
         cdef route_t *r
         cdef epoll_event event
+        cdef uint32_t n_targets = 0, n_stages = 0
         self.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         self.w.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
         event.events = EPOLLIN
@@ -164,18 +184,27 @@ cdef class Worker:
         if (self.wake_fd < 0 or self.w.epoll_fd < 0
                 or epoll_ctl(self.w.epoll_fd, EPOLL_CTL_ADD, self.wake_fd, &event) != 0):
             raise OSError("the process has no descriptor left for a worker")
-        for rx, tx, retry in self.routes:
+        for rx, txs, stages, retry in self.routes:
             r = &self.w.routes[self.w.n_routes]
-            r.targets = &self.w.targets[self.w.n_routes]
-            r.n_targets = 1
+            r.targets = self.w.targets + n_targets
+            r.stages = self.w.stages + n_stages
             rx.own(OWNED_BY_WORKER)
             taken.append(rx)
-            if not any(tx is other for other in taken):
-                tx.own(OWNED_BY_WORKER)
-                taken.append(tx)
-                r.targets.owns = True
+            for tx in txs:
+                if not any(tx is other for other in taken):
+                    tx.own(OWNED_BY_WORKER)
+                    taken.append(tx)
+                    r.targets[r.n_targets].owns = True
+                r.targets[r.n_targets].tx = tx.q
+                r.n_targets += 1
+            for stage in stages:
+                r.stages[r.n_stages].fn = stage.fn
+                r.stages[r.n_stages].ctx = stage.ctx
+                r.stages[r.n_stages].flags = stage.flags
+                r.n_stages += 1
+            n_targets += r.n_targets
+            n_stages += r.n_stages
             r.rx = rx.q
-            r.targets.tx = tx.q
             r.retry = retry
             r.active = 1
             self.w.n_routes += 1
@@ -228,29 +257,54 @@ cdef class Worker:
     def stats(self):
         """A :class:`rtap.WorkerStats` with one :class:`rtap.RouteStats` for each route, readable
         while the worker runs."""
-        cdef route_t *r
-        cdef target_t *t
         cdef uint32_t i
-        out = []
-        for i in range(self.w.n_routes):
-            r = &self.w.routes[i]
-            t = r.targets
-            rx, tx, _ = self.routes[i]
-            error = _compat.load(&r.error)
-            out.append(RouteStats(
-                source=repr(rx), target=repr(tx),
-                rx_packets=_compat.counter_read(&r.packets),
-                rx_bytes=_compat.counter_read(&r.bytes),
-                tx_packets=_compat.counter_read(&t.packets),
-                tx_bytes=_compat.counter_read(&t.bytes),
+        return WorkerStats(routes=[self.route_stats(i) for i in range(self.w.n_routes)])
+
+    cdef object route_stats(self, uint32_t i):
+        cdef route_t *r = &self.w.routes[i]
+        cdef uint32_t error = _compat.load(&r.error)
+        cdef target_t *t
+        cdef stage_t *s
+        cdef uint32_t k
+        cdef list targets = [], stages = []
+        rx, txs, chain, _ = self.routes[i]
+        for k in range(r.n_targets):
+            t = &r.targets[k]
+            targets.append(TargetStats(
+                target=repr(txs[k]),
+                packets=_compat.counter_read(&t.packets),
+                bytes=_compat.counter_read(&t.bytes),
                 drops=_compat.counter_read(&t.drops),
                 retries=_compat.counter_read(&t.retries),
-                cycles=_compat.counter_read(&r.cycles),
-                idle=_compat.load(&r.parked) != 0,
-                error=f"{(rx if r.failed == FROM_SOURCE else tx)!r}: {os.strerror(error)}"
-                      if error else "",
             ))
-        return WorkerStats(routes=out)
+        for k in range(r.n_stages):
+            s = &r.stages[k]
+            stages.append(StageStats(
+                stage=chain[k].name,
+                packets=_compat.counter_read(&s.packets),
+                bytes=_compat.counter_read(&s.bytes),
+                drops=_compat.counter_read(&s.drops),
+                cycles=_compat.counter_read(&s.cycles),
+            ))
+        if error == 0:
+            why = ""
+        elif r.failed == FROM_SOURCE:
+            why = f"{rx!r}: {os.strerror(error)}"
+        elif r.failed & FROM_STAGE:
+            k = r.failed & ~<uint32_t>FROM_STAGE
+            why = f"stage {k} ({chain[k].name}) of the route from {rx!r}: {os.strerror(error)}"
+        else:
+            why = f"{txs[r.failed]!r}: {os.strerror(error)}"
+        return RouteStats(
+            source=repr(rx),
+            rx_packets=_compat.counter_read(&r.packets),
+            rx_bytes=_compat.counter_read(&r.bytes),
+            cycles=_compat.counter_read(&r.cycles),
+            idle=_compat.load(&r.parked) != 0,
+            error=why,
+            targets=targets,
+            stages=stages,
+        )
 
 
 cdef void disown(queue) noexcept:

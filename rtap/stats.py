@@ -12,7 +12,14 @@ from rtap.ops import Stats
 if TYPE_CHECKING:
     from rtap._queue import RxQueueBase, TxQueueBase
 
-__all__ = ["RouteStats", "WorkerStats", "queue_stats", "queue_xstats"]
+__all__ = [
+    "RouteStats",
+    "StageStats",
+    "TargetStats",
+    "WorkerStats",
+    "queue_stats",
+    "queue_xstats",
+]
 
 
 def queue_stats(
@@ -62,26 +69,69 @@ def queue_xstats(
 
 
 @dataclass(frozen=True)
+class TargetStats:
+    """One target of a route: frames and bytes sent, frames it did not take or that were in hand
+    when the route ended (`drops`), bursts that were tried again (`retries`)."""
+
+    target: str
+    packets: int
+    bytes: int
+    drops: int
+    retries: int
+
+
+@dataclass(frozen=True)
+class StageStats:
+    """One stage of a route: frames and bytes that came to it, frames it dropped, and what it took
+    of the processor's time-stamp counter."""
+
+    stage: str
+    packets: int
+    bytes: int
+    drops: int
+    cycles: int
+
+
+@dataclass(frozen=True)
 class RouteStats:
     """One route's totals since the worker was last started, in frames.
 
-    `drops` are frames the target did not take and frames in hand when the route ended, `retries`
-    bursts that were tried again, `cycles` the processor's time-stamp counter over bursts that
-    moved frames. `idle` while the queue has nothing and waits out of the pass. `error` names the
-    queue that ended the route and says why; empty while it runs and after a normal end.
+    `cycles` is the processor's time-stamp counter over bursts that moved frames. `idle` while the
+    queue has nothing and waits out of the pass. `error` names the queue or the stage that ended the
+    route and says why; empty while it runs and after a normal end. Every frame received is sent, in
+    hand, or in the drops of a target or a stage.
     """
 
     source: str
-    target: str
     rx_packets: int
     rx_bytes: int
-    tx_packets: int
-    tx_bytes: int
-    drops: int
-    retries: int
     cycles: int
     idle: bool
     error: str
+    targets: list[TargetStats]
+    stages: list[StageStats]
+
+    @property
+    def target(self) -> str:
+        """All targets, in words."""
+        return ", ".join(target.target for target in self.targets)
+
+    @property
+    def tx_packets(self) -> int:
+        return sum(target.packets for target in self.targets)
+
+    @property
+    def tx_bytes(self) -> int:
+        return sum(target.bytes for target in self.targets)
+
+    @property
+    def drops(self) -> int:
+        """Frames that targets did not take; what stages drop is counted there."""
+        return sum(target.drops for target in self.targets)
+
+    @property
+    def retries(self) -> int:
+        return sum(target.retries for target in self.targets)
 
 
 @dataclass(frozen=True)

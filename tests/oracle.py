@@ -32,7 +32,7 @@ def ones_sum(data: bytes) -> int:
     """RFC 1071, not complemented, without any code of rtap's."""
     if len(data) & 1:
         data += b"\0"
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total

@@ -253,6 +253,12 @@ static inline uint64_t rtap_now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
+/* For counters that several threads add to. */
+static inline void rtap_shared_add(uint64_t *p, uint64_t v)
+{
+	__atomic_fetch_add(p, v, __ATOMIC_RELAXED);
+}
+
 /* A counter that is cheap to read and steady: the processor's own, or nanoseconds. */
 static inline uint64_t rtap_cycles(void)
 {

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Answers to ARP, neighbour discovery and echo requests."""
+
+from libc.stdint cimport uint8_t, uint32_t
+from libc.string cimport memcpy
+
+from rtap._chain cimport DROP, STAGE_WRITES, rtap_burst
+from rtap._echo cimport make_answer
+from rtap._mbuf cimport check_range
+from rtap._pool cimport mbuf_t
+from rtap.stages._stage cimport Stage
+
+from rtap.ether import MacAddr
+
+
+cdef struct echo_t:
+    uint8_t mac[6]
+    uint32_t others
+
+
+cdef int echo(void *ctx, rtap_burst *burst) noexcept nogil:
+    cdef echo_t *e = <echo_t *>ctx
+    cdef mbuf_t **frames = <mbuf_t **>burst.frames
+    cdef uint32_t i
+    for i in range(burst.n):
+        if not make_answer(frames[i], e.mac):
+            burst.verdict[i] = e.others
+    return 0
+
+
+cdef class Echo(Stage):
+    """Turns ARP requests, ICMP and ICMPv6 echo requests and neighbour solicitations, for whatever
+    address, into answers from ``mac``, which go where the route goes: back, that is, in a route
+    from a device to itself.
+
+    others: what becomes of all other frames: dropped (None), or a target's index."""
+
+    cdef echo_t how
+
+    def __init__(self, mac, *, others=None):
+        cdef bytes address = bytes(MacAddr(mac))
+        memcpy(self.how.mac, <const uint8_t *>address, 6)
+        self.how.others = DROP if others is None else check_range("others", others, 0, 65534)
+        self.ctx = &self.how
+        self.flags = STAGE_WRITES
+        self.fn = echo

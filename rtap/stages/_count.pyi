@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: BSD-3-Clause
+from rtap.stages._stage import Stage
+
+class Counter(Stage):
+    def __init__(self) -> None: ...
+    @property
+    def packets(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Counters of frames and bytes."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+cimport rtap._compat as _compat
+from rtap._chain cimport rtap_burst
+from rtap._pool cimport mbuf_t
+from rtap.stages._stage cimport Stage
+
+
+cdef struct count_t:
+    uint64_t packets
+    uint64_t bytes
+
+
+cdef int count(void *ctx, rtap_burst *burst) noexcept nogil:
+    cdef count_t *c = <count_t *>ctx
+    cdef mbuf_t **frames = <mbuf_t **>burst.frames
+    cdef uint64_t bytes = 0
+    cdef uint32_t i
+    for i in range(burst.n):
+        bytes += frames[i].pkt_len
+    _compat.shared_add(&c.packets, burst.n)
+    _compat.shared_add(&c.bytes, bytes)
+    return 0
+
+
+cdef class Counter(Stage):
+    """Counts what comes by, over all routes it is in; readable at any time, also from another
+    thread."""
+
+    cdef count_t counted
+
+    def __cinit__(self):
+        self.ctx = &self.counted
+        self.fn = count
+
+    @property
+    def packets(self):
+        return _compat.counter_read(&self.counted.packets)
+
+    @property
+    def bytes(self):
+        return _compat.counter_read(&self.counted.bytes)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Flows spread over targets: the frames of one, in both directions, go to the same."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from rtap._chain cimport rtap_burst
+from rtap._parse cimport (
+    HEADERS_MAX, IPPROTO_TCP, IPPROTO_UDP, be16, headers_of, headers_t, parse_outermost,
+)
+from rtap._pool cimport mbuf_t
+from rtap.stages._stage cimport Stage
+
+cdef enum:
+    SCTP = 132
+
+
+cdef struct spread_t:
+    bint l2
+    bint ports
+
+
+cdef inline uint64_t word(const uint8_t *p, uint32_t n) noexcept nogil:
+    cdef uint64_t v = 0
+    memcpy(&v, p, n)
+    return v
+
+
+cdef inline uint64_t mix(uint64_t v) noexcept nogil:
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014)."""
+    v = (v ^ v >> 30) * <uint64_t>0xbf58476d1ce4e5b9
+    v = (v ^ v >> 27) * <uint64_t>0x94d049bb133111eb
+    return v ^ v >> 31
+
+
+cdef inline uint64_t pair(uint64_t a, uint64_t b) noexcept nogil:
+    """Of two numbers, whichever comes first."""
+    return mix(a) + mix(b)
+
+
+cdef uint64_t flow_hash(const spread_t *s, const mbuf_t *m) noexcept nogil:
+    cdef uint8_t copy[HEADERS_MAX]
+    cdef headers_t h
+    cdef uint32_t n
+    cdef uint64_t hash
+    cdef const uint8_t *p = headers_of(m, copy, &n)
+    if parse_outermost(p, n, m.pkt_len, s.l2, &h) != 0 or h.version == 0:
+        if not s.l2 or n < 14:
+            return 0
+        return mix(pair(word(p, 6), word(p + 6, 6)))
+    if h.version == 4:
+        hash = pair(word(p + h.l3 + 12, 4), word(p + h.l3 + 16, 4))
+    else:
+        hash = pair(word(p + h.l3 + 8, 8) ^ mix(word(p + h.l3 + 16, 8)),
+                    word(p + h.l3 + 24, 8) ^ mix(word(p + h.l3 + 32, 8)))
+    hash += h.protocol
+    # The later fragments of a packet have no ports, so its first one must not be told by them.
+    if s.ports and not h.fragment and h.l4 + 4 <= n and (
+            h.protocol == IPPROTO_TCP or h.protocol == IPPROTO_UDP or h.protocol == SCTP):
+        hash += mix(pair(be16(p + h.l4), be16(p + h.l4 + 2)))
+    return mix(hash)
+
+
+cdef int spread(void *ctx, rtap_burst *burst) noexcept nogil:
+    cdef mbuf_t **frames = <mbuf_t **>burst.frames
+    cdef uint32_t i
+    for i in range(burst.n):
+        burst.verdict[i] = <uint32_t>(
+            (flow_hash(<spread_t *>ctx, frames[i]) >> 32) * burst.n_targets >> 32)
+    return 0
+
+
+cdef class Spread(Stage):
+    """Spreads flows over the route's targets by a hash that is the same for both directions.
+
+    A flow is what has the same IP addresses, protocol and, of TCP, UDP and SCTP, ports; without
+    ``ports``, addresses and protocol only. Frames of a flow go to one target, in order. Fragments
+    are told by addresses and protocol only: where a flow's packets are fragmented now and then,
+    ``ports=False`` keeps them together. What is not IP goes by its Ethernet addresses.
+    l2: Ethernet frames (TAP), else IP packets (TUN).
+    """
+
+    cdef spread_t how
+
+    def __init__(self, bint ports=True, bint l2=True):
+        self.how.l2 = l2
+        self.how.ports = ports
+        self.ctx = &self.how
+        self.fn = spread

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Ethernet addresses, IP addresses and ports exchanged."""
+
+from libc.stdint cimport uint32_t
+
+from rtap._chain cimport STAGE_WRITES, rtap_burst
+from rtap._pool cimport mbuf_t
+from rtap._rewrite cimport swap_five_tuple
+from rtap.stages._stage cimport Stage
+
+
+cdef int five_tuple_swap(void *ctx, rtap_burst *burst) noexcept nogil:
+    cdef mbuf_t **frames = <mbuf_t **>burst.frames
+    cdef uint32_t i
+    for i in range(burst.n):
+        swap_five_tuple(frames[i])
+    return 0
+
+
+cdef class FiveTupleSwap(Stage):
+    """Exchanges Ethernet addresses, the outermost IP addresses and TCP or UDP ports.  Checksums
+    stay right: a sum does not depend on the order of its words."""
+
+    def __cinit__(self):
+        self.fn = five_tuple_swap
+        self.flags = STAGE_WRITES
