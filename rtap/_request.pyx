@@ -5,13 +5,14 @@ from libc.errno cimport EINVAL, ENOBUFS
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memmove
 
-from rtap._checksum cimport chain_sum, pseudo_sum, sum16
+from rtap._checksum cimport chain_sum, sum16
 from rtap._linux cimport (
     VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4,
     VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP_L4,
 )
 from rtap._parse cimport (
-    IPPROTO_TCP, IPPROTO_UDP, TCP_CSUM_OFFSET, UDP_CSUM_OFFSET, be16, put_be16,
+    IPPROTO_TCP, IPPROTO_UDP, TCP_CSUM_OFFSET, UDP_CSUM_OFFSET, be16, headers_t, l4_pseudo_sum,
+    parse_outermost, put_be16,
 )
 from rtap._pool cimport (
     mbuf_copy, mbuf_data, mbuf_free, mbuf_is_private, mbuf_t, mbuf_tailroom, mbuf_write,
@@ -20,7 +21,6 @@ from rtap._vnet cimport RX_L4_CKSUM_NONE, RX_LRO
 
 cdef enum:
     TCP_CWR = 0x80              # in the fourteenth byte of the TCP header
-    IPV4_FRAGMENT = 0x3fff      # offset and "more fragments"
     MAX_PKT_LEN = 1 << 30
     ADDRESSES_LEN = 12          # in front of the tags
     VLAN_HDR_LEN = 4
@@ -119,6 +119,7 @@ cdef int take_checksum(mbuf_t *m, uint64_t asked) noexcept nogil:
     cdef uint32_t l3, l4, l4_bytes, least, total
     cdef uint32_t protocol = IPPROTO_UDP if udp else IPPROTO_TCP
     cdef uint8_t *h = mbuf_data(m)
+    cdef headers_t ip           # from l3 on
     cdef int version
     l3 = m.l2_len + (m.outer_l2_len + m.outer_l3_len if asked & TX_TUNNEL_MASK else 0)
     l4 = l3 + m.l3_len
@@ -143,7 +144,8 @@ cdef int take_checksum(mbuf_t *m, uint64_t asked) noexcept nogil:
         put_be16(h + l3 + 10, ~sum16(h + l3, m.l3_len) & 0xffff)
     if not udp and not tcp:
         return 0
-    if version == 4 and (be16(h + l3 + 6) & IPV4_FRAGMENT or h[l3 + 9] != protocol):
+    if (parse_outermost(h + l3, m.data_len - l3, m.pkt_len - l3, False, &ip) != 0
+            or ip.l4 != m.l3_len or ip.protocol != protocol or ip.fragment):
         return -EINVAL
     least = 8 if udp else 20
     if l4_bytes < least or l4 + least > m.data_len:
@@ -156,7 +158,8 @@ cdef int take_checksum(mbuf_t *m, uint64_t asked) noexcept nogil:
     m.csum_at = m.data_off + l4
     m.vnet_flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
     m.ol_flags = m.ol_flags & ~RX_LRO | RX_L4_CKSUM_NONE
-    put_be16(h + l4 + m.csum_offset, pseudo_sum(h + l3, version, protocol, l4_bytes))
+    put_be16(h + l4 + m.csum_offset, l4_pseudo_sum(
+        h + l3, version, 0, ip.final, protocol, l4_bytes))
     if asked & (TX_TCP_SEG | TX_UDP_SEG) and l4_bytes > <uint32_t>m.l4_len + m.tso_segsz:
         if m.tso_segsz == 0 or asked & TX_TUNNEL_MASK:
             return -EINVAL

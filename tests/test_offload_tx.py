@@ -15,6 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rigs import (
+    HOST_A,
+    HOST_B,
     TX_L4,
     TX_SEG,
     Bridge,
@@ -26,6 +28,7 @@ from rigs import (
     wrong_checksums,
 )
 from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrRouting
 from scapy.layers.l2 import Ether
 from support import (
     ENGINES,
@@ -197,6 +200,21 @@ def test_checksum_of_a_chain(rig: Rig, version: int, proto: str, data_room: int)
         assert rig.bridge.arriving(len(payloads)) == [shape.finished(p) for p in payloads]
         del burst
         assert settle(pool) == 0
+
+
+@pytest.mark.parametrize("layer", [TCP(sport=1, dport=2), UDP(sport=1, dport=2)])
+def test_pseudo_header_with_a_routing_header(rig: Rig, layer: Any) -> None:
+    """It has the final destination (RFC 8200 8.1)."""
+    routed = IPv6ExtHdrRouting(addresses=["fd00::8", "fd00::9"], segleft=2)
+    packet = Ether(src=HOST_A, dst=HOST_B) / IPv6(src="fd00::1", dst="fd00::2") / routed / layer
+    wanted = bytes(packet / b"payload")
+    mbuf = rig.dev.pool.alloc(wanted)
+    at = 14 + 40 + 40 + (16 if isinstance(layer, TCP) else 6)
+    mbuf[at : at + 2] = b"\xbe\xef"
+    mbuf.l2_len, mbuf.l3_len = 14, 80
+    mbuf.ol_flags = TX_L4["tcp" if isinstance(layer, TCP) else "udp"] | MbufFlag.TX_IPV6
+    assert rig.dev.tx_burst(0, Burst([mbuf])) == 1
+    assert rig.bridge.arriving(1) == [wanted]
 
 
 @shapes
@@ -481,6 +499,9 @@ WRONG: dict[str, tuple[Shape, Callable[[Mbuf], None]]] = {
     "later fragment": (Shape(), edit(20, b"\x00\x10")),
     "another protocol": (Shape(), edit(23, b"\x11")),
     "udp: another protocol": (Shape(4, "udp"), edit(23, b"\x06")),
+    "v6: another protocol": (Shape(6), edit(20, b"\x11")),
+    "v6: fragment": (Shape(6, l3_options=True), edit(20, b"\x2c")),
+    "v6: options forgotten": (Shape(6, l3_options=True), assign(l3_len=40)),
     "sctp": (Shape(), assign(ol_flags=MbufFlag.TX_SCTP_CKSUM | V4)),
     "two transports": (Shape(), assign(ol_flags=TX_L4["tcp"] | TX_SEG["udp"] | V4, tso_segsz=2)),
     "two segmentations": (

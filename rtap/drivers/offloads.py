@@ -27,7 +27,7 @@ _LRO_MAX = 65535 + 40
 _LRO = RxOffload.TCP_LRO | RxOffload.UDP_LRO
 _SPLIT = _LRO | RxOffload.TCP_CKSUM | RxOffload.UDP_CKSUM
 
-#: IPV4_CKSUM is free of charge: the kernel never leaves an IPv4 header checksum undone.
+#: IPV4_CKSUM asks nothing of the kernel, which leaves no IPv4 header checksum undone: rtap looks.
 RX_CAPA = RxOffload.CHECKSUM | _LRO | RxOffload.SCATTER
 TX_CAPA = (
     TxOffload.VLAN_INSERT

@@ -10,17 +10,15 @@ from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import rtap
-from rtap._change import ChangeRxQueue
 from rtap._generate import GenerateRxQueue
 from rtap._noisy import NoisyRxQueue
 from rtap._null import NullTxQueue
 from rtap._queue import RxQueueBase, TxQueueBase
 from rtap.cli.errors import CommandError
 from rtap.cli.testpmd import frames
-from rtap.cli.testpmd.modes import MODES, Ends, Mode
+from rtap.cli.testpmd.modes import MODES, Mode
 from rtap.cli.testpmd.options import Options
 from rtap.cli.testpmd.ports import Port, forwards_to, started
-from rtap.ether import MacAddr
 from rtap.ops import Stats
 from rtap.stats import RouteStats
 
@@ -200,10 +198,13 @@ class Forwarding:
         )
         routes: list[_Route] = []
 
+        changes = MODES[options.noisy.forward_mode] if mode.name == "noisy" else mode
+
         def route(
             stream: Stream, rx: Port | None, source: Any, tx: Port | None, target: Any
         ) -> None:
-            worker.forward((source, stream.queue), (target, stream.queue))
+            stages = changes.stages(stream.tx.ends()) if rx and tx else []
+            worker.forward((source, stream.queue), (target, stream.queue), stages=stages)
             routes.append(_Route(rx, tx, stream.queue))
 
         for stream in share:
@@ -219,36 +220,12 @@ class Forwarding:
         return worker, routes
 
     def _source(self, stream: Stream, pieces: contextlib.ExitStack) -> Any:
-        """Whatever hands out what a port receives, as the mode wants it."""
-        noisy = self.mode.name == "noisy"
-        change = MODES[self.options.noisy.forward_mode].change if noisy else self.mode.change
-        if not noisy and not change:
+        """Whatever hands out what a port receives."""
+        if self.mode.name != "noisy":
             return stream.rx.dev
-        queue = cast(RxQueueBase, stream.rx.dev.rx_queue(stream.queue))
-        if change:
-            queue = self._changed(queue, change, stream.tx.ends(), pieces)
-        if noisy:
-            queue = self._delayed(queue, pieces)
-        return _Queue(queue)
-
-    @staticmethod
-    def _changed(
-        queue: RxQueueBase, change: str, ends: Ends, pieces: contextlib.ExitStack
-    ) -> RxQueueBase:
-        changed = ChangeRxQueue(
-            queue,
-            change,
-            destination=bytes(MacAddr(ends.destination)),
-            source=bytes(MacAddr(ends.source)),
-        )
-        pieces.callback(changed.close)
-        changed.start()
-        return changed
-
-    def _delayed(self, queue: RxQueueBase, pieces: contextlib.ExitStack) -> RxQueueBase:
         noisy = self.options.noisy
-        delayed = NoisyRxQueue(
-            queue,
+        queue = NoisyRxQueue(
+            cast(RxQueueBase, stream.rx.dev.rx_queue(stream.queue)),
             buffer_size=noisy.tx_sw_buffer_size,
             flush_ms=noisy.tx_sw_buffer_flushtime,
             memory_mb=noisy.lkup_memory,
@@ -256,10 +233,10 @@ class Forwarding:
             writes=noisy.lkup_num_writes,
             reads_writes=noisy.lkup_num_reads_writes,
         )
-        pieces.callback(delayed.close)
-        delayed.start()
-        self._noisy.append(delayed)
-        return delayed
+        pieces.callback(queue.close)
+        queue.start()
+        self._noisy.append(queue)
+        return _Queue(queue)
 
     @staticmethod
     def _sink(pieces: contextlib.ExitStack) -> _Queue:

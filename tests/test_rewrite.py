@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Queues that change frames on their way, over a generator of any frame. No device, no root."""
+"""Stages that rewrite frames and answer requests, on frames of any length, cut anywhere."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 from rigs import Shape, label, wrong_checksums
@@ -11,37 +12,37 @@ from scapy.layers.inet import ICMP, IP
 from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet
-from support import Task, eventually
 
-from rtap import DeviceStateError, Mempool
-from rtap._change import ChangeRxQueue
-from rtap._generate import GenerateRxQueue
+from rtap import Burst, Mempool, stages
+from rtap.stages import Stage
 
-CHANGES = ("mac", "macswap", "5tswap", "csum", "icmpecho")
 DESTINATION, SOURCE = bytes.fromhex("0200000000d0"), bytes.fromhex("0200000000c0")
 ASKER = "02:00:00:00:00:a1"
 
+CHANGES: dict[str, Callable[[], list[Stage]]] = {
+    "mac": lambda: [stages.MacRewrite(DESTINATION, SOURCE)],
+    "macswap": lambda: [stages.MacSwap()],
+    "5tswap": lambda: [stages.FiveTupleSwap()],
+    "csum": lambda: [stages.MacRewrite(DESTINATION, SOURCE), stages.ChecksumFill()],
+    "icmpecho": lambda: [stages.Echo(SOURCE)],
+}
 
-def changed(data: bytes, change: str, room: int = 2048) -> list[bytes]:
-    """What becomes of a frame of up to 128 bytes."""
-    pool = Mempool(8, room)
-    inner = GenerateRxQueue(pool, data, [len(data)])
-    inner.start()
-    queue = ChangeRxQueue(inner, change, destination=DESTINATION, source=SOURCE)
-    queue.start()
-    out = [bytes(mbuf) for mbuf in queue.rx_burst(2)]
-    counters, taken = queue.counters(), inner.counters()["packets"]
-    assert counters["packets"] + counters["errors"] == taken
-    assert counters["packets"] == len(out)
-    # What has no answer does not end a burst before its time.
-    assert taken == 2 if out else taken > 2
-    queue.close()
-    queue.close()
-    assert len(inner.rx_burst(1)) == 1  # given back
-    inner.close()
+
+def changed(data: bytes, change: str, room: int = 2048, cut: int = 0) -> list[bytes]:
+    """What becomes of a frame whose first buffer ends after `cut` bytes, if that is not 0."""
+    pool = Mempool(8, 64 if cut else room)
+    mbuf = pool.alloc(bytes(64 - cut) + data if cut else data)
+    if cut:
+        mbuf.adj(64 - cut)
+        assert mbuf.data_len == min(cut, len(data))
+    burst = Burst([mbuf])
+    del mbuf
+    for stage in CHANGES[change]():
+        stage(burst)
+    out = [bytes(mbuf) for mbuf in burst]
+    burst.free()
     assert pool.in_use == 0
-    assert len(set(out)) <= 1
-    return out[:1]
+    return out
 
 
 SHAPES = [
@@ -102,6 +103,15 @@ def test_frames_that_are_cut_off(change: str, shape: Shape) -> None:
             assert len(out) == n
             if n < 12:
                 assert out == data[:n]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=label)
+@pytest.mark.parametrize("change", CHANGES)
+def test_where_a_frame_is_cut_makes_no_difference(change: str, shape: Shape) -> None:
+    data = shape.unfinished(b"payload" * 3)
+    whole = changed(data, change)
+    for cut in range(1, 65):
+        assert changed(data, change, cut=cut) == whole
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -226,37 +236,3 @@ def test_no_room_for_an_advertisement_is_no_answer() -> None:
 )
 def test_what_has_no_answer(packet: Packet) -> None:
     assert answer(packet) is None
-
-
-# ---- the queue
-
-
-def test_it_ends_when_the_queue_behind_it_is_stopped() -> None:
-    inner = GenerateRxQueue(Mempool(64, 64), bytes(42), [64])
-    inner.start()
-    queue = ChangeRxQueue(inner, "macswap")
-    queue.start()
-    stopping = Task(inner.stop)  # waits until it is given back
-
-    def ended() -> bool:
-        try:
-            queue.rx_burst(1)
-        except DeviceStateError:
-            return True
-        return False
-
-    eventually(ended, "the outer queue stops")
-    stopping.result()
-    queue.close()
-    inner.close()
-
-
-def test_bad_changes_are_refused() -> None:
-    inner = GenerateRxQueue(Mempool(64, 64), bytes(42), [64])
-    with pytest.raises(ValueError, match="'nat'"):
-        ChangeRxQueue(inner, "nat")
-    with pytest.raises(ValueError, match="6 bytes"):
-        ChangeRxQueue(inner, "mac", source=b"\0" * 7)
-    with pytest.raises(DeviceStateError, match="not started"):
-        ChangeRxQueue(inner, "mac").start()
-    inner.close()
