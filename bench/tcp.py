@@ -6,7 +6,7 @@ One iperf3 stream, MTU 1500, over five paths that exist side by side and are mea
 veth            a veth pair, nothing in between: what the kernel does by itself
 rtap            TAP - rtap.Worker - TAP with checksum and segmentation offloads (super-frames)
 rtap plain      the same without offloads: every 1500-byte frame is forwarded
-rtap frames     every 1500-byte frame is forwarded too, with rx_gso and tx_gro: the kernel hands over
+rtap frames     every 1500-byte frame is forwarded, with rx_gso and tx_gro: the kernel hands over
                 and gets super-frames, which are split and merged on either side
 net_tap         TAP - dpdk-testpmd (io forwarding on one core) - TAP
 

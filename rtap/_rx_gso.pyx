@@ -150,7 +150,7 @@ cdef uint32_t rx_gso(rx_gso_t *t, rx_read_fn receive, rxq_t *q, mbuf_t **out, ui
         if rc >= 0:
             got += rc
         elif rc == -EMSGSIZE and got > 0:
-            break               # a super-frame that a burst ends in the middle of is not merged whole
+            break               # one that is cut here would not be merged whole
         elif rc == -EMSGSIZE:   # more than a burst: the rest is for the next one
             rc = split_one(t, q, &t.read[t.at_read], t.split, SPLIT_MAX)
             if rc > 0:
