@@ -4,7 +4,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-freethreading build debug lint bench soak fuzz docs wheel clean setup
+.PHONY: help demo test test-freethreading race build debug lint bench soak fuzz docs wheel clean setup
 
 BIN := .venv/bin
 PYTHON3 := $(BIN)/python
@@ -18,6 +18,7 @@ help:
 	@echo 'make test     the test suite on the release build, the lifetime tests on the checked build'
 	@echo 'make test-freethreading'
 	@echo '              the test suite on a Python without a GIL, which it builds (ten minutes) once'
+	@echo 'make race     the parallel tests under ThreadSanitizer'
 	@echo 'make build    compile in place and install into .venv'
 	@echo 'make debug    the checked build (bounds checks, assertions) in $(CHECKED)'
 	@echo 'make lint     ruff, cython-lint, mypy, stubtest and the rules of the tree'
@@ -54,6 +55,10 @@ test-freethreading:
 	  tools/setup freethreading
 	@$(FREE)/bin/python setup.py -q build_ext --inplace
 	@$(FREE)/bin/pytest --parallel-threads=4 --timeout=600 $(ARGS)
+
+race: setup
+	@RTAP_DEBUG=tsan $(PYTHON3) setup.py -q build --build-lib build/race
+	@tools/race $(ARGS)
 
 lint: build
 	@$(PYTHON3) tools/lint.py

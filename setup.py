@@ -2,8 +2,9 @@
 """Compiles the Cython modules of rtap; all that is not about compiling is in pyproject.toml.
 
 Environment: RTAP_DEBUG=1 makes the checked build (bounds checks, assertions, RTAP_CHECKED=1),
-RTAP_DEBUG=trace adds line tracing, for coverage in one thread, RTAP_JOBS sets the number
-of parallel jobs. CC, CFLAGS and PKG_CONFIG mean what they mean everywhere.
+RTAP_DEBUG=trace adds line tracing, for coverage in one thread, RTAP_DEBUG=tsan makes a build for
+the race detector, RTAP_JOBS sets the number of parallel jobs. CC, CFLAGS and PKG_CONFIG mean what
+they mean everywhere.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 DEBUG = os.environ.get("RTAP_DEBUG", "").lower()
-CHECKED = DEBUG not in ("", "0", "no", "false")
+TSAN = DEBUG == "tsan"
+CHECKED = DEBUG not in ("", "0", "no", "false", "tsan")
 TRACE = DEBUG == "trace"
-VARIANT = "trace" if TRACE else "checked" if CHECKED else "release"
+VARIANT = "tsan" if TSAN else "trace" if TRACE else "checked" if CHECKED else "release"
 
 LIBURING_MIN = (2, 0)
 CYTHON_MIN = (3, 1)
@@ -50,6 +52,8 @@ CFLAGS = [
 ]
 CHECKED_CFLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-UNDEBUG"]
 RELEASE_CFLAGS = ["-O3", "-g1", "-DNDEBUG"]
+# GCC resolves the clones of a checksum loop before the sanitizer is ready.
+TSAN_CFLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=thread", "-DRTAP_NO_CLONES"]
 RELEASE_MACROS: list[tuple[str, str | None]] = [("CYTHON_WITHOUT_ASSERTIONS", "1")]
 CHECKED_MACROS: list[tuple[str, str | None]] = [("RTAP_CHECKED", "1")]
 if TRACE:
@@ -57,6 +61,8 @@ if TRACE:
     # waits for a thread that has the GIL and wants the lock: good for coverage in one thread, no
     # more, and so not part of the checked build.
     CHECKED_MACROS += [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")]
+
+OPTIMISE = TSAN_CFLAGS if TSAN else CHECKED_CFLAGS if CHECKED else RELEASE_CFLAGS
 
 DIRECTIVES: dict[str, Any] = {
     "language_level": 3,
@@ -161,18 +167,19 @@ def extensions() -> list[Extension]:
             [str(path)],
             include_dirs=["rtap/include"],
             define_macros=CHECKED_MACROS if CHECKED else RELEASE_MACROS,
-            extra_compile_args=CFLAGS + (CHECKED_CFLAGS if CHECKED else RELEASE_CFLAGS),
+            extra_compile_args=CFLAGS + OPTIMISE,
+            extra_link_args=["-fsanitize=thread"] if TSAN else [],
         )
         for path in sorted(Path("rtap").rglob("*.pyx"))
     ]
 
 
 class Build(build):
-    """Keeps the objects of the checked build apart from those of the release build."""
+    """Keeps the objects of other builds apart from those of the release build."""
 
     def initialize_options(self) -> None:
         super().initialize_options()
-        if CHECKED:
+        if VARIANT != "release":
             self.build_base = f"build/{VARIANT}"
 
 

