@@ -113,6 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--engine", default="auto", help="rtap's engine: auto, uring or syscall")
     parser.add_argument("--no-rtap", action="store_true", help="only what rtap is compared with")
     parser.add_argument("--paths", help="comma-separated names of the paths, the others left out")
+    parser.add_argument("--no-plain", action="store_true", help="leave rtap without offloads out")
     parser.add_argument("--no-dpdk", action="store_true", help="leave net_tap out")
     parser.add_argument("--json", metavar="FILE", help="write JSON there ('-': print it)")
     args = parser.parse_args(argv)
@@ -121,6 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     makers: dict[str, Callable[[ExitStack], Subject]] = {"veth": veth}
     if not args.no_rtap:
         makers["rtap"] = lambda stack: forwarded(stack, args.engine, True)
+    if not args.no_rtap and not args.no_plain:
         makers["rtap plain"] = lambda stack: forwarded(stack, args.engine, False)
         makers["rtap frames"] = lambda stack: forwarded(
             stack, args.engine, False, {"rx_gso": True, "tx_gro": True}
