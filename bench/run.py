@@ -20,6 +20,7 @@ from bench.measure import columns, environment
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = {
+    "offload": ["--slices=5", "--seconds=0.05"],
     "send64": ["--slices=5", "--seconds=0.05"],
     "closed_loop": ["--slices=5", "--seconds=0.05"],
     "worker_idle": ["--slices=5", "--seconds=0.05", "--frames=200"],
@@ -28,7 +29,7 @@ QUICK = {
     "testpmd": ["--slices=3", "--seconds=0.05", "--attempts=1"],
     "soak": ["--frames=1e6", "--cycles=50"],
 }
-SUITE = ("send64", "closed_loop", "worker_idle", "gro", "tcp", "testpmd")
+SUITE = ("send64", "closed_loop", "worker_idle", "tcp", "testpmd", "offload", "gro")
 TARGETS = {
     "rtap numpy / c write": 1.2,
     "rtap numpy / net_tap": 1.2,
@@ -39,6 +40,8 @@ TARGETS = {
     "rtap plain / net_tap": 1.5,
     "rtap frames / rtap plain": 2.0,
     "chain / memcpy": 1 / 3,
+    "checksum / c loop": 5,
+    "segment / memcpy": 1 / 3,
     **{
         f"{mode} {size}: rtap / net_tap": 1.0
         for mode in ("io", "macswap", "txonly", "rxonly")

@@ -4,21 +4,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from rtap._pool cimport mbuf_t
-
-cdef extern from "rtap_stage.h" nogil:
-    const uint32_t STAGE_ABI "RTAP_STAGE_ABI"
-    const uint32_t DROP "RTAP_DROP"
-
-    struct rtap_burst:
-        uint32_t abi
-        uint32_t n
-        uint32_t n_targets
-        uint32_t reserved
-        uint8_t **data
-        const uint32_t *len
-        uint64_t *ol_flags
-        uint32_t *verdict
-        void *const *frames
+from rtap.stage cimport RTAP_DROP as DROP, RTAP_STAGE_ABI as STAGE_ABI, rtap_burst
 
 ctypedef int (*stage_fn)(void *ctx, rtap_burst *burst) noexcept nogil
 

@@ -109,7 +109,7 @@ cdef int call(void *ctx, rtap_burst *burst) noexcept with gil:
         return 0
     except BaseException as exc:
         with cython.critical_section(stage):
-            stage.exception = exc
+            stage.raised = exc
         logger.exception("stage %s failed", stage.name)
         traceback.clear_frames(exc.__traceback__)       # or it keeps the burst
         return -ECANCELED
@@ -123,12 +123,12 @@ cdef class Call(Stage):
     as they are then, later stages that write work on copies.  A plain callable in a route's
     ``stages`` becomes one of these.
 
-    An exception ends the route, and is logged; ``exception`` keeps it.  Called on a burst from
-    Python it is raised as it is.
+    An exception ends the route, and is logged; ``exception`` has it.  Called on a burst from Python
+    it is raised as it is.
     """
 
     cdef object function
-    cdef readonly object exception
+    cdef object raised
 
     def __init__(self, function):
         if not callable(function):
@@ -139,13 +139,19 @@ cdef class Call(Stage):
         self.fn = <stage_fn>call
 
     @property
+    def exception(self):
+        """The last one that the function raised in a route; None before."""
+        with cython.critical_section(self):
+            return self.raised
+
+    @property
     def name(self):
         name = getattr(self.function, "__name__", None)
         return name if isinstance(name, str) else type(self.function).__name__
 
     cdef int failed(self, int error) except -1:
         with cython.critical_section(self):
-            exception, self.exception = self.exception, None
+            exception, self.raised = self.raised, None
         if exception is None:
             return Stage.failed(self, error)
         raise exception
