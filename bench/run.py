@@ -20,6 +20,7 @@ from bench.measure import columns, environment
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = {
+    "offload": ["--slices=5", "--seconds=0.05"],
     "send64": ["--slices=5", "--seconds=0.05"],
     "closed_loop": ["--slices=5", "--seconds=0.05"],
     "worker_idle": ["--slices=5", "--seconds=0.05", "--frames=200"],
@@ -28,7 +29,7 @@ QUICK = {
     "testpmd": ["--slices=3", "--seconds=0.05", "--attempts=1"],
     "soak": ["--frames=1e6", "--cycles=50"],
 }
-SUITE = ("send64", "closed_loop", "worker_idle", "stages", "tcp", "testpmd")
+SUITE = ("send64", "closed_loop", "worker_idle", "stages", "tcp", "testpmd", "offload")
 TARGETS = {
     "rtap numpy / c write": 1.2,
     "rtap numpy / net_tap": 1.2,
@@ -37,6 +38,8 @@ TARGETS = {
     "128 queues / 1 queue": 0.8,
     "rtap / veth": 0.75,
     "rtap plain / net_tap": 1.5,
+    "checksum / c loop": 5,
+    "segment / memcpy": 1 / 3,
     **{
         f"{mode} {size}: rtap / net_tap": 1.0
         for mode in ("io", "macswap", "txonly", "rxonly")

@@ -19,11 +19,11 @@ import rtap
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-name, source = sys.argv[1:]
+name, level, *sources = sys.argv[1:]
 asked = subprocess.run(["pkg-config", "--cflags", "liburing"], capture_output=True, text=True)
 extension = Extension(
-    name, [source], include_dirs=[rtap.get_include()],
-    extra_compile_args=["-O3", "-fno-strict-aliasing", *shlex.split(asked.stdout)],
+    name, sources, include_dirs=[rtap.get_include()],
+    extra_compile_args=[level, "-fno-strict-aliasing", *shlex.split(asked.stdout)],
 )
 modules = cythonize(
     [extension], language_level=3, build_dir="c",
@@ -33,14 +33,16 @@ setup(name=name, ext_modules=modules, script_args=["-q", "build_ext", "--inplace
 """
 
 
-def load(name: str) -> ModuleType:
-    """The compiled ``bench/native/NAME.pyx``, built against the rtap that is imported."""
+def load(name: str, *sources: str, level: str = "-O3") -> ModuleType:
+    """The compiled ``bench/native/NAME.pyx``, built against the rtap that is imported, and C files
+    beside it."""
     BUILT.mkdir(parents=True, exist_ok=True)
     import rtap
 
+    files = (f"{name}.pyx", *sources)
     path = os.pathsep.join([str(Path(rtap.__file__).parent.parent), *sys.path])
     subprocess.run(
-        [sys.executable, "-c", _SETUP, name, str(HERE / f"{name}.pyx")],
+        [sys.executable, "-c", _SETUP, name, level, *(str(HERE / file) for file in files)],
         cwd=BUILT,
         check=True,
         env={**os.environ, "PYTHONPATH": path},

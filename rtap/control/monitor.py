@@ -162,6 +162,7 @@ class _Monitor:
             while True:
                 ready = [fd for fd, _ in loop.epoll.poll()]
                 if loop.wake in ready:
+                    os.eventfd_read(loop.wake)  # after whoever wrote, it can be closed
                     return
                 for watch in self._hints(ready):
                     if not watch.cancelled:

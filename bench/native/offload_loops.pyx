@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Loops around the offload kernels, without Python objects in them; built by ``bench.offload``."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
