@@ -24,11 +24,13 @@ QUICK = {
     "send64": ["--slices=5", "--seconds=0.05"],
     "closed_loop": ["--slices=5", "--seconds=0.05"],
     "worker_idle": ["--slices=5", "--seconds=0.05", "--frames=200"],
+    "stages": ["--slices=3", "--seconds=0.05"],
+    "gro": ["--slices=5", "--seconds=0.05"],
     "tcp": ["--slices=3", "--attempts=1"],
     "testpmd": ["--slices=3", "--seconds=0.05", "--attempts=1"],
     "soak": ["--frames=1e6", "--cycles=50"],
 }
-SUITE = ("send64", "closed_loop", "worker_idle", "tcp", "testpmd", "offload")
+SUITE = ("send64", "closed_loop", "worker_idle", "stages", "tcp", "testpmd", "offload", "gro")
 TARGETS = {
     "rtap numpy / c write": 1.2,
     "rtap numpy / net_tap": 1.2,
@@ -37,6 +39,8 @@ TARGETS = {
     "128 queues / 1 queue": 0.8,
     "rtap / veth": 0.75,
     "rtap plain / net_tap": 1.5,
+    "rtap frames / rtap plain": 2.0,
+    "chain / memcpy": 1 / 3,
     "checksum / c loop": 5,
     "segment / memcpy": 1 / 3,
     **{

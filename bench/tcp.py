@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """TCP between two namespaces: through rtap, the kernel's veth pair, and DPDK's net_tap.
 
-One iperf3 stream, MTU 1500, over four paths that exist side by side and are measured in turn:
+One iperf3 stream, MTU 1500, over five paths that exist side by side and are measured in turn:
 
 veth            a veth pair, nothing in between: what the kernel does by itself
 rtap            TAP - rtap.Worker - TAP with checksum and segmentation offloads (super-frames)
 rtap plain      the same without offloads: every 1500-byte frame is forwarded
+rtap frames     every 1500-byte frame is forwarded, with rx_gso and tx_gro: the kernel hands over
+                and gets super-frames, which are split and merged on either side
 net_tap         TAP - dpdk-testpmd (io forwarding on one core) - TAP
 
 Sender, receiver and forwarder share the machine's cores as the scheduler likes, as they would
@@ -55,7 +57,9 @@ def veth(stack: ExitStack) -> Subject:
     return throughput(left, right)
 
 
-def forwarded(stack: ExitStack, engine: str, offload: bool) -> Subject:
+def forwarded(
+    stack: ExitStack, engine: str, offload: bool, options: dict[str, Any] | None = None
+) -> Subject:
     """Two namespaces with a TAP each, an rtap worker between them, both directions."""
     import rtap
 
@@ -68,7 +72,14 @@ def forwarded(stack: ExitStack, engine: str, offload: bool) -> Subject:
     sides = [stack.enter_context(namespace()) for _ in range(2)]
     devs: list[Any] = []
     for end, ns in enumerate(sides):
-        dev = ns.call(rtap.open, f"tap{end}", rx_offloads=rx, tx_offloads=tx, engine=engine)
+        dev = ns.call(
+            rtap.open,
+            f"tap{end}",
+            rx_offloads=rx,
+            tx_offloads=tx,
+            engine=engine,
+            **(options or {}),
+        )
         devs.append(stack.enter_context(dev))
         address(ns, f"tap{end}", end)
     worker: Any = rtap.Worker()
@@ -101,6 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--attempts", type=int, default=2, help="tries for a valid control")
     parser.add_argument("--engine", default="auto", help="rtap's engine: auto, uring or syscall")
     parser.add_argument("--no-rtap", action="store_true", help="only what rtap is compared with")
+    parser.add_argument("--paths", help="comma-separated names of the paths, the others left out")
     parser.add_argument("--no-plain", action="store_true", help="leave rtap without offloads out")
     parser.add_argument("--no-dpdk", action="store_true", help="leave net_tap out")
     parser.add_argument("--json", metavar="FILE", help="write JSON there ('-': print it)")
@@ -112,8 +124,18 @@ def main(argv: list[str] | None = None) -> int:
         makers["rtap"] = lambda stack: forwarded(stack, args.engine, True)
     if not args.no_rtap and not args.no_plain:
         makers["rtap plain"] = lambda stack: forwarded(stack, args.engine, False)
+        makers["rtap frames"] = lambda stack: forwarded(
+            stack, args.engine, False, {"rx_gso": True, "tx_gro": True}
+        )
     if skipped is None:
         makers["net_tap"] = net_tap
+    if args.paths:
+        wanted = args.paths.split(",")
+        for name in wanted:
+            if name not in makers:
+                parser.error(f"no path {name!r}; there are {', '.join(makers)}")
+        makers = {name: makers[name] for name in wanted}
+    first = next(iter(makers))
     with ExitStack() as stack:
         rounds: Rounds = alternate(
             {name: make(stack) for name, make in makers.items()},
@@ -122,14 +144,18 @@ def main(argv: list[str] | None = None) -> int:
             attempts=args.attempts,
             progress=lambda line: print(line, file=sys.stderr),
         )
-    lines = ["TCP between two namespaces", rounds.table("veth", "Gb/s", 1e9)]
-    result: dict[str, Any] = {"benchmark": "tcp", "unit": "bit/s", **rounds.to_json("veth")}
+    lines = ["TCP between two namespaces", rounds.table(first, "Gb/s", 1e9)]
+    result: dict[str, Any] = {"benchmark": "tcp", "unit": "bit/s", **rounds.to_json(first)}
     if skipped is not None:
         lines.append(f"net_tap skipped: {skipped}")
     result["skipped"] = {"net_tap": skipped} if skipped else {}
     targets = {
         f"{a} / {b}": rounds.ratio(a, b)
-        for a, b in (("rtap", "veth"), ("rtap plain", "net_tap"))
+        for a, b in (
+            ("rtap", "veth"),
+            ("rtap plain", "net_tap"),
+            ("rtap frames", "rtap plain"),
+        )
         if a in makers and b in makers
     }
     lines += [f"{name}: {ratio:.3f}" for name, ratio in targets.items()]

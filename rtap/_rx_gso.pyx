@@ -3,8 +3,8 @@
 frames within the MTU, with checksums.
 
 What was read lies in 64 KiB slots of the queue's own; what is handed out, in the application's
-pool.  A burst of the application's size may end in the middle of a super-frame: the rest waits
-here, and an eventfd says so to whoever waits for the descriptor.
+pool.  A super-frame that a burst has no room left for waits here for the next one, and an eventfd
+says so to whoever waits for the descriptor.
 """
 
 from libc.errno cimport EINVAL, EMSGSIZE, ENOBUFS
@@ -149,7 +149,9 @@ cdef uint32_t rx_gso(rx_gso_t *t, rx_read_fn receive, rxq_t *q, mbuf_t **out, ui
         rc = split_one(t, q, &t.read[t.at_read], out + got, min(n - got, <uint32_t>SPLIT_MAX))
         if rc >= 0:
             got += rc
-        elif rc == -EMSGSIZE:   # more than fit: the rest is for the next burst
+        elif rc == -EMSGSIZE and got > 0:
+            break               # one that is cut here would not be merged whole
+        elif rc == -EMSGSIZE:   # more than a burst: the rest is for the next one
             rc = split_one(t, q, &t.read[t.at_read], t.split, SPLIT_MAX)
             if rc > 0:
                 t.at_split = 0
