@@ -21,7 +21,7 @@ NO_SKIPS = os.environ.get("RTAP_NO_SKIPS", "") not in ("", "0")
 
 # The modules whose tests make whatever they use, so that pytest-run-parallel can run each test in
 # several threads at once.
-PARALLEL = {"test_checksum", "test_devargs", "test_ether", "test_flags", "test_gro"}
+PARALLEL = {"test_checksum", "test_ether", "test_flags", "test_gro"}
 
 # Times on a shared machine say nothing about the code, hence no deadline.
 settings.register_profile(
