@@ -13,6 +13,9 @@ c read          read(2) and write(2) in C, a frame at a time
 c uring         64 reads in one io_uring_enter, 64 writes in a second one, in C
 c uring1        writes of one batch and reads of the next in the same enter, in C
 
+Last, a busy pure-Python thread on another core counts its own laps, alone and while the worker
+forwards: the worker leaves the GIL to it.
+
 Frames are counted by the kernel (tx_packets of A: what was read from it). In the end every loop
 is drained and must give back its 512 frames, all different.
 """
@@ -148,6 +151,35 @@ def worker_subject(loop: Loop, cpu: int | None, wait: str, queues: int = 1) -> I
     yield subject
 
 
+def thread_alone(seconds: float) -> Sample:
+    """Thousands of laps of a pure-Python loop on a core of its own."""
+    with BusyThread() as busy:
+        time.sleep(0.01)
+        begun, before = time.perf_counter(), busy.laps
+        time.sleep(seconds)
+        laps, ended = busy.laps - before, time.perf_counter()
+    return Sample(laps, ended - begun)
+
+
+@contextmanager
+def thread_beside(loop: Loop, cpu: int | None, wait: str) -> Iterator[Subject]:
+    """The same while a worker forwards on the bench's core."""
+    import rtap
+
+    worker: Any = rtap.Worker(cpu=cpu, wait=wait)
+    worker.forward((loop.a, 0), (loop.b, 0), on_full="retry")
+
+    def subject(seconds: float) -> Sample:
+        before = loop.passed()
+        with worker:
+            sample = thread_alone(seconds)
+        if loop.passed() == before:
+            raise RuntimeError("the worker forwarded nothing beside the Python thread")
+        return sample
+
+    yield subject
+
+
 def thread_cpu_ns(tids: set[str]) -> int:
     """CPU time of threads of this process, in nanoseconds."""
     return sum(time.clock_gettime_ns(~int(tid) << 3 | 6) for tid in tids)  # CPUCLOCK_PERTHREAD
@@ -186,6 +218,9 @@ def measure(args: argparse.Namespace, stack: ExitStack) -> dict[str, Rounds]:
         # Threads take the GIL in turns of 5 ms: slices that are to show it need many turns.
         options["seconds"] *= 5
         comparisons["beside"] = alternate(pair, **options)
+        beside = stack.enter_context(thread_beside(rtap_loop(), cpu, args.wait))
+        pair = {"thread": thread_alone, "thread beside": beside}
+        comparisons["thread"] = alternate(pair, **options)
     for loop in loops:
         loop.check()
     for c_loop in c_loops.values():
@@ -233,14 +268,18 @@ def main(argv: list[str] | None = None) -> int:
     lines = ["closed loop, 64-byte frames", alone.table("c read")]
     result: dict[str, Any] = {"benchmark": "closed_loop", "alone": alone.to_json("c read")}
     if "beside" in comparisons:
-        beside = comparisons["beside"]
+        beside, thread = comparisons["beside"], comparisons["thread"]
         lines += ["", "beside one busy Python thread", beside.table("python")]
+        lines += ["", "that thread, in laps of 1000 steps, beside the worker"]
+        lines.append(thread.table("thread"))
         result["beside"] = beside.to_json("python")
+        result["thread"] = thread.to_json("thread")
         targets = {
             "python / worker": alone.ratio("python", "worker"),
             "worker / c uring": alone.ratio("worker", "c uring"),
             "worker / c read": alone.ratio("worker", "c read"),
             "python beside / python": beside.ratio("python beside", "python"),
+            "thread beside / thread": thread.ratio("thread beside", "thread"),
         }
         lines += ["", *(f"{name}: {ratio:.3f}" for name, ratio in targets.items())]
         result["targets"] = {name: ratio.to_json() for name, ratio in targets.items()}

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a worker costs while nothing comes, and how soon it wakes: both for each way to wait.
+
+The worker has one route between two devices. First nothing is sent, and the processor time of its
+thread is read. Then frames are sent one at a time, some milliseconds apart, so that it sleeps again
+before each; the latency is from before the packet socket's send to the kernel's timestamp of the
+frame at the other end (SO_TIMESTAMPNS), so the receiver's own wake-up is not in it, and the
+sender's system call is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import socket
+import struct
+import time
+from contextlib import ExitStack
+from typing import Any
+
+from bench.closed_loop import thread_cpu_ns
+from bench.measure import bench_cpu, write_report
+from bench.rig import namespace
+from bench.worker_idle import packet_socket, udp
+from rtap.netns import NetNS
+
+SO_TIMESTAMPNS = 35
+
+
+def arrival(far: socket.socket, data: bytes) -> int:
+    """CLOCK_REALTIME nanoseconds at which the kernel had the frame."""
+    got, ancillary, _, _ = far.recvmsg(2048, 64)
+    if got != data:
+        raise RuntimeError("another frame came")
+    for level, kind, value in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, SO_TIMESTAMPNS):
+            seconds, nanoseconds = struct.unpack("qq", value)
+            return int(seconds) * 1_000_000_000 + int(nanoseconds)
+    raise RuntimeError("the frame has no timestamp")
+
+
+def measure(ns: NetNS, wait: str, cpu: int, args: argparse.Namespace) -> dict[str, float]:
+    """Share of a core while idle; microseconds to the other end for 50, 99 and 100 % of frames."""
+    import rtap
+
+    chance = random.Random(1)
+    others = os.sched_getaffinity(0) - {cpu} or {cpu}
+    with ExitStack() as stack:
+        a: Any = stack.enter_context(ns.call(rtap.open, "A", engine=args.engine))
+        b: Any = stack.enter_context(ns.call(rtap.open, "B", engine=args.engine))
+        near = stack.enter_context(packet_socket(ns, "A"))
+        far = stack.enter_context(packet_socket(ns, "B"))
+        far.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        worker = rtap.Worker(cpu=cpu, wait=wait)
+        worker.forward((a, 0), (b, 0))
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, others)
+        stack.callback(os.sched_setaffinity, 0, before)
+        threads = set(os.listdir("/proc/self/task"))
+        stack.enter_context(worker)
+        new = set(os.listdir("/proc/self/task")) - threads
+        time.sleep(0.1)
+        spent, began = thread_cpu_ns(new), time.perf_counter_ns()
+        time.sleep(args.seconds)
+        idle = (thread_cpu_ns(new) - spent) / (time.perf_counter_ns() - began)
+        took = []
+        for number in range(args.frames):
+            time.sleep(chance.uniform(0.002, 0.006))
+            data = udp(number % 4096, number)
+            start = time.time_ns()
+            near.send(data)
+            took.append(arrival(far, data) - start)
+        if worker.stats().routes[0].tx_packets != args.frames:
+            raise RuntimeError("the worker counted other frames than were sent")
+    took.sort()
+    at = {p: took[min(len(took) - 1, int(len(took) * p / 100))] / 1000 for p in (50, 99, 100)}
+    return {"idle": idle, **{f"p{p}_us": value for p, value in at.items()}}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        prog="bench.worker_wait", description=__doc__.partition(":")[0]
+    )
+    parser.add_argument("--frames", type=int, default=2000, help="for the latency (default 2000)")
+    parser.add_argument("--seconds", type=float, default=3, help="without a frame (default 3)")
+    parser.add_argument("--engine", default="auto", help="rtap's engine: auto, uring or syscall")
+    parser.add_argument("--json", metavar="FILE", help="write JSON there ('-': print it)")
+    args = parser.parse_args(argv)
+    cpu = bench_cpu()
+    found = {}
+    for wait in ("poll", "adaptive", "sleep"):
+        with namespace() as ns:
+            found[wait] = measure(ns, wait, cpu, args)
+    lines = ["a worker with nothing to do, and a frame for it; to the other device's kernel side"]
+    for wait, row in found.items():
+        lines.append(
+            f"{wait:9} idle {100 * row['idle']:6.2f} % of a core; frame there after "
+            f"{row['p50_us']:.0f} us in the median, 99 % within {row['p99_us']:.0f} us, "
+            f"the slowest {row['p100_us']:.0f} us"
+        )
+    write_report(args.json, {"benchmark": "worker_wait", "waits": found}, "\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Ten thousand lives of workers leave nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from support import fds
+from test_leaks import MB, memory
+
+import rtap
+from rtap import EthDev, Mempool, Worker
+
+LIVES = 5000
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[EthDev, EthDev, Mempool]]:
+    """Two devices without a kernel behind them, on one pool."""
+    with (
+        Mempool(512) as pool,
+        rtap.probe("net_null0,size=64") as source,
+        rtap.probe("net_null1") as sink,
+    ):
+        for dev in (source, sink):
+            dev.configure(1, 1)
+            dev.rx_queue_setup(0, 64, pool)
+            dev.tx_queue_setup(0, 64)
+            dev.start()
+        yield source, sink, pool
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["one worker", "each time another"])
+def test_ten_thousand_starts_and_stops(pair: tuple[EthDev, EthDev, Mempool], again: bool) -> None:
+    """5000 of one worker, 5000 of new ones; each has moved frames."""
+    source, sink, pool = pair
+
+    def make() -> Worker:
+        worker = Worker()
+        worker.forward((source, 0), (sink, 0))
+        return worker
+
+    worker = make()
+    for life in range(LIVES + 50):
+        if life == 50:  # caches are filled by then
+            gc.collect()
+            before, threads, size = fds(), threading.active_count(), memory()
+        if not again:
+            worker = make()
+        worker.start()
+        while worker.stats().routes[0].tx_packets == 0:
+            time.sleep(0)  # its thread needs the GIL once, to begin
+        worker.stop()
+        assert not worker.running
+    gc.collect()
+    now = memory()
+    assert (fds(), threading.active_count(), pool.in_use) == (before, threads, 0)
+    # A thread's stack is 8 MB of address space, a route's buffers some kilobytes of memory.
+    assert now[0] - size[0] < 64 * MB
+    assert now[1] - size[1] < 4 * MB
+    stats = worker.stats().routes[0]
+    assert stats.tx_packets > 0
+    assert stats.drops == 0
+    assert source.rx_burst(0, 8)  # the queues are given back
