@@ -499,6 +499,8 @@ class EthDev(EthDevControl):
         self.close()
 
     def __del__(self) -> None:
+        if ALIVE is None:  # past the interpreter's end: the kernel closes what is left
+            return
         if getattr(self, "_state", CLOSED) in ALIVE:
             warnings.warn(f"unclosed device {self!r}", ResourceWarning, stacklevel=2, source=self)
             if sys.is_finalizing():
