@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import pytest
 from rich.console import Console
+from support import eventually
 from testpmds import argv, attended, numbers, report, run, unattended
 
 from rtap.cli.errors import CommandError
@@ -222,6 +223,7 @@ def test_figures_at_the_prompt() -> None:
 def test_clearing_counters_takes_nothing_from_forwarding() -> None:
     with attended(None, PORTS[0]) as pmd:
         pmd.say("start")
+        eventually(lambda: "RX-packets: 0 " not in pmd.say("show port stats 0"), "frames move")
         pmd.say("clear port stats all")
         shown = re.findall(r"RX-packets: (\d+)", pmd.say("show port stats 0"))
         total = numbers(pmd.say("stop"))
