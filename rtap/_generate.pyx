@@ -10,6 +10,7 @@ from libc.string cimport memcpy
 cimport rtap._compat as _compat
 from rtap._mbuf cimport check_range
 from rtap._mempool cimport Mempool
+from rtap._parse cimport be32, put_be16
 from rtap._pool cimport mbuf_data, mbuf_free_bulk, mbuf_reset, mbuf_t, pool_get
 from rtap._queue cimport GIL_AUTO, QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, rxq_t
 from rtap._uring cimport fork_generation
@@ -22,15 +23,6 @@ cdef enum:
     IPV4_DESTINATION = ETHER_LEN + 16
 
 
-cdef inline uint32_t word(const uint8_t *p) noexcept nogil:
-    return (<uint32_t>p[0] << 24) | (<uint32_t>p[1] << 16) | (<uint32_t>p[2] << 8) | p[3]
-
-
-cdef inline void put16(uint8_t *p, uint32_t value) noexcept nogil:
-    p[0] = <uint8_t>(value >> 8)
-    p[1] = <uint8_t>value
-
-
 cdef inline void turn_to_flow(generate_t *g, uint8_t *header) noexcept nogil:
     """Makes the header the next flow's: its address and the checksum over it (RFC 1071)."""
     cdef uint32_t value = g.first + g.flow
@@ -38,9 +30,9 @@ cdef inline void turn_to_flow(generate_t *g, uint8_t *header) noexcept nogil:
     g.flow = g.flow + 1 if g.flow + 1 < g.flows else 0
     total = (total & 0xffff) + (total >> 16)
     total = (total & 0xffff) + (total >> 16)
-    put16(header + g.vary_at, value >> 16)
-    put16(header + g.vary_at + 2, value & 0xffff)
-    put16(header + IPV4_CHECKSUM, ~total & 0xffff)
+    put_be16(header + g.vary_at, value >> 16)
+    put_be16(header + g.vary_at + 2, value & 0xffff)
+    put_be16(header + IPV4_CHECKSUM, ~total & 0xffff)
 
 
 cdef inline void fill_first(generate_t *g, mbuf_t *m) noexcept nogil:
@@ -134,7 +126,7 @@ cdef class GenerateRxQueue(RxQueueBase):
         if g.header_len < ETHER_LEN + IPV4_LEN or g.header[ETHER_LEN] != 0x45:
             raise ValueError("flows need a header of Ethernet and IPv4 without options")
         g.vary_at = vary_at
-        g.first = word(g.header + vary_at)
+        g.first = be32(g.header + vary_at)
         for at in range(ETHER_LEN, ETHER_LEN + IPV4_LEN, 2):
             if at != IPV4_CHECKSUM and at != vary_at and at != vary_at + 2:
                 g.rest_sum += (<uint32_t>g.header[at] << 8) | g.header[at + 1]

@@ -10,6 +10,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 
 from rtap._checksum cimport chain_sum, fold16, pseudo_sum, sum16
+from rtap._parse cimport be16, be32, put_be16
 from rtap._pool cimport mbuf_read, mbuf_t, mbuf_window
 from rtap._request cimport TX_REQUESTS
 from rtap._vnet cimport RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE, RX_LRO, keeps_vnet_hdr
@@ -61,19 +62,6 @@ cdef struct view_t:
     uint8_t version
     uint8_t protocol
     uint8_t verified
-
-
-cdef inline uint32_t be16(const uint8_t *p) noexcept nogil:
-    return <uint32_t>p[0] << 8 | p[1]
-
-
-cdef inline uint32_t be32(const uint8_t *p) noexcept nogil:
-    return be16(p) << 16 | be16(p + 2)
-
-
-cdef inline void put_be16(uint8_t *p, uint32_t v) noexcept nogil:
-    p[0] = <uint8_t>(v >> 8 & 0xff)
-    p[1] = <uint8_t>(v & 0xff)
 
 
 cdef inline uint64_t word64(const uint8_t *p) noexcept nogil:

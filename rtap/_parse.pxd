@@ -54,6 +54,10 @@ cdef inline uint32_t be16(const uint8_t *p) noexcept nogil:
     return <uint32_t>((p[0] << 8) | p[1])
 
 
+cdef inline uint32_t be32(const uint8_t *p) noexcept nogil:
+    return be16(p) << 16 | be16(p + 2)
+
+
 cdef inline void put_be16(uint8_t *p, uint32_t v) noexcept nogil:
     p[0] = <uint8_t>(v >> 8 & 0xff)
     p[1] = <uint8_t>(v & 0xff)

@@ -18,8 +18,8 @@ from rtap._linux cimport (
     VIRTIO_NET_HDR_GSO_UDP_L4,
 )
 from rtap._parse cimport (
-    HEADERS_MAX, IPPROTO_TCP, IPPROTO_UDP, TCP_CSUM_OFFSET, UDP_CSUM_OFFSET, be16, headers_of,
-    headers_t, l4_pseudo_sum, parse_outermost, put_be16,
+    HEADERS_MAX, IPPROTO_TCP, IPPROTO_UDP, TCP_CSUM_OFFSET, UDP_CSUM_OFFSET, be16, be32,
+    headers_of, headers_t, l4_pseudo_sum, parse_outermost, put_be16,
 )
 from rtap._pool cimport (
     mbuf_copy, mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_ref, mbuf_reset, mbuf_t,
@@ -36,10 +36,6 @@ cdef enum:
     TCP_CWR = 0x80
     HEADER_ROOM = 1024          # longest headers of a frame of several segments, see gso_mbuf
     REFERENCE_MIN = 16384       # shortest payload, and piece of it, that is not copied
-
-
-cdef inline uint32_t be32(const uint8_t *p) noexcept nogil:
-    return <uint32_t>be16(p) << 16 | be16(p + 2)
 
 
 cdef misfit_t check_completion(const uint8_t *p, uint32_t n, uint32_t pkt_len, bint l2,

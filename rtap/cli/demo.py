@@ -13,11 +13,11 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import rtap
 from rtap.cli import tcp
+from rtap.cli.arguments import whole
 from rtap.cli.display import WARM_UP, Display, choose
 from rtap.cli.errors import Stop
 from rtap.cli.testbed import Path, RtapPath, rtap_path, veth_path
@@ -72,31 +72,18 @@ class Result:
     version: str
 
 
-def _between(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"a whole number is expected, got {text!r}") from None
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{low} to {high} is expected, got {value}")
-        return value
-
-    return parse
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``rtap demo``."""
     parser.add_argument(
         "--seconds",
-        type=_between(1, 3600),
+        type=whole(1, 3600),
         default=1,
         metavar="N",
         help="length of one slice, of which there are two in a pair (default %(default)s)",
     )
     parser.add_argument(
         "--pairs",
-        type=_between(MIN_PAIRS, 1000),
+        type=whole(MIN_PAIRS, 1000),
         default=5,
         metavar="N",
         help=f"how often to measure rtap, then veth; at least {MIN_PAIRS} (default %(default)s)",
@@ -115,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--mtu",
-        type=_between(MIN_MTU, MAX_MTU),
+        type=whole(MIN_MTU, MAX_MTU),
         default=1500,
         metavar="BYTES",
         help="of all four interfaces (default %(default)s)",

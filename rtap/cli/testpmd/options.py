@@ -6,9 +6,9 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from rtap.cli.arguments import whole
 from rtap.cli.testpmd.modes import MODES, NOISY_MODES
 from rtap.ether import MacAddr
 from rtap.flags import RxOffload, TxOffload
@@ -128,21 +128,6 @@ class Options:
 
 
 # ---- values
-
-
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """A parser of whole numbers from `low` to `high`."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text, 10)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"a whole number is expected, got {text!r}") from None
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{low} to {high} is expected, got {value}")
-        return value
-
-    return parse
 
 
 def seconds(text: str) -> float:

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
+from rtap.cli.arguments import whole
 from rtap.cli.errors import CommandError, Interrupted, Stop, sentence
 from rtap.cli.testpmd import report
 from rtap.cli.testpmd.forwarding import Forwarding, difference
 from rtap.cli.testpmd.grammar import Argument, Command, parse
 from rtap.cli.testpmd.modes import MODES
-from rtap.cli.testpmd.options import MAX_BURST, Options, lengths, whole
+from rtap.cli.testpmd.options import MAX_BURST, Options, lengths
 from rtap.cli.testpmd.ports import Port
 from rtap.ops import Stats
 
