@@ -157,6 +157,17 @@ def ip(ns: NetNS, *args: str) -> str:
     return out
 
 
+def carrier(ns: NetNS, ifname: str) -> bool:
+    return "NO-CARRIER" not in link(ns, ifname)["flags"]
+
+
+def addresses(ns: NetNS, ifname: str) -> list[str]:
+    entries = json.loads(ip(ns, "-j", "addr", "show", "dev", ifname))
+    return sorted(
+        f"{a['local']}/{a['prefixlen']} {a['scope']}" for e in entries for a in e["addr_info"]
+    )
+
+
 def link(ns: NetNS, ifname: str) -> dict[str, Any]:
     """One link as ``ip -j -s -d link`` describes it."""
     found: list[dict[str, Any]] = json.loads(

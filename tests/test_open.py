@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import re
 import sys
 import threading
@@ -15,10 +14,11 @@ import pytest
 from rigs import iproute, redirect, talk
 from support import (
     Tap,
+    addresses,
+    carrier,
     child_environment,
     fds,
     frame,
-    ip,
     link,
     links,
     seq_of,
@@ -34,17 +34,6 @@ from rtap import (
 )
 
 CHECKSUM_LRO = RxOffload.CHECKSUM | RxOffload.TCP_LRO
-
-
-def carrier(ns: NetNS, ifname: str) -> bool:
-    return "NO-CARRIER" not in link(ns, ifname)["flags"]
-
-
-def addresses(ns: NetNS, ifname: str) -> list[str]:
-    entries = json.loads(ip(ns, "-j", "addr", "show", "dev", ifname))
-    return sorted(
-        f"{a['local']}/{a['prefixlen']} {a['scope']}" for e in entries for a in e["addr_info"]
-    )
 
 
 # ---- what open() makes

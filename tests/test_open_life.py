@@ -22,6 +22,8 @@ from rigs import iproute, write_in
 from support import (
     PacketSocket,
     Tap,
+    addresses,
+    carrier,
     eventually,
     frame,
     ip,
@@ -45,17 +47,6 @@ from rtap import (
 )
 
 CHECKSUM_LRO = RxOffload.CHECKSUM | RxOffload.TCP_LRO
-
-
-def carrier(ns: NetNS, ifname: str) -> bool:
-    return "NO-CARRIER" not in link(ns, ifname)["flags"]
-
-
-def addresses(ns: NetNS, ifname: str) -> list[str]:
-    entries = json.loads(ip(ns, "-j", "addr", "show", "dev", ifname))
-    return sorted(
-        f"{a['local']}/{a['prefixlen']} {a['scope']}" for e in entries for a in e["addr_info"]
-    )
 
 
 def routes(ns: NetNS) -> list[tuple[str, str, str]]:
