@@ -58,12 +58,14 @@ cdef struct worker_t:
     target_t *targets           # of all routes
     mbuf_t **frames             # of all targets
     stage_t *stages             # of all routes
+    uint32_t n_stages
     scratch_t scratch
     uint32_t *busy              # indexes of the routes that each pass serves
     uint32_t n_busy
     uint32_t n_active
     uint32_t burst
     uint32_t stop
+    uint32_t room               # frames of a burst when it is split
     int wait
     int epoll_fd                # the wake-up and the parked routes
     bint starved                # this pass found frames that it had no buffer or no room for
@@ -72,7 +74,7 @@ cdef struct worker_t:
     uint64_t hurry_until        # queues are being stopped, and whoever does waits for us
 
 
-cdef int worker_alloc(worker_t *w, uint32_t n_routes, uint32_t n_targets,
-                      uint32_t n_stages) noexcept nogil
+cdef int worker_alloc(worker_t *w, uint32_t n_routes, uint32_t n_targets, uint32_t n_stages,
+                      uint32_t stage_flags) noexcept nogil
 cdef void worker_free(worker_t *w) noexcept nogil
 cdef void worker_loop(worker_t *w) noexcept nogil

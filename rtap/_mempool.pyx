@@ -64,7 +64,7 @@ cdef class Mempool:
 
     @cython.critical_section
     cdef pool_t *hold(self) except NULL:
-        """For an rx queue: the pool stays open until ``let_go``."""
+        """For an rx queue or a stage: the pool stays open until ``let_go``."""
         cdef pool_t *p = self.alive()
         self.queues += 1
         return p
@@ -108,7 +108,7 @@ cdef class Mempool:
         if self.p == NULL:
             return
         if self.queues:
-            raise BufferError(f"{self.queues} open rx queues receive into the mempool")
+            raise BufferError(f"{self.queues} rx queues or stages take buffers from the mempool")
         in_use = self.alive().size - pool_available(self.p)
         if in_use:
             raise BufferError(f"{in_use} of {self.p.size} mbufs are in use")

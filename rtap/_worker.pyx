@@ -14,7 +14,7 @@ import weakref
 from libc.stdint cimport uint32_t, uint64_t
 
 cimport rtap._compat as _compat
-from rtap._chain cimport stage_t
+from rtap._chain cimport stage_alloc, stage_t
 from rtap._linux cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, close, epoll_create1,
     epoll_ctl, epoll_event, eventfd, write,
@@ -76,6 +76,7 @@ cdef class Worker:
     cdef object lock            # of all that is here but the loop's own
     cdef object __weakref__
     cdef list routes            # (rx queue, [tx queue, ...], [stage, ...], retry)
+    cdef list entered           # stages that are to be left
     cdef uint32_t generation
     cdef int wake_fd
     cdef readonly object cpu
@@ -96,6 +97,7 @@ cdef class Worker:
         self.cpu = cpu
         self.name = name
         self.routes = []
+        self.entered = []
         self.lock = threading.RLock()
         self.generation = fork_generation()
 
@@ -144,8 +146,7 @@ cdef class Worker:
         if len(set(map(id, txs))) < len(txs):
             raise ValueError("a target is named twice")
         for each in chain:
-            if each.fn == NULL:
-                raise ValueError(f"{type(each).__name__} was never initialised")
+            each.checked()
         if on_full not in ("drop", "retry"):
             raise ValueError(f"on_full must be 'drop' or 'retry', got {on_full!r}")
         with self.lock:
@@ -167,9 +168,14 @@ cdef class Worker:
 
     cdef int launch(self) except -1:
         cdef list taken = []
+        cdef uint32_t flags = 0
+        cdef Stage stage
+        for route in self.routes:
+            for stage in route[2]:
+                flags |= stage.flags
         if worker_alloc(&self.w, <uint32_t>len(self.routes),
                         <uint32_t>sum([len(route[1]) for route in self.routes]),
-                        <uint32_t>sum([len(route[2]) for route in self.routes])) != 0:
+                        <uint32_t>sum([len(route[2]) for route in self.routes]), flags) != 0:
             raise MemoryError("no memory for the routes")
         try:
             self.take(taken)
@@ -194,7 +200,7 @@ cdef class Worker:
         cdef Stage stage
         cdef route_t *r
         cdef epoll_event event
-        cdef uint32_t n_targets = 0, n_stages = 0
+        cdef uint32_t n_targets = 0
         self.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         self.w.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
         event.events = EPOLLIN
@@ -205,7 +211,7 @@ cdef class Worker:
         for rx, txs, stages, retry in self.routes:
             r = &self.w.routes[self.w.n_routes]
             r.targets = self.w.targets + n_targets
-            r.stages = self.w.stages + n_stages
+            r.stages = self.w.stages + self.w.n_stages
             rx.own(OWNED_BY_WORKER)
             taken.append(rx)
             for tx in txs:
@@ -216,12 +222,13 @@ cdef class Worker:
                 r.targets[r.n_targets].tx = tx.q
                 r.n_targets += 1
             for stage in stages:
-                r.stages[r.n_stages].fn = stage.fn
-                r.stages[r.n_stages].ctx = stage.ctx
-                r.stages[r.n_stages].flags = stage.flags
+                stage.enter(&r.stages[r.n_stages])
+                self.entered.append(stage)
+                if stage_alloc(&r.stages[r.n_stages], self.w.room) != 0:
+                    raise MemoryError("no memory for the stages")
                 r.n_stages += 1
+                self.w.n_stages += 1
             n_targets += r.n_targets
-            n_stages += r.n_stages
             r.rx = rx.q
             r.retry = retry
             r.active = 1
@@ -238,6 +245,7 @@ cdef class Worker:
         finally:
             with nogil:         # also when it is to end at once: it gives the queues back
                 worker_loop(&self.w)
+            self.leave_stages()
 
     def stop(self):
         """Ends the thread after the burst in hand and gives the queues back; idempotent."""
@@ -263,8 +271,16 @@ cdef class Worker:
 
     cdef int tidy_up(self) except -1:
         self.thread = None
+        self.leave_stages()
         self.close_fds()
         running.pop(id(self), None)
+        return 0
+
+    cdef int leave_stages(self) except -1:
+        cdef Stage stage
+        while self.entered:
+            stage = self.entered.pop()
+            stage.leave()
         return 0
 
     def __enter__(self):
@@ -305,6 +321,8 @@ cdef class Worker:
                 packets=_compat.counter_read(&s.packets),
                 bytes=_compat.counter_read(&s.bytes),
                 drops=_compat.counter_read(&s.drops),
+                split=_compat.counter_read(&s.split),
+                merged=_compat.counter_read(&s.merged),
                 cycles=_compat.counter_read(&s.cycles),
             ))
         if error == 0:
