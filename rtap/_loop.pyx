@@ -17,7 +17,7 @@ from rtap._chain cimport (
 )
 from rtap._linux cimport (
     ENOMEM, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, epoll_ctl, epoll_event, epoll_wait, sched_yield,
-    usleep,
+    usleep, write,
 )
 from rtap._pool cimport mbuf_free_bulk, mbuf_t
 from rtap._queue cimport QUEUE_STARTED, rx_share_t, tx_alone, tx_share_t
@@ -114,6 +114,7 @@ cdef void unpark(worker_t *w, route_t *r) noexcept nogil:
 
 
 cdef void route_end(worker_t *w, route_t *r, int error, uint32_t failed) noexcept nogil:
+    cdef uint64_t one = 1
     cdef uint32_t i
     if r.parked != 0:
         unpark(w, r)
@@ -127,6 +128,9 @@ cdef void route_end(worker_t *w, route_t *r, int error, uint32_t failed) noexcep
     for i in range(r.n_targets):
         target_leave(w, &r.targets[i])
     _compat.store(&r.rx.owned, 0)
+    if _compat.load_relaxed(&w.stop) == 0:
+        _compat.store(&r.gave_up, 1)
+        write(w.event_fd, &one, sizeof(one))
 
 
 cdef bint route_runs(worker_t *w, route_t *r) noexcept nogil:
@@ -415,8 +419,8 @@ cdef void scan_parked(worker_t *w, uint64_t now) noexcept nogil:
 
 cdef void worker_loop(worker_t *w) noexcept nogil:
     cdef uint64_t idle_since = 0, now
+    cdef bint slept = False, moved  # in vain
     cdef uint32_t i
-    cdef bint moved
     w.n_busy = 0
     w.n_active = w.n_routes
     w.looked = w.scanned = w.hurry_until = 0
@@ -441,6 +445,7 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
             moved |= look(w, 0) and not w.starved
         if moved:
             idle_since = 0
+            slept = False
             continue
         if w.wait == WAIT_POLL:
             continue
@@ -449,13 +454,13 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
             continue
         if idle_since == 0:
             idle_since = now
-        if w.wait == WAIT_ADAPTIVE and now - idle_since < SPIN_NS:
+        if w.wait == WAIT_ADAPTIVE and not slept and now - idle_since < SPIN_NS:
             sched_yield()
             continue
         idle_since = 0
         sort_out(w, 0)
         if w.n_busy == 0:
-            look(w, 1 if now < w.hurry_until else SLEEP_MS)
+            slept = not look(w, 1 if now < w.hurry_until else SLEEP_MS)
         else:                   # not to be waited on
             usleep(FRUITLESS_US)
     for i in range(w.n_routes):
