@@ -142,7 +142,9 @@ def test_checksum_verify(pool: Mempool) -> None:
     assert [bytes(m) for m in burst] == [bytes(f) for f in FRAMES[:6]]
     assert all(m.ol_flags & MbufFlag.RX_L4_CKSUM_GOOD for m in burst)
     burst = burst_of(pool, mixed)
-    stages.ChecksumVerify(drop=False)(burst)
+    verify = stages.ChecksumVerify(drop=False)
+    verify(burst)
+    assert (verify.bad_l4, verify.bad_ip, verify.bad_outer_ip, verify.bad_outer_l4) == (6, 4, 0, 0)
     assert [bool(m.ol_flags & MbufFlag.RX_L4_CKSUM_BAD) for m in burst] == [False, True] * 6
 
 
