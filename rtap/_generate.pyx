@@ -114,7 +114,7 @@ cdef class GenerateRxQueue(RxQueueBase):
         self.gil.mode = GIL_AUTO
         g.pool = pool.hold()
         self.pool = pool
-        self.q = &g.base
+        self.serve(&g.base)
         self.name = name
         self.port = 0xffff
         self.nb_desc = 64
@@ -133,7 +133,7 @@ cdef class GenerateRxQueue(RxQueueBase):
         return 0
 
     def __dealloc__(self):
-        if self.q != NULL and self.q.state != QUEUE_CLOSED and self.pool is not None:
+        if self.q != NULL and self.gate.state != QUEUE_CLOSED and self.pool is not None:
             self.pool.let_go()
 
     engine = "none"
@@ -148,5 +148,5 @@ cdef class GenerateRxQueue(RxQueueBase):
         """Stops, for good; idempotent."""
         self.checked()
         self.stop()
-        if _compat.cas(&self.q.state, QUEUE_STOPPED, QUEUE_CLOSED):
+        if _compat.cas(&self.gate.state, QUEUE_STOPPED, QUEUE_CLOSED):
             self.pool.let_go()

@@ -95,7 +95,7 @@ cdef void target_leave(worker_t *w, target_t *ended) noexcept nogil:
             if r.targets[j].tx == ended.tx:
                 r.targets[j].owns = True
                 return
-    _compat.store(&ended.tx.owned, 0)
+    _compat.store(&ended.tx.gate.owned, 0)
 
 
 cdef void drop_rest(target_t *t) noexcept nogil:
@@ -127,7 +127,7 @@ cdef void route_end(worker_t *w, route_t *r, int error, uint32_t failed) noexcep
     w.n_active -= 1
     for i in range(r.n_targets):
         target_leave(w, &r.targets[i])
-    _compat.store(&r.rx.owned, 0)
+    _compat.store(&r.rx.gate.owned, 0)
     if _compat.load_relaxed(&w.stop) == 0:
         _compat.store(&r.gave_up, 1)
         write(w.event_fd, &one, sizeof(one))
@@ -135,10 +135,10 @@ cdef void route_end(worker_t *w, route_t *r, int error, uint32_t failed) noexcep
 
 cdef bint route_runs(worker_t *w, route_t *r) noexcept nogil:
     """False when one of its queues was stopped, and the route has ended for that."""
-    cdef bint runs = _compat.load_relaxed(&r.rx.state) == QUEUE_STARTED
+    cdef bint runs = _compat.load_relaxed(&r.rx.gate.state) == QUEUE_STARTED
     cdef uint32_t i
     for i in range(r.n_targets):
-        runs = runs and _compat.load_relaxed(&r.targets[i].tx.state) == QUEUE_STARTED
+        runs = runs and _compat.load_relaxed(&r.targets[i].tx.gate.state) == QUEUE_STARTED
     if not runs:
         route_end(w, r, 0, FROM_SOURCE)
         w.hurry_until = _compat.now_ns() + <uint64_t>HURRY_NS

@@ -57,14 +57,14 @@ cdef class NullRxQueue(RxQueueBase):
         self.null.base.fd = -1
         self.null.pool = pool.hold()
         self.pool = pool
-        self.q = &self.null.base
+        self.serve(&self.null.base)
         self.name = name
         self.queue_id = queue_id
         self.port = port
         self.generation = fork_generation()
 
     def __dealloc__(self):
-        if self.q != NULL and self.q.state != QUEUE_CLOSED and self.pool is not None:
+        if self.q != NULL and self.gate.state != QUEUE_CLOSED and self.pool is not None:
             self.pool.let_go()
 
     engine = "none"
@@ -74,7 +74,7 @@ cdef class NullRxQueue(RxQueueBase):
         """Stops, for good; idempotent."""
         self.checked()
         self.stop()
-        if _compat.cas(&self.q.state, QUEUE_STOPPED, QUEUE_CLOSED):
+        if _compat.cas(&self.gate.state, QUEUE_STOPPED, QUEUE_CLOSED):
             self.pool.let_go()
 
 
@@ -88,7 +88,7 @@ cdef class NullTxQueue(TxQueueBase):
         self.nb_desc = check_range("nb_desc", nb_desc, 1, 32768)
         self.null.burst = null_tx
         self.null.fd = -1
-        self.q = &self.null
+        self.serve(&self.null)
         self.name = name
         self.queue_id = queue_id
         self.port = port
@@ -101,4 +101,4 @@ cdef class NullTxQueue(TxQueueBase):
         """Stops, for good; idempotent."""
         self.checked()
         self.stop()
-        _compat.cas(&self.q.state, QUEUE_STOPPED, QUEUE_CLOSED)
+        _compat.cas(&self.gate.state, QUEUE_STOPPED, QUEUE_CLOSED)

@@ -11,7 +11,7 @@ from rtap._traffic cimport traffic_t
 
 
 cdef enum:
-    # queue_t.state
+    # gate_t.state
     QUEUE_STOPPED = 0
     QUEUE_STARTED = 1
     QUEUE_CLOSED = 2
@@ -21,10 +21,15 @@ cdef enum:
     GIL_RELEASE = 1
     GIL_HOLD = 2
 
-    # rxq_t.owned, txq_t.owned: 0, the number of the thread that bursts, or
+    # gate_t.owned: 0, the number of the thread that bursts, or
     OWNED_BY_WORKER = 0xffffffff
 
     BURST_MAX = 65535
+
+
+cdef struct gate_t:             # who may burst on a queue
+    uint32_t state
+    uint32_t owned
 
 
 cdef struct rx_share_t:         # of a kernel entry that serves several queues
@@ -56,8 +61,7 @@ cdef struct rxq_t:
     uint32_t (*many)(rx_share_t *shares, uint32_t k) noexcept nogil
     int fd                      # to wait on; -1 when there is nothing to wait for
     bint revisit                # may have frames, or an end, of which its descriptor knows nothing
-    uint32_t state
-    uint32_t owned              # see OWNED_BY_WORKER
+    gate_t gate
     # Counters only grow, and only the owner writes them: see since() for resets.
     uint64_t packets
     uint64_t bytes
@@ -84,8 +88,7 @@ cdef struct txq_t:
     # serves at least the first and returns how many.  NULL where that gains nothing.
     uint32_t (*many)(tx_share_t *shares, uint32_t k) noexcept nogil
     int fd
-    uint32_t state
-    uint32_t owned
+    gate_t gate
     uint32_t unplugged          # the link is down: whatever is sent is lost
     uint64_t packets
     uint64_t bytes
@@ -107,8 +110,8 @@ cdef struct gil_t:
     uint64_t hold_until         # CLOCK_MONOTONIC ns
 
 
-cdef class RxQueueBase:
-    cdef rxq_t *q
+cdef class QueueBase:
+    cdef gate_t *gate           # of the queue; NULL until there is one
     cdef gil_t gil
     cdef uint32_t generation
     cdef dict zero              # totals at the last reset_counters, and
@@ -117,40 +120,32 @@ cdef class RxQueueBase:
     cdef readonly int queue_id
     cdef readonly int port
     cdef readonly int nb_desc
+
+    cdef int checked(self) except -1
+    cdef int own(self, uint32_t owner) except -1
+    cdef void disown(self) noexcept
+    cdef bint set_state(self, uint32_t value) except -1
+    cdef str label(self)
+    cdef dict zero_of(self, bint extended)
+    cdef int set_zero(self, bint extended, dict totals) except -1
+    cdef dict totals(self)
+    cdef dict xtotals(self)
+
+
+cdef class RxQueueBase(QueueBase):
+    cdef rxq_t *q
     cdef readonly Mempool pool
 
-    cdef int own(self, uint32_t owner) except -1
-    cdef void disown(self) noexcept
-    cdef int checked(self) except -1
+    cdef void serve(self, rxq_t *q) noexcept
     cdef int run(self, Burst burst, uint32_t n) except? -1
     cdef bint wait(self, uint64_t deadline) except -1
-    cdef str label(self)
-    cdef dict zero_of(self, bint extended)
-    cdef int set_zero(self, bint extended, dict totals) except -1
-    cdef dict totals(self)
-    cdef dict xtotals(self)
 
 
-cdef class TxQueueBase:
+cdef class TxQueueBase(QueueBase):
     cdef txq_t *q
-    cdef gil_t gil
-    cdef uint32_t generation
-    cdef dict zero              # totals at the last reset_counters, and
-    cdef dict xzero             # at the last reset_xcounters; None before
-    cdef public str name
-    cdef readonly int queue_id
-    cdef readonly int port
-    cdef readonly int nb_desc
 
-    cdef int own(self, uint32_t owner) except -1
-    cdef void disown(self) noexcept
-    cdef int checked(self) except -1
+    cdef void serve(self, txq_t *q) noexcept
     cdef uint32_t run(self, mbuf_t **v, uint32_t n, int *error) noexcept
-    cdef str label(self)
-    cdef dict zero_of(self, bint extended)
-    cdef int set_zero(self, bint extended, dict totals) except -1
-    cdef dict totals(self)
-    cdef dict xtotals(self)
 
 
 cdef int gil_mode(str name) except -1

@@ -57,86 +57,121 @@ cdef inline void gil_taken_back(gil_t *g, uint64_t asked) noexcept:
     g.hold_until = now + HOLD_NS if now - asked > SLOW_ACQUIRE_NS else 0
 
 
-cdef int queue_own(uint32_t *owned, uint32_t owner, uint32_t *state, uint32_t generation,
-                   queue) except -1:
-    if generation != fork_generation():
-        raise DeviceStateError(f"{queue!r} was opened before fork() and belongs to the parent "
-                               "process; open or attach the device in the child")
-    if not _compat.cas(owned, 0, owner):
-        raise DeviceStateError(f"{queue!r} is in use by another thread or worker")
-    if _compat.load(state) != QUEUE_STARTED:
-        _compat.store(owned, 0)
-        raise DeviceStateError(f"{queue!r} is "
-                               + ("closed" if state[0] == QUEUE_CLOSED else "not started"))
-    return 0
-
-
-cdef bint queue_set_state(uint32_t *owned, uint32_t *state, uint32_t value, uint32_t generation,
-                          queue) except -1:
-    """Changes the state and, unless to started, waits until the thread that bursts has left: that
-    takes a burst, or 20 ms for one that waits.  False, and no change, when the queue is closed.
-
-    The caller itself may be in the middle of a burst: a signal handler runs inside its wait."""
-    cdef uint32_t owner, before
-    if generation != fork_generation():
-        raise DeviceStateError(f"{queue!r} was opened before fork() and belongs to the parent "
-                               "process")
-    before = _compat.load(state)
-    # Written before owned is read, as queue_own does it the other way.
-    while before != QUEUE_CLOSED and not _compat.cas(state, before, value):
-        before = _compat.load(state)
-    if before == QUEUE_CLOSED:
-        return False
-    if value == QUEUE_STARTED:
-        return True
-    owner = _compat.load(owned)
-    while owner != 0 and owner != thread_number():
-        with nogil:
-            usleep(200)
-        owner = _compat.load(owned)
-    return True
-
-
 @cython.no_gc_clear
-cdef class RxQueueBase:
-    """Receive side of one queue; see :class:`rtap._ring.RxQueue`."""
+cdef class QueueBase:
+    """What both sides of a queue are: started and stopped, one thread's at a time, counted."""
 
     cdef int checked(self) except -1:
-        if self.q == NULL:
+        if self.gate == NULL:
             raise DeviceStateError("the queue was never initialised")
         return 0
 
     cdef int own(self, uint32_t owner) except -1:
         self.checked()
-        return queue_own(&self.q.owned, owner, &self.q.state, self.generation, self)
+        if self.generation != fork_generation():
+            raise DeviceStateError(f"{self!r} was opened before fork() and belongs to the parent "
+                                   "process; open or attach the device in the child")
+        if not _compat.cas(&self.gate.owned, 0, owner):
+            raise DeviceStateError(f"{self!r} is in use by another thread or worker")
+        if _compat.load(&self.gate.state) != QUEUE_STARTED:
+            _compat.store(&self.gate.owned, 0)
+            raise DeviceStateError(f"{self!r} is " + (
+                "closed" if self.gate.state == QUEUE_CLOSED else "not started"))
+        return 0
 
     cdef void disown(self) noexcept:
-        _compat.store(&self.q.owned, 0)
+        _compat.store(&self.gate.owned, 0)
 
-    def __repr__(self):
-        return f"rx queue {self.queue_id} of {self.label()}"
+    cdef bint set_state(self, uint32_t value) except -1:
+        """Changes the state and, unless to started, waits until the thread that bursts has left:
+        that takes a burst, or 20 ms for one that waits.  False, and no change, when the queue is
+        closed.
+
+        The caller itself may be in the middle of a burst: a signal handler runs inside its wait."""
+        cdef uint32_t owner, before
+        if self.generation != fork_generation():
+            raise DeviceStateError(f"{self!r} was opened before fork() and belongs to the parent "
+                                   "process")
+        before = _compat.load(&self.gate.state)
+        # Written before owned is read, as own() does it the other way.
+        while before != QUEUE_CLOSED and not _compat.cas(&self.gate.state, before, value):
+            before = _compat.load(&self.gate.state)
+        if before == QUEUE_CLOSED:
+            return False
+        if value == QUEUE_STARTED:
+            return True
+        owner = _compat.load(&self.gate.owned)
+        while owner != 0 and owner != thread_number():
+            with nogil:
+                usleep(200)
+            owner = _compat.load(&self.gate.owned)
+        return True
 
     @cython.critical_section
     cdef str label(self):
         return self.name
+
+    def start(self):
+        """Bursts are allowed from now on."""
+        self.checked()
+        if not self.set_state(QUEUE_STARTED):
+            raise DeviceStateError(f"{self!r} is closed")
+
+    def stop(self):
+        """Refuses further bursts, once the one in progress is over; waits end within 20 ms."""
+        self.checked()
+        if _compat.load(&self.gate.state) != QUEUE_CLOSED:
+            self.set_state(QUEUE_STOPPED)
+
+    @cython.critical_section
+    cdef dict zero_of(self, bint extended):
+        return self.xzero if extended else self.zero
+
+    @cython.critical_section
+    cdef int set_zero(self, bint extended, dict totals) except -1:
+        if extended:
+            self.xzero = totals
+        else:
+            self.zero = totals
+        return 0
+
+    cdef dict totals(self):
+        raise NotImplementedError
+
+    cdef dict xtotals(self):
+        raise NotImplementedError
+
+    def reset_counters(self):
+        """Has ``counters`` count from here, also while another thread or a worker bursts."""
+        self.set_zero(False, self.totals())
+
+    def xcounters(self):
+        """Extended statistics since the last reset of these: dict of name to int, in the C
+        driver's order and with its names, less their ``rx_q<N>_`` or ``tx_q<N>_``."""
+        # The zero is read first: no total read from here on is less.
+        return since(self.zero_of(True), self.xtotals())
+
+    def reset_xcounters(self):
+        """Has ``xcounters`` count from here, as ``reset_counters`` does."""
+        self.set_zero(True, self.xtotals())
+
+
+@cython.no_gc_clear
+cdef class RxQueueBase(QueueBase):
+    """Receive side of one queue; see :class:`rtap._ring.RxQueue`."""
+
+    cdef void serve(self, rxq_t *q) noexcept:
+        self.q = q
+        self.gate = &q.gate
+
+    def __repr__(self):
+        return f"rx queue {self.queue_id} of {self.label()}"
 
     @property
     def fd(self):
         """Descriptor that is readable while frames wait; -1 when the driver has none."""
         self.checked()
         return self.q.fd
-
-    def start(self):
-        """Bursts are allowed from now on."""
-        self.checked()
-        if not queue_set_state(&self.q.owned, &self.q.state, QUEUE_STARTED, self.generation, self):
-            raise DeviceStateError(f"{self!r} is closed")
-
-    def stop(self):
-        """Ends waits in progress (within 20 ms) and refuses further bursts."""
-        self.checked()
-        if _compat.load(&self.q.state) != QUEUE_CLOSED:
-            queue_set_state(&self.q.owned, &self.q.state, QUEUE_STOPPED, self.generation, self)
 
     def rx_burst(self, n=64, timeout=0):
         """Up to ``n`` frames that have arrived, as a :class:`rtap.Burst`, in order.
@@ -187,18 +222,6 @@ cdef class RxQueueBase:
         burst.n = got
         return error
 
-    @cython.critical_section
-    cdef dict zero_of(self, bint extended):
-        return self.xzero if extended else self.zero
-
-    @cython.critical_section
-    cdef int set_zero(self, bint extended, dict totals) except -1:
-        if extended:
-            self.xzero = totals
-        else:
-            self.zero = totals
-        return 0
-
     cdef bint wait(self, uint64_t deadline) except -1:
         """Waits for a frame; False when the time is up."""
         cdef rxq_t *q = self.q
@@ -207,7 +230,7 @@ cdef class RxQueueBase:
             with nogil:
                 ready = wait_readable(q, deadline)
             PyErr_CheckSignals()
-            if _compat.load(&q.state) != QUEUE_STARTED:
+            if _compat.load(&q.gate.state) != QUEUE_STARTED:
                 raise DeviceStateError(f"{self!r} was stopped while waiting")
             if ready:
                 return True
@@ -236,15 +259,6 @@ cdef class RxQueueBase:
             "read_errors": _compat.counter_read(&q.read_errors),
         }
 
-    def reset_counters(self):
-        """Has ``counters`` count from here, also while another thread or a worker bursts."""
-        self.set_zero(False, self.totals())
-
-    def xcounters(self):
-        """Extended statistics since the last reset of these: dict of name to int, in the C
-        driver's order and with its names, less their ``rx_q<N>_``."""
-        return since(self.zero_of(True), self.xtotals())
-
     cdef dict xtotals(self):
         cdef rxq_t *q = self.q
         self.checked()
@@ -261,10 +275,6 @@ cdef class RxQueueBase:
             "read_errors": _compat.counter_read(&q.read_errors),
             "gso_split_packets": _compat.counter_read(&q.gso),
         }
-
-    def reset_xcounters(self):
-        """Has ``xcounters`` count from here, as ``reset_counters`` does."""
-        self.set_zero(True, self.xtotals())
 
 
 cdef uint64_t wait_deadline(timeout) except? 1:
@@ -291,7 +301,7 @@ cdef bint wait_readable(rxq_t *q, uint64_t deadline) noexcept nogil:
     p.events = POLLIN
     if until > deadline:
         until = deadline
-    while now < until and _compat.load(&q.state) == QUEUE_STARTED:
+    while now < until and _compat.load(&q.gate.state) == QUEUE_STARTED:
         left = (until - now + 999999) // 1000000
         ms = WAIT_SLICE_MS if left > WAIT_SLICE_MS else <int>left
         p.revents = 0
@@ -319,39 +329,15 @@ cdef void tx_alone(tx_share_t *s) noexcept nogil:
 
 
 @cython.no_gc_clear
-cdef class TxQueueBase:
+cdef class TxQueueBase(QueueBase):
     """Transmit side of one queue; see :class:`rtap._ring.TxQueue`."""
 
-    cdef int checked(self) except -1:
-        if self.q == NULL:
-            raise DeviceStateError("the queue was never initialised")
-        return 0
-
-    cdef int own(self, uint32_t owner) except -1:
-        self.checked()
-        return queue_own(&self.q.owned, owner, &self.q.state, self.generation, self)
-
-    cdef void disown(self) noexcept:
-        _compat.store(&self.q.owned, 0)
+    cdef void serve(self, txq_t *q) noexcept:
+        self.q = q
+        self.gate = &q.gate
 
     def __repr__(self):
         return f"tx queue {self.queue_id} of {self.label()}"
-
-    @cython.critical_section
-    cdef str label(self):
-        return self.name
-
-    def start(self):
-        """Bursts are allowed from now on."""
-        self.checked()
-        if not queue_set_state(&self.q.owned, &self.q.state, QUEUE_STARTED, self.generation, self):
-            raise DeviceStateError(f"{self!r} is closed")
-
-    def stop(self):
-        """Refuses further bursts, once the one in progress is over."""
-        self.checked()
-        if _compat.load(&self.q.state) != QUEUE_CLOSED:
-            queue_set_state(&self.q.owned, &self.q.state, QUEUE_STOPPED, self.generation, self)
 
     def set_plugged(self, bint plugged):
         """Whether the link is up.  While it is not, bursts are taken and lost, and counted in
@@ -402,18 +388,6 @@ cdef class TxQueueBase:
             raise_errno(error, "send", self.label(), sent)
         return sent == 1
 
-    @cython.critical_section
-    cdef dict zero_of(self, bint extended):
-        return self.xzero if extended else self.zero
-
-    @cython.critical_section
-    cdef int set_zero(self, bint extended, dict totals) except -1:
-        if extended:
-            self.xzero = totals
-        else:
-            self.zero = totals
-        return 0
-
     cdef uint32_t run(self, mbuf_t **v, uint32_t n, int *error) noexcept:
         cdef txq_t *q = self.q
         cdef uint32_t sent
@@ -446,15 +420,6 @@ cdef class TxQueueBase:
             "full": _compat.counter_read(&q.full),
         }
 
-    def reset_counters(self):
-        """Has ``counters`` count from here, also while another thread or a worker bursts."""
-        self.set_zero(False, self.totals())
-
-    def xcounters(self):
-        """Extended statistics since the last reset of these: dict of name to int, in the C
-        driver's order and with its names, less their ``tx_q<N>_``."""
-        return since(self.zero_of(True), self.xtotals())
-
     cdef dict xtotals(self):
         cdef txq_t *q = self.q
         self.checked()
@@ -468,10 +433,6 @@ cdef class TxQueueBase:
             "link_down_packets": _compat.counter_read(&q.down),
             "gro_merged_packets": _compat.counter_read(&q.gro),
         }
-
-    def reset_xcounters(self):
-        """Has ``xcounters`` count from here, as ``reset_counters`` does."""
-        self.set_zero(True, self.xtotals())
 
 
 cdef tuple SIZE_NAMES = (

@@ -130,7 +130,7 @@ cdef class RxQueue(RxQueueBase):
             raise
         self.pool = pool
         self.tap = q
-        self.q = &q.base
+        self.serve(&q.base)
         q.base.burst = q.read = rx_syscall if number == ENGINE_SYSCALL else rx_uring
         if split is not None:
             self.reads = pool
@@ -160,7 +160,7 @@ cdef class RxQueue(RxQueueBase):
 
     def __dealloc__(self):
         if self.tap != NULL:
-            if self.tap.base.state != QUEUE_CLOSED:
+            if self.gate.state != QUEUE_CLOSED:
                 if self.generation == fork_generation():
                     uring_forget_file(self.tap.file_id)
                 self.release_pools()
@@ -171,7 +171,7 @@ cdef class RxQueue(RxQueueBase):
         """Stops, and drops the rings' references on the descriptor; idempotent.  Does not close
         the descriptor.  The counters stay readable."""
         self.checked()
-        if close_queue(self, &self.q.state, self.generation, self.tap.file_id):
+        if close_queue(self, &self.gate.state, self.generation, self.tap.file_id):
             self.release_pools()
 
     @cython.critical_section
@@ -226,7 +226,7 @@ cdef class RxQueue(RxQueueBase):
         p = to.hold()
         try:
             segs = segments(p, max_frame, self.scatter)
-            if _compat.load(&self.q.state) == QUEUE_CLOSED:
+            if _compat.load(&self.gate.state) == QUEUE_CLOSED:
                 raise DeviceStateError(f"{self!r} is closed")
         except BaseException:
             to.let_go()
@@ -239,7 +239,7 @@ cdef class RxQueue(RxQueueBase):
         _compat.store(&r.new, 1)
         _compat.unlock(&r.lock)
         self.max_frame = max_frame
-        if _compat.cas(&self.q.owned, 0, thread_number()):      # else the next burst does it
+        if _compat.cas(&self.gate.owned, 0, thread_number()):      # else the next burst does it
             rx_adopt(self.tap)
             self.disown()
             self.release_retired()
@@ -276,9 +276,9 @@ cdef class RxQueue(RxQueueBase):
         if self.generation != fork_generation():
             raise DeviceStateError(f"{self!r} was opened before fork() and belongs to the parent "
                                    "process")
-        if not _compat.cas(&self.q.owned, 0, thread_number()):
+        if not _compat.cas(&self.gate.owned, 0, thread_number()):
             raise DeviceStateError(f"{self!r} is in use by another thread or worker")
-        if _compat.load(&self.q.state) == QUEUE_CLOSED:
+        if _compat.load(&self.gate.state) == QUEUE_CLOSED:
             self.disown()
             raise DeviceStateError(f"{self!r} is closed")
         with nogil:
@@ -323,7 +323,7 @@ cdef class TxQueue(TxQueueBase):
                 free(q)
                 raise MemoryError("no memory for a tx queue that merges")
         self.tap = q
-        self.q = &q.base
+        self.serve(&q.base)
         q.send = tx_syscall if number == ENGINE_SYSCALL else tx_uring
         q.base.burst = tx_checked
         if number != ENGINE_SYSCALL and not gro and not ordered:
@@ -346,7 +346,7 @@ cdef class TxQueue(TxQueueBase):
 
     def __dealloc__(self):
         if self.tap != NULL:
-            if self.tap.base.state != QUEUE_CLOSED and self.generation == fork_generation():
+            if self.gate.state != QUEUE_CLOSED and self.generation == fork_generation():
                 uring_forget_file(self.tap.file_id)
             tx_forget(self.tap)
             tx_gro_destroy(self.tap.gro)
@@ -356,13 +356,13 @@ cdef class TxQueue(TxQueueBase):
         """Stops, and drops the rings' references on the descriptor; idempotent.  Does not close
         the descriptor.  The counters stay readable."""
         self.checked()
-        close_queue(self, &self.q.state, self.generation, self.tap.file_id)
+        close_queue(self, &self.gate.state, self.generation, self.tap.file_id)
 
     def stop(self):
         """Refuses further bursts, once the one in progress is over; gives back frames that were
         still to be sent for a super-frame."""
         TxQueueBase.stop(self)
-        if self.generation == fork_generation() and _compat.cas(&self.q.owned, 0, thread_number()):
+        if self.generation == fork_generation() and _compat.cas(&self.gate.owned, 0, thread_number()):
             tx_forget(self.tap)
             self.disown()
 

@@ -25,7 +25,7 @@ from rtap._loop cimport (
     target_t, worker_alloc, worker_free, worker_loop, worker_t,
 )
 from rtap._mbuf cimport check_range
-from rtap._queue cimport OWNED_BY_WORKER, RxQueueBase, TxQueueBase
+from rtap._queue cimport OWNED_BY_WORKER, QueueBase, RxQueueBase, TxQueueBase
 from rtap._uring cimport fork_generation
 from rtap.stages._stage cimport Stage
 
@@ -196,6 +196,7 @@ cdef class Worker:
     cdef int launch(self) except -1:
         cdef list taken = []
         cdef uint32_t flags = 0
+        cdef QueueBase queue
         cdef Stage stage
         for route in self.routes:
             for stage in route[2]:
@@ -216,7 +217,7 @@ cdef class Worker:
                 self.stop()     # Ctrl-C came when it ran already: it gives the queues back
             else:
                 for queue in taken:
-                    disown(queue)
+                    queue.disown()
                 self.tidy_up()
             raise
         return 0
@@ -404,10 +405,3 @@ cdef class Worker:
             targets=targets,
             stages=stages,
         )
-
-
-cdef void disown(queue) noexcept:
-    if isinstance(queue, RxQueueBase):
-        (<RxQueueBase>queue).disown()
-    else:
-        (<TxQueueBase>queue).disown()

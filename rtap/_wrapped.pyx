@@ -12,11 +12,11 @@ from rtap._uring cimport fork_generation
 
 cdef bint inner_runs(wrapped_t *q) noexcept nogil:
     """False, and the inner queue given back, once that is stopped: whoever does waits for it."""
-    if _compat.load_relaxed(&q.inner.state) == QUEUE_STARTED:
+    if _compat.load_relaxed(&q.inner.gate.state) == QUEUE_STARTED:
         return True
-    _compat.store(&q.base.state, QUEUE_STOPPED)
+    _compat.store(&q.base.gate.state, QUEUE_STOPPED)
     if _compat.exchange(&q.lent, 0) != 0:
-        _compat.store(&q.inner.owned, 0)
+        _compat.store(&q.inner.gate.owned, 0)
     return False
 
 
@@ -31,7 +31,7 @@ cdef class WrappedRxQueue(RxQueueBase):
         q.base.revisit = True   # what it holds back, and the end of the inner queue
         self.gil.mode = GIL_AUTO
         self.wrapped = q
-        self.q = &q.base
+        self.serve(&q.base)
         self.inner = inner
         self.pool = (<object>inner).pool
         self.name = inner.label()
@@ -47,7 +47,7 @@ cdef class WrappedRxQueue(RxQueueBase):
 
     cdef void give_back(self) noexcept:
         if _compat.exchange(&self.wrapped.lent, 0) != 0:
-            _compat.store(&self.wrapped.inner.owned, 0)
+            _compat.store(&self.wrapped.inner.gate.owned, 0)
 
     engine = "none"
     engine_reason = "frames come from another queue"
@@ -64,7 +64,7 @@ cdef class WrappedRxQueue(RxQueueBase):
         """Stops for good and gives the inner queue back; False when that was done before."""
         self.checked()
         RxQueueBase.stop(self)
-        if not _compat.cas(&self.q.state, QUEUE_STOPPED, QUEUE_CLOSED):
+        if not _compat.cas(&self.gate.state, QUEUE_STOPPED, QUEUE_CLOSED):
             return False
         self.give_back()
         return True

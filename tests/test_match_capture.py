@@ -19,6 +19,7 @@ import pytest
 from captures import tcpdump_says, tshark_says
 from clients import iperf3, listening
 from odd_frames import ODD
+from rigs import ping
 from steering import (
     CLIENT,
     MAIN,
@@ -67,12 +68,6 @@ def differences(wanted: list[list[bytes]], got: list[list[bytes]]) -> list[str]:
 
 
 # ---- programs
-
-
-def ping(ns: NetNS, address: str, *options: str) -> None:
-    command = ["ping", "-c", "5", "-i", "0.02", "-W", "5", *options, address]
-    done = ns.run(command, capture_output=True, text=True)
-    assert " 0% packet loss" in done.stdout, done.stdout + done.stderr
 
 
 def family(address: str) -> socket.AddressFamily:
@@ -149,8 +144,8 @@ def everything(rig: Steered, directory: Path) -> None:
     rig.give_addresses()
     ping(client, SERVER)
     ping(client, SERVER6)
-    ping(client, SERVER, "-s", "4000")
-    ping(client, OTHER6, "-s", "3000")
+    ping(client, SERVER, "-s4000")
+    ping(client, OTHER6, "-s3000")
     ping(client, f"{PREFIX6}::2")
     with answering(rig.hosts[NAMES], 53):
         for n in range(20):

@@ -9,7 +9,6 @@ import os
 import re
 import socket
 import struct
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rigs import wrong_checksums
+from rigs import ping, wrong_checksums
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import IPv6
-from support import child_environment, eventually, fds, ip, link, links, with_open_tun
+from support import Task, child_environment, eventually, fds, ip, link, links, with_open_tun
 
 import rtap
 from rtap import DeviceGone, NetNS
@@ -422,18 +421,15 @@ def test_ping_through_a_tun_device(netns: NetNS, engine: str) -> None:
     with rtap.open("u%d", netns=netns, mode="tun", engine=engine) as dev:
         assert (dev.ifname, dev.info().mode) == ("u0", "tun")
         ip(netns, "addr", "add", "10.1.0.1/24", "dev", "u0")
-        with netns.popen(
-            ["ping", "-c3", "-i0.05", "-W5", "10.1.0.2"], stdout=subprocess.PIPE, text=True
-        ) as ping:
-            for _ in range(3):
-                request = dev.recv(5)
-                assert len(request) == 84
-                assert IP(request).dst == "10.1.0.2"
-                assert dev.send(answer(request))
-            out = ping.communicate()[0]
-        assert "3 received" in out
+        pings = Task(ping, netns, "10.1.0.2")
+        for _ in range(5):
+            request = dev.recv(5)
+            assert len(request) == 84
+            assert IP(request).dst == "10.1.0.2"
+            assert dev.send(answer(request))
+        pings.result()
         stats = dev.stats()
-        assert (stats.ipackets, stats.ibytes, stats.opackets, stats.obytes) == (3, 252, 3, 252)
+        assert (stats.ipackets, stats.ibytes, stats.opackets, stats.obytes) == (5, 420, 5, 420)
 
 
 @pytest.mark.parametrize("offloads", [0, int(rtap.RxOffload.CHECKSUM)])
