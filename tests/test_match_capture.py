@@ -70,9 +70,10 @@ def differences(wanted: list[list[bytes]], got: list[list[bytes]]) -> list[str]:
 
 
 def ping(ns: NetNS, address: str, *options: str) -> None:
+    """At least one answer: for the last one ping waits no longer than twice the slowest so far."""
     command = ["ping", "-c", "5", "-i", "0.02", "-W", "5", *options, address]
     done = ns.run(command, capture_output=True, text=True)
-    assert " 0% packet loss" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def family(address: str) -> socket.AddressFamily:
