@@ -362,7 +362,8 @@ cdef class TxQueue(TxQueueBase):
         """Refuses further bursts, once the one in progress is over; gives back frames that were
         still to be sent for a super-frame."""
         TxQueueBase.stop(self)
-        if self.generation == fork_generation() and _compat.cas(&self.gate.owned, 0, thread_number()):
+        if (self.generation == fork_generation()
+                and _compat.cas(&self.gate.owned, 0, thread_number())):
             tx_forget(self.tap)
             self.disown()
 
