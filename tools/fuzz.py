@@ -115,6 +115,8 @@ def compile_all(
         where = sysconfig.get_config_var("LIBDIR")
         libraries = [f"-L{where}", f"-Wl,-rpath,{where}"]
         libraries += [f"-lpython{sysconfig.get_config_var('LDVERSION')}", "-rdynamic"]
+        for needed in ("LIBS", "SYSLIBS"):  # by a static libpython
+            libraries += shlex.split(sysconfig.get_config_var(needed) or "")
         jobs.append([*cc, *link, str(HARNESS / "main.c"), "-o", str(fuzzer), *libraries])
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         list(pool.map(run, jobs))
@@ -161,9 +163,10 @@ def plant(out: Path) -> Path:
 
 def environment(fuzzer: Path) -> dict[str, str]:
     """What the fuzzer runs under."""
-    return os.environ | {
+    # Without a GIL Python's objects cannot be in malloc's memory; those that are looked at are.
+    allocator = {} if sysconfig.get_config_var("Py_GIL_DISABLED") else {"PYTHONMALLOC": "malloc"}
+    return os.environ | allocator | {
         "PYTHONPATH": str(fuzzer.parent / "lib"),
-        "PYTHONMALLOC": "malloc",
         "ASAN_OPTIONS": "detect_leaks=0:malloc_context_size=1:quarantine_size_mb=8",
     }
 
