@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a worker costs while nothing comes, and how soon it wakes: both for each way to wait.
 
+Beside it: what the kernel alone takes to wake a thread that waits for an eventfd (bench/c/wake.c),
+and the same with processors kept from halting (``Worker(resume_latency=0)``) where that is allowed.
+
 The worker has one route between two devices. First nothing is sent, and the processor time of its
 thread is read. Then frames are sent one at a time, some milliseconds apart, so that it sleeps again
 before each; the latency is from before the packet socket's send to the kernel's timestamp of the
@@ -11,17 +14,19 @@ sender's system call is.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import socket
 import struct
+import subprocess
 import time
 from contextlib import ExitStack
 from typing import Any
 
 from bench.closed_loop import thread_cpu_ns
 from bench.measure import bench_cpu, write_report
-from bench.rig import namespace
+from bench.rig import namespace, programs
 from bench.worker_idle import packet_socket, udp
 from rtap.netns import NetNS
 
@@ -40,7 +45,31 @@ def arrival(far: socket.socket, data: bytes) -> int:
     raise RuntimeError("the frame has no timestamp")
 
 
-def measure(ns: NetNS, wait: str, cpu: int, args: argparse.Namespace) -> dict[str, float]:
+def spread(took: list[int]) -> dict[str, float]:
+    """Microseconds within which 50, 99 and 100 % were there."""
+    took.sort()
+    return {
+        f"p{p}_us": took[min(len(took) - 1, int(len(took) * p / 100))] / 1000 for p in (50, 99, 100)
+    }
+
+
+def kernel_alone(cpu: int, frames: int) -> dict[str, float]:
+    """The wake-up of a thread on that core by one on another."""
+    others = os.sched_getaffinity(0) - {cpu} or {cpu}
+    program = str(programs(["wake"])["wake"])
+    done = subprocess.run(
+        [program, str(frames), str(cpu), str(min(others))],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60 + frames // 50,
+    )
+    return spread([int(line) for line in done.stdout.split()])
+
+
+def measure(
+    ns: NetNS, wait: str, cpu: int, args: argparse.Namespace, resume_latency: int | None = None
+) -> dict[str, float]:
     """Share of a core while idle; microseconds to the other end for 50, 99 and 100 % of frames."""
     import rtap
 
@@ -52,7 +81,7 @@ def measure(ns: NetNS, wait: str, cpu: int, args: argparse.Namespace) -> dict[st
         near = stack.enter_context(packet_socket(ns, "A"))
         far = stack.enter_context(packet_socket(ns, "B"))
         far.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        worker = rtap.Worker(cpu=cpu, wait=wait)
+        worker = rtap.Worker(cpu=cpu, wait=wait, resume_latency=resume_latency)
         worker.forward((a, 0), (b, 0))
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, others)
@@ -73,9 +102,14 @@ def measure(ns: NetNS, wait: str, cpu: int, args: argparse.Namespace) -> dict[st
             took.append(arrival(far, data) - start)
         if worker.stats().routes[0].tx_packets != args.frames:
             raise RuntimeError("the worker counted other frames than were sent")
-    took.sort()
-    at = {p: took[min(len(took) - 1, int(len(took) * p / 100))] / 1000 for p in (50, 99, 100)}
-    return {"idle": idle, **{f"p{p}_us": value for p, value in at.items()}}
+    return {"idle": idle, **spread(took)}
+
+
+def awake() -> contextlib.AbstractContextManager[Any]:
+    """Keeps processors from halting."""
+    from rtap.power import limit_resume_latency
+
+    return open(limit_resume_latency(0), "wb")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,16 +123,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="write JSON there ('-': print it)")
     args = parser.parse_args(argv)
     cpu = bench_cpu()
-    found = {}
+    found: dict[str, dict[str, float]] = {"the kernel alone": kernel_alone(cpu, args.frames)}
     for wait in ("poll", "adaptive", "sleep"):
         with namespace() as ns:
             found[wait] = measure(ns, wait, cpu, args)
+    if os.access("/dev/cpu_dma_latency", os.W_OK):
+        with awake():
+            found["the kernel alone, awake"] = kernel_alone(cpu, args.frames)
+        for wait in ("adaptive", "sleep"):
+            with namespace() as ns:
+                found[f"{wait}, awake"] = measure(ns, wait, cpu, args, 0)
     lines = ["a worker with nothing to do, and a frame for it; to the other device's kernel side"]
     for wait, row in found.items():
+        idle = f"idle {100 * row['idle']:6.2f} % of a core; " if "idle" in row else ""
         lines.append(
-            f"{wait:9} idle {100 * row['idle']:6.2f} % of a core; frame there after "
-            f"{row['p50_us']:.0f} us in the median, 99 % within {row['p99_us']:.0f} us, "
-            f"the slowest {row['p100_us']:.0f} us"
+            f"{wait:24} {idle:29} there after {row['p50_us']:.0f} us in the median, 99 % within "
+            f"{row['p99_us']:.0f} us, the slowest {row['p100_us']:.0f} us"
         )
     write_report(args.json, {"benchmark": "worker_wait", "waits": found}, "\n".join(lines))
     return 0

@@ -3,6 +3,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from rtap._gro cimport gro_t
 from rtap._pool cimport mbuf_t
 from rtap.stage cimport RTAP_DROP as DROP, RTAP_STAGE_ABI as STAGE_ABI, rtap_burst
 
@@ -13,26 +14,49 @@ cdef enum:
     # stage_t.flags
     STAGE_WRITES = 1            # to bytes, so that frames must be nobody else's
     STAGE_ARRAYS = 2            # it reads data, len and ol_flags, not the frames themselves
+    STAGE_SPLITS = 4            # may make many frames of one; `reshape`, with room to hold some
+    STAGE_MERGES = 8            # makes one frame of many; `reshape`, with scratch_t.gro
 
 
-cdef struct stage_t:
-    stage_fn fn
-    void *ctx
-    uint32_t flags
-    uint64_t packets            # that came to it
-    uint64_t bytes
-    uint64_t drops
-    uint64_t cycles
+cdef struct held_t:             # frames of a burst that a stage has not come to yet
+    mbuf_t **frames
+    uint32_t *verdict
+    uint32_t at
+    uint32_t n
 
 
 cdef struct scratch_t:          # the arrays of a burst, for one thread
+    uint32_t room               # frames; so much has every array of frames that is run over
     uint8_t **data
     uint32_t *len
     uint64_t *ol_flags
     uint32_t *verdict
+    mbuf_t **spare
+    gro_t *gro                  # empty between calls; NULL without a stage that merges
 
 
-cdef int scratch_alloc(scratch_t *s, uint32_t room) noexcept nogil
+cdef struct stage_t:
+    stage_fn fn
+    # Instead of fn, where other frames come out than went in: replaces those in v and their
+    # verdicts, counts, and returns how many there are now.  One that splits keeps in `held` what it
+    # has no room for, and is called again with n = 0.
+    uint32_t (*reshape)(stage_t *stage, scratch_t *s, mbuf_t **v, uint32_t n) noexcept nogil
+    void *ctx
+    uint32_t flags
+    held_t held
+    uint64_t packets            # that came to it
+    uint64_t bytes
+    uint64_t drops
+    uint64_t split              # frames more than there were
+    uint64_t merged             # frames fewer
+    uint64_t cycles
+
+
+cdef int scratch_alloc(scratch_t *s, uint32_t room, uint32_t flags) noexcept nogil
 cdef void scratch_free(scratch_t *s) noexcept nogil
+cdef int stage_alloc(stage_t *stage, uint32_t room) noexcept nogil
+cdef void stage_free(stage_t *stage) noexcept nogil
+cdef bint chain_holds(const stage_t *stages, uint32_t n_stages) noexcept nogil
+cdef void chain_drop(stage_t *stages, uint32_t n_stages) noexcept nogil
 cdef int chain_run(stage_t *stages, uint32_t n_stages, uint32_t n_targets, scratch_t *s,
                    mbuf_t **frames, uint32_t *n, uint32_t *failed) noexcept nogil

@@ -40,6 +40,7 @@ cdef struct route_t:
     uint32_t n_stages
     bint retry                  # what a target does not take is tried again, not dropped
     uint32_t active
+    uint32_t gave_up            # it ended while the worker was to run
     uint32_t error              # errno that ended the route; 0 when its queue was stopped
     uint32_t failed             # the target that gave it, or FROM_*
     uint32_t parked             # out of the pass; its descriptor is in the epoll set
@@ -58,21 +59,25 @@ cdef struct worker_t:
     target_t *targets           # of all routes
     mbuf_t **frames             # of all targets
     stage_t *stages             # of all routes
+    uint32_t n_stages
     scratch_t scratch
     uint32_t *busy              # indexes of the routes that each pass serves
     uint32_t n_busy
     uint32_t n_active
     uint32_t burst
     uint32_t stop
+    uint32_t room               # frames of a burst when it is split
     int wait
     int epoll_fd                # the wake-up and the parked routes
+    int event_fd                # written to as routes give up
+    uint32_t finished           # nothing is written to it any more
     bint starved                # this pass found frames that it had no buffer or no room for
     uint64_t looked             # when the parked routes were last asked for
     uint64_t scanned            # when their queues were last seen to run
     uint64_t hurry_until        # queues are being stopped, and whoever does waits for us
 
 
-cdef int worker_alloc(worker_t *w, uint32_t n_routes, uint32_t n_targets,
-                      uint32_t n_stages) noexcept nogil
+cdef int worker_alloc(worker_t *w, uint32_t n_routes, uint32_t n_targets, uint32_t n_stages,
+                      uint32_t stage_flags) noexcept nogil
 cdef void worker_free(worker_t *w) noexcept nogil
 cdef void worker_loop(worker_t *w) noexcept nogil

@@ -11,13 +11,17 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 cimport rtap._compat as _compat
-from rtap._chain cimport chain_run, scratch_alloc, scratch_free, stage_t
+from rtap._chain cimport (
+    STAGE_SPLITS, chain_drop, chain_holds, chain_run, scratch_alloc, scratch_free, stage_free,
+    stage_t,
+)
 from rtap._linux cimport (
     ENOMEM, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, epoll_ctl, epoll_event, epoll_wait, sched_yield,
-    usleep,
+    usleep, write,
 )
 from rtap._pool cimport mbuf_free_bulk, mbuf_t
 from rtap._queue cimport QUEUE_STARTED, rx_share_t
+from rtap._segment cimport SPLIT_MAX
 
 cdef enum:
     PARK_AFTER = 16             # empty bursts
@@ -32,26 +36,31 @@ cdef enum:
     FRUITLESS_US = 200          # frames that cannot be taken: no buffers, a full target
 
 
-cdef int worker_alloc(worker_t *w, uint32_t n_routes, uint32_t n_targets,
-                      uint32_t n_stages) noexcept nogil:
-    """Room for routes, targets and stages, in place of any before; 0 or -ENOMEM."""
+cdef int worker_alloc(worker_t *w, uint32_t n_routes, uint32_t n_targets, uint32_t n_stages,
+                      uint32_t stage_flags) noexcept nogil:
+    """Room for routes, targets and stages, in place of any before; 0 or -ENOMEM.  stage_flags:
+    those of all stages together."""
     cdef uint32_t i
     worker_free(w)
+    w.room = max(w.burst, <uint32_t>SPLIT_MAX) if stage_flags & STAGE_SPLITS else w.burst
     w.routes = <route_t *>calloc(n_routes, sizeof(route_t))
     w.targets = <target_t *>calloc(n_targets, sizeof(target_t))
-    w.frames = <mbuf_t **>calloc(<size_t>n_targets * w.burst, sizeof(mbuf_t *))
+    w.frames = <mbuf_t **>calloc(<size_t>n_targets * w.room, sizeof(mbuf_t *))
     w.stages = <stage_t *>calloc(max(n_stages, 1), sizeof(stage_t))
     w.busy = <uint32_t *>calloc(n_routes, sizeof(uint32_t))
     if (w.routes == NULL or w.targets == NULL or w.frames == NULL or w.busy == NULL
-            or w.stages == NULL or scratch_alloc(&w.scratch, w.burst) != 0):
+            or w.stages == NULL or scratch_alloc(&w.scratch, w.room, stage_flags) != 0):
         worker_free(w)
         return -ENOMEM
     for i in range(n_targets):
-        w.targets[i].frames = w.frames + <size_t>i * w.burst
+        w.targets[i].frames = w.frames + <size_t>i * w.room
     return 0
 
 
 cdef void worker_free(worker_t *w) noexcept nogil:
+    cdef uint32_t i
+    for i in range(w.n_stages):
+        stage_free(&w.stages[i])
     free(w.routes)
     free(w.targets)
     free(w.frames)
@@ -63,7 +72,7 @@ cdef void worker_free(worker_t *w) noexcept nogil:
     w.frames = NULL
     w.stages = NULL
     w.busy = NULL
-    w.n_routes = 0
+    w.n_routes = w.n_stages = 0
 
 
 cdef void target_leave(worker_t *w, target_t *ended) noexcept nogil:
@@ -101,11 +110,13 @@ cdef void unpark(worker_t *w, route_t *r) noexcept nogil:
 
 
 cdef void route_end(worker_t *w, route_t *r, int error, uint32_t failed) noexcept nogil:
+    cdef uint64_t one = 1
     cdef uint32_t i
     if r.parked != 0:
         unpark(w, r)
     for i in range(r.n_targets):
         drop_rest(&r.targets[i])
+    chain_drop(r.stages, r.n_stages)
     r.failed = failed
     _compat.store(&r.error, error)
     _compat.store(&r.active, 0)
@@ -113,6 +124,9 @@ cdef void route_end(worker_t *w, route_t *r, int error, uint32_t failed) noexcep
     for i in range(r.n_targets):
         target_leave(w, &r.targets[i])
     _compat.store(&r.rx.owned, 0)
+    if _compat.load_relaxed(&w.stop) == 0:
+        _compat.store(&r.gave_up, 1)
+        write(w.event_fd, &one, sizeof(one))
 
 
 cdef bint route_runs(worker_t *w, route_t *r) noexcept nogil:
@@ -156,11 +170,17 @@ cdef bint look(worker_t *w, int timeout_ms) noexcept nogil:
 
 
 cdef bint in_hand(const route_t *r) noexcept nogil:
+    """Frames wait at a target."""
     cdef uint32_t i
     for i in range(r.n_targets):
         if r.targets[i].n > 0:
             return True
     return False
+
+
+cdef inline bint unfinished(const route_t *r) noexcept nogil:
+    """Frames wait at a target or in a stage: no others are taken."""
+    return in_hand(r) or r.n_stages > 0 and chain_holds(r.stages, r.n_stages)
 
 
 cdef bint route_send(worker_t *w, route_t *r) noexcept nogil:
@@ -195,7 +215,8 @@ cdef bint route_send(worker_t *w, route_t *r) noexcept nogil:
 
 
 cdef bint run_stages(worker_t *w, route_t *r, uint32_t n) noexcept nogil:
-    """Has the stages say where the frames at the first target go; false when one has failed."""
+    """Has the stages say where the frames at the first target go, or with n = 0 those that wait in
+    a stage; false when one has failed."""
     cdef target_t *first = &r.targets[0]
     cdef mbuf_t **frames = first.frames
     cdef uint32_t failed = 0, i
@@ -251,6 +272,10 @@ cdef bint route_serve(worker_t *w, route_t *r) noexcept nogil:
     cdef int error = 0
     if in_hand(r):
         moved = route_send(w, r)
+    elif unfinished(r):
+        moved = run_stages(w, r, 0)
+        if moved and in_hand(r):
+            route_send(w, r)
     else:
         n = r.rx.burst(r.rx, r.targets[0].frames, w.burst, &error)
         moved = route_forward(w, r, n, r.rx.bytes - bytes, error)
@@ -299,7 +324,7 @@ cdef bint serve_busy(worker_t *w) noexcept nogil:
         r = &w.routes[w.busy[i]]
         if not route_runs(w, r):
             continue
-        if w.n_busy == 1 or r.rx.many == NULL or in_hand(r):
+        if w.n_busy == 1 or r.rx.many == NULL or unfinished(r):
             moved |= route_serve(w, r)
             continue
         if k > 0 and (k == SHARES_MAX or together[0].rx.many != r.rx.many):
@@ -345,8 +370,8 @@ cdef void scan_parked(worker_t *w, uint64_t now) noexcept nogil:
 
 cdef void worker_loop(worker_t *w) noexcept nogil:
     cdef uint64_t idle_since = 0, now
+    cdef bint slept = False, moved  # in vain
     cdef uint32_t i
-    cdef bint moved
     w.n_busy = 0
     w.n_active = w.n_routes
     w.looked = w.scanned = w.hurry_until = 0
@@ -371,6 +396,7 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
             moved |= look(w, 0) and not w.starved
         if moved:
             idle_since = 0
+            slept = False
             continue
         if w.wait == WAIT_POLL:
             continue
@@ -379,13 +405,13 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
             continue
         if idle_since == 0:
             idle_since = now
-        if w.wait == WAIT_ADAPTIVE and now - idle_since < SPIN_NS:
+        if w.wait == WAIT_ADAPTIVE and not slept and now - idle_since < SPIN_NS:
             sched_yield()
             continue
         idle_since = 0
         sort_out(w, 0)
         if w.n_busy == 0:
-            look(w, 1 if now < w.hurry_until else SLEEP_MS)
+            slept = not look(w, 1 if now < w.hurry_until else SLEEP_MS)
         else:                   # not to be waited on
             usleep(FRUITLESS_US)
     for i in range(w.n_routes):

@@ -69,7 +69,7 @@ cdef class Mempool:
         return self.p
 
     cdef pool_t *hold(self) except NULL:
-        """For an rx queue: the pool stays open until ``let_go``."""
+        """For an rx queue or a stage: the pool stays open until ``let_go``."""
         cdef pool_t *p = self.alive()
         if not pool_hold(p):
             raise closed()
@@ -104,13 +104,13 @@ cdef class Mempool:
     def close(self):
         """Unmaps the arena; idempotent.  BufferError while any of its buffers is in use or a queue
         receives into it."""
-        cdef uint32_t queues, in_use
+        cdef uint32_t users, in_use
         if self.p == NULL or _compat.load_relaxed(&self.p.closed):
             return
-        if pool_close(self.alive(), &queues, &in_use):
+        if pool_close(self.alive(), &users, &in_use):
             return
-        if queues:
-            raise BufferError(f"{queues} open rx queues receive into the mempool")
+        if users:
+            raise BufferError(f"{users} rx queues or stages take buffers from the mempool")
         raise BufferError(f"{in_use} of {self.p.size} mbufs are in use")
 
     def __enter__(self):

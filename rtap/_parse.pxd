@@ -13,6 +13,7 @@ cdef enum:
     IPPROTO_UDP = 17
     IPPROTO_IPV6 = 41
     IPPROTO_GRE = 47
+    IPPROTO_SCTP = 132
     TCP_CSUM_OFFSET = 16
     UDP_CSUM_OFFSET = 6
 
@@ -72,3 +73,10 @@ cdef inline const uint8_t *headers_of(const mbuf_t *m, uint8_t *copy, uint32_t *
         return start
     n[0] = mbuf_read(m, 0, copy, HEADERS_MAX)
     return copy
+
+
+cdef inline bint has_ports(const headers_t *h, uint32_t n) noexcept nogil:
+    """Whether the packet has ports, at ``h.l4``, within ``n`` visible bytes; no fragment has."""
+    return (not h.fragment and h.l4 + 4 <= n and (h.end == 0 or h.l4 + 4 <= h.end)
+            and (h.protocol == IPPROTO_TCP or h.protocol == IPPROTO_UDP
+                 or h.protocol == IPPROTO_SCTP))

@@ -33,7 +33,6 @@ cdef enum:
     IPPROTO_AH = 51
     IPPROTO_ICMPV6 = 58
     IPPROTO_DSTOPTS = 60
-    IPPROTO_SCTP = 132
     IPPROTO_MH = 135
     EXTENSIONS_MAX = 16         # a header chain longer than that is not followed
     VXLAN_PORT = 4789

@@ -68,7 +68,7 @@ cdef struct pool_t:
     mbuf_t *headers
     uint32_t lock               # guards n_free, free_slots, users
     uint32_t n_free
-    uint32_t users              # rx queues and the like, for which it stays open
+    uint32_t users              # rx queues and stages, for which it stays open
     uint32_t closed             # no arena any more; set under all its locks
     uint32_t orphaned           # 0 owned, 1 caches closed, 2 the last slot frees the arena
     mbuf_t **free_slots

@@ -3,6 +3,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from rtap._pool cimport mbuf_t, pool_t
 from rtap._queue cimport rxq_t
+from rtap._segment cimport SPLIT_MAX
 
 
 ctypedef uint32_t (*rx_read_fn)(rxq_t *q, mbuf_t **out, uint32_t n, int *error) noexcept nogil
@@ -10,7 +11,6 @@ ctypedef uint32_t (*rx_read_fn)(rxq_t *q, mbuf_t **out, uint32_t n, int *error) 
 
 cdef enum:
     READS = 32                  # most super-frames read together
-    SPLIT_MAX = 2048            # most frames of one: 65535 bytes at the least segment size
 
 
 cdef struct rx_gso_t:

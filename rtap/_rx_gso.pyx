@@ -18,7 +18,7 @@ from rtap._pool cimport (
     mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_read, mbuf_reset, mbuf_t, pool_get, pool_put, pool_t,
 )
 from rtap._queue cimport rxq_t
-from rtap._segment cimport gso_mbuf
+from rtap._segment cimport SPLIT_MAX, gso_mbuf
 from rtap._vnet cimport keeps_vnet_hdr
 
 cdef enum:

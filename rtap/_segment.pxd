@@ -13,6 +13,7 @@ from rtap._pool cimport mbuf_t, pool_t
 
 cdef enum:
     UDP_SEGMENTS_MAX = 128      # UDP_MAX_SEGMENTS of linux/udp.h
+    SPLIT_MAX = 2048            # most frames of one: 65535 bytes at the least segment size
 
 
 cdef enum misfit_t:             # why a virtio-net header does not fit its frame

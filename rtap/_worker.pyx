@@ -7,6 +7,7 @@ queue when that queue is stopped or its interface is gone, and goes on with the 
 
 import atexit
 import contextlib
+import logging
 import os
 import threading
 import weakref
@@ -14,7 +15,7 @@ import weakref
 from libc.stdint cimport uint32_t, uint64_t
 
 cimport rtap._compat as _compat
-from rtap._chain cimport stage_t
+from rtap._chain cimport stage_alloc, stage_t
 from rtap._linux cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, close, epoll_create1,
     epoll_ctl, epoll_event, eventfd, write,
@@ -29,8 +30,12 @@ from rtap._uring cimport fork_generation
 from rtap.stages._stage cimport Stage
 
 from rtap.errors import DeviceStateError
+from rtap.events import EthEvent
+from rtap.power import limit_resume_latency
 from rtap.stages import Call
 from rtap.stats import RouteStats, StageStats, TargetStats, WorkerStats
+
+logger = logging.getLogger("rtap")
 
 cdef dict WAITS = {"poll": WAIT_POLL, "sleep": WAIT_SLEEP, "adaptive": WAIT_ADAPTIVE}
 
@@ -54,6 +59,7 @@ def _after_fork():
     """In the child: who held a lock may not exist here."""
     for worker in all_running():
         (<Worker>worker).lock = threading.RLock()
+        (<Worker>worker).let_idle()
     running.clear()
 
 
@@ -67,6 +73,9 @@ cdef class Worker:
     wait:  what it does when nothing arrives: "poll" spins, "sleep" waits on the descriptors,
            "adaptive" looks for 100 microseconds, yielding, then waits
     burst: most frames moved at once along a route (1..512)
+    resume_latency: microseconds in which every processor has to come back from idling while the
+           worker runs (PM QoS; root); 0 keeps them from halting, which on a virtual machine is most
+           of what a frame for a sleeping worker waits for.  None asks for nothing
 
     Context manager: started on entry, stopped on exit.  Can be started again after a stop.
     """
@@ -76,13 +85,18 @@ cdef class Worker:
     cdef object lock            # of all that is here but the loop's own
     cdef object __weakref__
     cdef list routes            # (rx queue, [tx queue, ...], [stage, ...], retry)
+    cdef list sources           # the devices of the rx queues, as weak references
+    cdef list entered           # stages that are to be left
     cdef uint32_t generation
     cdef int wake_fd
+    cdef int latency_fd
     cdef readonly object cpu
+    cdef readonly object resume_latency
     cdef readonly str wait
     cdef readonly str name
 
-    def __init__(self, cpu=None, wait="adaptive", *, burst=64, str name="rtap-worker"):
+    def __init__(self, cpu=None, wait="adaptive", *, burst=64, resume_latency=None,
+                 str name="rtap-worker"):
         if self.routes is not None:
             raise RuntimeError("a Worker is made once")
         if wait not in WAITS:
@@ -91,16 +105,21 @@ cdef class Worker:
             raise ValueError(f"cpu {cpu!r} is not one of this process's "
                              f"{sorted(os.sched_getaffinity(0))}")
         self.w.burst = check_range("burst", burst, 1, WORKER_BURST_MAX)
+        if resume_latency is not None:
+            check_range("resume_latency", resume_latency, 0, 1_000_000)
+        self.resume_latency = resume_latency
         self.w.wait = WAITS[wait]
         self.wait = wait
         self.cpu = cpu
         self.name = name
         self.routes = []
+        self.sources = []
+        self.entered = []
         self.lock = threading.RLock()
         self.generation = fork_generation()
 
     def __cinit__(self):
-        self.wake_fd = self.w.epoll_fd = -1
+        self.wake_fd = self.w.epoll_fd = self.w.event_fd = self.latency_fd = -1
 
     def __dealloc__(self):
         worker_free(&self.w)
@@ -111,7 +130,16 @@ cdef class Worker:
             close(self.wake_fd)
         if self.w.epoll_fd >= 0:
             close(self.w.epoll_fd)
-        self.wake_fd = self.w.epoll_fd = -1
+        if self.w.event_fd >= 0:
+            close(self.w.event_fd)
+        self.wake_fd = self.w.epoll_fd = self.w.event_fd = -1
+        self.let_idle()
+
+    cdef void let_idle(self) noexcept:
+        """Asks no more that processors wake soon; a forked child's copy of the request counts."""
+        if self.latency_fd >= 0:
+            close(self.latency_fd)
+        self.latency_fd = -1
 
     def __repr__(self):
         with self.lock:
@@ -144,8 +172,7 @@ cdef class Worker:
         if len(set(map(id, txs))) < len(txs):
             raise ValueError("a target is named twice")
         for each in chain:
-            if each.fn == NULL:
-                raise ValueError(f"{type(each).__name__} was never initialised")
+            each.checked()
         if on_full not in ("drop", "retry"):
             raise ValueError(f"on_full must be 'drop' or 'retry', got {on_full!r}")
         with self.lock:
@@ -154,6 +181,7 @@ cdef class Worker:
             if any(route[0] is rx for route in self.routes):
                 raise ValueError(f"{rx!r} has a route already")
             self.routes.append((rx, txs, chain, on_full == "retry"))
+            self.sources.append(weakref.ref(source[0]))
 
     def start(self):
         """Takes the queues and starts the thread.  RuntimeError when a queue is in use."""
@@ -167,13 +195,18 @@ cdef class Worker:
 
     cdef int launch(self) except -1:
         cdef list taken = []
+        cdef uint32_t flags = 0
+        cdef Stage stage
+        for route in self.routes:
+            for stage in route[2]:
+                flags |= stage.flags
         if worker_alloc(&self.w, <uint32_t>len(self.routes),
                         <uint32_t>sum([len(route[1]) for route in self.routes]),
-                        <uint32_t>sum([len(route[2]) for route in self.routes])) != 0:
+                        <uint32_t>sum([len(route[2]) for route in self.routes]), flags) != 0:
             raise MemoryError("no memory for the routes")
         try:
             self.take(taken)
-            self.w.stop = 0
+            self.w.stop = self.w.finished = 0
             self.generation = fork_generation()
             self.thread = threading.Thread(target=self._main, name=self.name, daemon=True)
             running[id(self)] = weakref.ref(self)
@@ -194,18 +227,21 @@ cdef class Worker:
         cdef Stage stage
         cdef route_t *r
         cdef epoll_event event
-        cdef uint32_t n_targets = 0, n_stages = 0
+        cdef uint32_t n_targets = 0
+        if self.resume_latency is not None:
+            self.latency_fd = limit_resume_latency(self.resume_latency)
         self.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        self.w.event_fd = eventfd(0, EFD_CLOEXEC)
         self.w.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
         event.events = EPOLLIN
         event.data.u32 = 0
-        if (self.wake_fd < 0 or self.w.epoll_fd < 0
+        if (self.wake_fd < 0 or self.w.epoll_fd < 0 or self.w.event_fd < 0
                 or epoll_ctl(self.w.epoll_fd, EPOLL_CTL_ADD, self.wake_fd, &event) != 0):
             raise OSError("the process has no descriptor left for a worker")
         for rx, txs, stages, retry in self.routes:
             r = &self.w.routes[self.w.n_routes]
             r.targets = self.w.targets + n_targets
-            r.stages = self.w.stages + n_stages
+            r.stages = self.w.stages + self.w.n_stages
             rx.own(OWNED_BY_WORKER)
             taken.append(rx)
             for tx in txs:
@@ -216,12 +252,13 @@ cdef class Worker:
                 r.targets[r.n_targets].tx = tx.q
                 r.n_targets += 1
             for stage in stages:
-                r.stages[r.n_stages].fn = stage.fn
-                r.stages[r.n_stages].ctx = stage.ctx
-                r.stages[r.n_stages].flags = stage.flags
+                stage.enter(&r.stages[r.n_stages])
+                self.entered.append(stage)
+                if stage_alloc(&r.stages[r.n_stages], self.w.room) != 0:
+                    raise MemoryError("no memory for the stages")
                 r.n_stages += 1
+                self.w.n_stages += 1
             n_targets += r.n_targets
-            n_stages += r.n_stages
             r.rx = rx.q
             r.retry = retry
             r.active = 1
@@ -229,7 +266,10 @@ cdef class Worker:
         return 0
 
     def _main(self):
+        cdef uint64_t one = 1
+        teller = threading.Thread(target=self._tell, name=f"{self.name}-events", daemon=True)
         try:
+            teller.start()
             if self.cpu is not None:
                 os.sched_setaffinity(0, {self.cpu})
         except BaseException:
@@ -238,6 +278,34 @@ cdef class Worker:
         finally:
             with nogil:         # also when it is to end at once: it gives the queues back
                 worker_loop(&self.w)
+            self.leave_stages()
+            self.let_idle()
+            _compat.store(&self.w.finished, 1)
+            write(self.w.event_fd, &one, sizeof(one))
+            if teller.ident is not None:
+                teller.join()
+
+    def _tell(self):
+        """Tells of routes that give up.  On a thread of its own: the worker's takes no GIL."""
+        cdef uint32_t i
+        cdef bint last = False
+        cdef set known = set()
+        while not last:
+            os.eventfd_read(self.w.event_fd)
+            last = _compat.load(&self.w.finished) != 0
+            for i in range(self.w.n_routes):
+                if _compat.load(&self.w.routes[i].gave_up) and i not in known:
+                    known.add(i)
+                    self.route_gave_up(i)
+
+    cdef int route_gave_up(self, uint32_t i) except -1:
+        stats = self.route_stats(i)
+        if stats.error:
+            logger.warning("%s: a route has ended: %s", self.name, stats.error)
+        device = self.sources[i]()
+        if device is not None:
+            device._port.event(EthEvent.ROUTE_END, stats)
+        return 0
 
     def stop(self):
         """Ends the thread after the burst in hand and gives the queues back; idempotent."""
@@ -263,8 +331,16 @@ cdef class Worker:
 
     cdef int tidy_up(self) except -1:
         self.thread = None
+        self.leave_stages()
         self.close_fds()
         running.pop(id(self), None)
+        return 0
+
+    cdef int leave_stages(self) except -1:
+        cdef Stage stage
+        while self.entered:
+            stage = self.entered.pop()
+            stage.leave()
         return 0
 
     def __enter__(self):
@@ -305,6 +381,8 @@ cdef class Worker:
                 packets=_compat.counter_read(&s.packets),
                 bytes=_compat.counter_read(&s.bytes),
                 drops=_compat.counter_read(&s.drops),
+                split=_compat.counter_read(&s.split),
+                merged=_compat.counter_read(&s.merged),
                 cycles=_compat.counter_read(&s.cycles),
             ))
         if error == 0:

@@ -56,6 +56,9 @@ class EthEvent(IntEnum):
     NETNS = 67
     #: Somebody set the interface up or down (IFF_UP); `data` is True for up.
     ADMIN_STATE = 68
+    #: A worker's route from this device has ended while the worker was to run: a queue was stopped,
+    #: an interface is gone, or a stage failed; `data` is its last :class:`rtap.RouteStats`.
+    ROUTE_END = 69
 
 
 #: ``fn(dev, event, data)``.

@@ -82,13 +82,16 @@ class TargetStats:
 
 @dataclass(frozen=True)
 class StageStats:
-    """One stage of a route: frames and bytes that came to it, frames it dropped, and what it took
-    of the processor's time-stamp counter."""
+    """One stage of a route: frames and bytes that came to it, frames it dropped, how many more
+    there were where it split some (`split`) and how many fewer where it merged some (`merged`), and
+    what it took of the processor's time-stamp counter."""
 
     stage: str
     packets: int
     bytes: int
     drops: int
+    split: int
+    merged: int
     cycles: int
 
 
@@ -99,7 +102,7 @@ class RouteStats:
     `cycles` is the processor's time-stamp counter over bursts that moved frames. `idle` while the
     queue has nothing and waits out of the pass. `error` names the queue or the stage that ended the
     route and says why; empty while it runs and after a normal end. Every frame received is sent, in
-    hand, or in the drops of a target or a stage.
+    hand, or in the drops of a target or a stage, if none of these splits or merges.
     """
 
     source: str

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import clients
 import pytest
 from rigs import Wire, iproute, wire, write_in, wrong_checksums
-from support import eventually, ip
+from support import eventually
 
 import rtap
 from rtap import EthDev, NetNS, RxOffload, TxOffload
@@ -27,51 +26,12 @@ pytestmark = [
 LRO = RxOffload.TCP_CKSUM | RxOffload.UDP_CKSUM | RxOffload.TCP_LRO | RxOffload.UDP_LRO
 TSO = TxOffload.TCP_CKSUM | TxOffload.UDP_CKSUM | TxOffload.TCP_TSO | TxOffload.UDP_TSO
 SIZE = 64 << 20
-PORT = 5201
-
-
-def proc_net(ns: NetNS, name: str) -> str:
-    """A file of /proc/net as the namespace has it."""
-
-    def read() -> str:
-        with open(f"/proc/thread-self/net/{name}") as f:
-            return f.read()
-
-    text: str = ns.call(read)
-    return text
-
-
-def listening(ns: NetNS) -> bool:
-    """Whether iperf3's port is open: a socket in state TCP_LISTEN."""
-    lines = proc_net(ns, "tcp").splitlines() + proc_net(ns, "tcp6").splitlines()
-    return any(f":{PORT:04X} " in line and " 0A " in line for line in lines)
 
 
 def iperf3(w: Wire, address: str, *options: str, size: int = SIZE) -> dict[str, Any]:
     """What the client reports at the end."""
-    server = w.right.popen(["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL)
-    try:
-        eventually(lambda: listening(w.right), "iperf3 listens", 20)
-        done = w.left.run(
-            ["iperf3", "-J", "-c", address, "-n", str(size), *options],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert server.wait(20) == 0
-    finally:
-        server.kill()
-        server.wait()
-    end: dict[str, Any] = json.loads(done.stdout)["end"]
+    end, _ = clients.iperf3(w.left, w.right, address, "-n", str(size), *options)
     return end
-
-
-def enable_ipv6(w: Wire) -> None:
-    for ns, dev, address in ((w.left, w.a, "fd09::1"), (w.right, w.b, "fd09::2")):
-        for name in ("all", "default", dev.ifname):
-            write_in(ns, f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "0")
-        ip(ns, "addr", "add", f"{address}/64", "dev", dev.ifname, "nodad")
 
 
 @contextmanager
@@ -101,11 +61,8 @@ def assert_nothing_lost(w: Wire) -> None:
 
 def received_ect0(ns: NetNS) -> int:
     """Packets marked as of an ECN-capable flow that the namespace has received."""
-    names, values = (
-        line.split() for line in proc_net(ns, "netstat").splitlines() if "IpExt" in line
-    )
-    six = dict(line.split() for line in proc_net(ns, "snmp6").splitlines())
-    return int(dict(zip(names, values, strict=True))["InECT0Pkts"]) + int(six["Ip6InECT0Pkts"])
+    v6 = dict(line.split() for line in clients.proc_net(ns, "snmp6").splitlines())
+    return clients.netstat(ns)["IpExtInECT0Pkts"] + int(v6["Ip6InECT0Pkts"])
 
 
 CASES: dict[str, tuple[str, bool, dict[str, Any]]] = {
@@ -124,7 +81,7 @@ def test_tcp_super_frames_stay_whole(engine: str, case: str) -> None:
     options |= {"rx_offloads": LRO | scatter, "tx_offloads": TSO | TxOffload.MULTI_SEGS}
     with forwarded(engine=engine, nb_mbufs=32768 if scatter else 1024, **options) as w:
         if ":" in address:
-            enable_ipv6(w)
+            clients.six(w)
         for ns in (w.left, w.right):
             write_in(ns, "/proc/sys/net/ipv4/tcp_ecn", "1" if ecn else "0")
         end = iperf3(w, address)
@@ -186,7 +143,7 @@ def test_without_offloads_frames_are_plain(engine: str, version: int) -> None:
     """Within the MTU, complete, and of no particular state."""
     with wire(a={"engine": engine}, b={"engine": engine}) as w:
         if version == 6:
-            enable_ipv6(w)
+            clients.six(w)
         assert not w.a.info().vnet_hdr
         watched = Watched(w.a, w.b)
         try:

@@ -339,7 +339,7 @@ def test_route_arguments(netns: NetNS) -> None:
             ([], {}, ValueError, "a route needs a target"),
             ([line.targets[0]] * 2, {}, ValueError, "a target is named twice"),
             (line.targets[0], {"stages": [5]}, TypeError, "Stage or a callable, got int"),
-            (line.targets[0], {"stages": [stages.Stage()]}, ValueError, "never initialised"),
+            (line.targets[0], {"stages": [stages.Stage()]}, RuntimeError, "never initialised"),
         ]
         for target, options, error, says in cases:
             with pytest.raises(error, match=says):

@@ -142,7 +142,9 @@ def test_checksum_verify(pool: Mempool) -> None:
     assert [bytes(m) for m in burst] == [bytes(f) for f in FRAMES[:6]]
     assert all(m.ol_flags & MbufFlag.RX_L4_CKSUM_GOOD for m in burst)
     burst = burst_of(pool, mixed)
-    stages.ChecksumVerify(drop=False)(burst)
+    verify = stages.ChecksumVerify(drop=False)
+    verify(burst)
+    assert (verify.bad_l4, verify.bad_ip, verify.bad_outer_ip, verify.bad_outer_l4) == (6, 4, 0, 0)
     assert [bool(m.ol_flags & MbufFlag.RX_L4_CKSUM_BAD) for m in burst] == [False, True] * 6
 
 
@@ -265,6 +267,54 @@ def test_spread_is_symmetric_and_even(pool: Mempool) -> None:
     one = stages.Spread()(burst_of(pool, six), 8).tolist()
     assert one == stages.Spread()(burst_of(pool, back), 8).tolist()
     assert len(set(one)) == 8
+
+
+def flows(n: int) -> list[Packet]:
+    return [
+        ether(IP(src="10.0.0.1", dst="10.0.0.2"), UDP(sport=1000 + k, dport=53)) for k in range(n)
+    ]
+
+
+def test_a_second_spread_needs_another_seed(pool: Mempool) -> None:
+    """With the same one it finds what a first one sent one way all alike."""
+    frames = flows(256)
+    first = stages.Spread()(burst_of(pool, frames), 4).tolist()
+    one_way = [frame for frame, target in zip(frames, first, strict=True) if target == 2]
+    assert set(stages.Spread()(burst_of(pool, one_way), 4).tolist()) == {2}
+    again = stages.Spread(seed=1)(burst_of(pool, one_way), 4).tolist()
+    assert min(again.count(target) for target in range(4)) > 5
+    with pytest.raises(ValueError, match=re.escape("seed must be 0..4294967295")):
+        stages.Spread(seed=-1)
+
+
+def test_padding_has_no_ports(pool: Mempool) -> None:
+    """The IP packet may end before them, and the frame after."""
+    frames = [
+        ether(
+            IP(src="10.0.0.1", dst="10.0.0.2", proto=17, len=20),
+            Raw(bytes([0, n, 0, 53]) + bytes(22)),
+        )
+        for n in range(64)
+    ]
+    assert len(set(stages.Spread()(burst_of(pool, frames), 64).tolist())) == 1
+    rule = stages.Match(destination_port=53, action=1)
+    assert rule(burst_of(pool, frames), 2).tolist() == [0] * 64
+    assert stages.Match("udp", action=1)(burst_of(pool, frames), 2).tolist() == [1] * 64
+
+
+def test_what_is_wrong_after_an_ip_header(pool: Mempool) -> None:
+    """It still has its addresses, and belongs to the flow."""
+    sound = ether(IP(src="10.0.0.1", dst="10.0.0.2"), TCP(sport=7, dport=80), Raw(bytes(30)))
+    frames = [sound]
+    for offset in (0, 4, 15):
+        frames.append(sound.copy())
+        frames[-1][TCP].dataofs = offset
+    assert len(set(stages.Spread()(burst_of(pool, frames), 64).tolist())) == 1
+    for rule in (
+        stages.Match(source="10.0.0.0/24", action=1),
+        stages.Match("tcp", destination_port=80, action=1),
+    ):
+        assert rule(burst_of(pool, frames), 2).tolist() == [1] * 4
 
 
 # ---- counting, composition, ownership

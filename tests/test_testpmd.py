@@ -345,7 +345,7 @@ def test_ctrl_c_at_a_prompt_on_a_terminal() -> None:
 
     status, seen = on_a_terminal(["-i"], act)
     assert status == 0, seen
-    assert numbers(seen.decode())["RX-packets"] > 0
+    assert "RX-packets" in numbers(seen.decode())
 
 
 # ---- what is shown

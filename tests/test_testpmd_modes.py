@@ -29,6 +29,13 @@ OUT, BACK = "02:00:00:00:00:a1", "02:00:00:00:00:b1"
 
 def through(netns: NetNS, mode: str, frames: list[bytes], *options: str) -> list[bytes]:
     """What comes out of port 1 of frames that went into port 0, in that mode."""
+    return counted(netns, mode, frames, *options)[0]
+
+
+def counted(
+    netns: NetNS, mode: str, frames: list[bytes], *options: str
+) -> tuple[list[bytes], dict[str, int]]:
+    """The same, and the statistics at the end."""
     with (
         attended(netns, *TWO, f"--forward-mode={mode}", *options) as pmd,
         PacketSocket(netns, "a0") as out,
@@ -41,7 +48,7 @@ def through(netns: NetNS, mode: str, frames: list[bytes], *options: str) -> list
         total = numbers(pmd.say("stop"))
     assert total["RX-packets"] == len(frames)
     assert total["TX-packets"] == len(got)
-    return got
+    return got, total
 
 
 # ---- addresses
@@ -122,6 +129,18 @@ def test_csum_makes_checksums_right(netns: NetNS) -> None:
     assert [wrong_checksums(data) for data in got] == [[]] * len(pairs)
     # A packet socket tells of a tag beside the frame.
     assert [data[14:] for data in got] == [packet for _, packet in pairs]
+
+
+def test_csum_counts_wrong_ones(netns: NetNS) -> None:
+    good = [shape.finished(b"payload") for shape in SHAPES]
+    l4 = [data[:-1] + b"!" for data in good]
+    ip = [bytearray(Shape(4).finished(b"payload")) for _ in range(3)]
+    for data in ip:
+        data[14 + 10] ^= 1
+    _, total = counted(netns, "csum", [*good, *l4, *map(bytes, ip)])
+    assert total["Bad-ipcsum"] == 3
+    assert total["Bad-l4csum"] == len(l4)
+    assert total["Bad-outer-l4csum"] == total["Bad-outer-ipcsum"] == 0
 
 
 # ---- echo

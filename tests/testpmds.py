@@ -127,7 +127,7 @@ def unattended(ns: NetNS | None, *options: str) -> Iterator[Testpmd]:
 def numbers(text: str) -> dict[str, int]:
     """The sums of the accumulated forward statistics in a text, by name."""
     last = text[text.rindex("Accumulated forward statistics") :]
-    return {name: int(n) for name, n in re.findall(r"([RT]X-[a-z]+): (\d+)", last)}
+    return {name: int(n) for name, n in re.findall(r"((?:[RT]X|Bad)-[a-z\d-]+): (\d+)", last)}
 
 
 class Between:

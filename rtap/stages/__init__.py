@@ -10,7 +10,9 @@ from rtap.stages._checksums import ChecksumFill, ChecksumVerify
 from rtap.stages._count import Counter
 from rtap.stages._mac import MacRewrite, MacSwap
 from rtap.stages._match import Match
+from rtap.stages._merge import Gro
 from rtap.stages._native import Call, Native
+from rtap.stages._split import Gso
 from rtap.stages._spread import Spread
 from rtap.stages._stage import DROP, Stage
 from rtap.stages._tuple import FiveTupleSwap
@@ -23,6 +25,8 @@ __all__ = [
     "Counter",
     "Echo",
     "FiveTupleSwap",
+    "Gro",
+    "Gso",
     "MacRewrite",
     "MacSwap",
     "Match",

@@ -3,6 +3,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+cimport rtap._compat as _compat
 from rtap._chain cimport DROP, STAGE_WRITES, rtap_burst
 from rtap._pool cimport mbuf_t
 from rtap._verify cimport (
@@ -16,6 +17,10 @@ from rtap.stages._stage cimport Stage
 cdef struct checksum_t:
     bint l2
     bint drop
+    uint64_t bad_ip             # frames
+    uint64_t bad_l4
+    uint64_t bad_outer_ip
+    uint64_t bad_outer_l4
 
 
 cdef inline bint is_bad(uint64_t found, uint64_t bad, uint64_t good) noexcept nogil:
@@ -33,6 +38,21 @@ cdef int checksum_fill(void *ctx, rtap_burst *burst) noexcept nogil:
     return 0
 
 
+cdef inline bint count_bad(checksum_t *c, uint64_t found) noexcept nogil:
+    """Whether there is a wrong one."""
+    cdef bint ip = is_bad(found, RX_IP_CKSUM_BAD, RX_IP_CKSUM_GOOD)
+    cdef bint l4 = is_bad(found, RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD)
+    cdef bint outer_ip = found & RX_OUTER_IP_CKSUM_BAD != 0
+    cdef bint outer_l4 = is_bad(found, RX_OUTER_L4_CKSUM_BAD, RX_OUTER_L4_CKSUM_GOOD)
+    if not (ip or l4 or outer_ip or outer_l4):
+        return False
+    _compat.shared_add(&c.bad_ip, ip)
+    _compat.shared_add(&c.bad_l4, l4)
+    _compat.shared_add(&c.bad_outer_ip, outer_ip)
+    _compat.shared_add(&c.bad_outer_l4, outer_l4)
+    return True
+
+
 cdef int checksum_verify(void *ctx, rtap_burst *burst) noexcept nogil:
     cdef checksum_t *c = <checksum_t *>ctx
     cdef mbuf_t **frames = <mbuf_t **>burst.frames
@@ -43,10 +63,7 @@ cdef int checksum_verify(void *ctx, rtap_burst *burst) noexcept nogil:
             continue
         found = verify_frame(frames[i], c.l2)
         frames[i].ol_flags = frames[i].ol_flags & ~RX_CKSUM_MASK | found
-        if c.drop and (is_bad(found, RX_IP_CKSUM_BAD, RX_IP_CKSUM_GOOD)
-                       or is_bad(found, RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD)
-                       or is_bad(found, RX_OUTER_L4_CKSUM_BAD, RX_OUTER_L4_CKSUM_GOOD)
-                       or found & RX_OUTER_IP_CKSUM_BAD):
+        if count_bad(c, found) and c.drop:
             burst.verdict[i] = DROP
     return 0
 
@@ -70,6 +87,9 @@ cdef class ChecksumVerify(Stage):
     """Checks checksums, drops frames that have a wrong one (unless ``drop=False``) and sets the
     checksum bits of the others' ``ol_flags``.
 
+    ``bad_ip``, ``bad_l4``, ``bad_outer_ip`` and ``bad_outer_l4`` count frames with that checksum
+    wrong, over all routes the stage is in; outer ones are a tunnel's.
+
     Frames whose checksum the kernel left unfinished are intact, and go on as they are.
     l2: Ethernet frames (TAP), else IP packets (TUN)."""
 
@@ -80,3 +100,19 @@ cdef class ChecksumVerify(Stage):
         self.how.drop = drop
         self.ctx = &self.how
         self.fn = checksum_verify
+
+    @property
+    def bad_ip(self):
+        return _compat.counter_read(&self.how.bad_ip)
+
+    @property
+    def bad_l4(self):
+        return _compat.counter_read(&self.how.bad_l4)
+
+    @property
+    def bad_outer_ip(self):
+        return _compat.counter_read(&self.how.bad_outer_ip)
+
+    @property
+    def bad_outer_l4(self):
+        return _compat.counter_read(&self.how.bad_outer_l4)

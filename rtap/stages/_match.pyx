@@ -7,7 +7,8 @@ from libc.string cimport memcpy, memset
 from rtap._chain cimport DROP as NO_TARGET, rtap_burst
 from rtap._mbuf cimport check_range
 from rtap._parse cimport (
-    HEADERS_MAX, IPPROTO_TCP, IPPROTO_UDP, be16, headers_of, headers_t, parse_outermost,
+    HEADERS_MAX, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP, be16, has_ports, headers_of, headers_t,
+    parse_outermost,
 )
 from rtap._pool cimport mbuf_t
 from rtap.stages._stage cimport Stage
@@ -17,7 +18,6 @@ import ipaddress
 cdef enum:
     ANY = 0xffffffff
     KEEP = 0xfffffffe           # a verdict is left as it is
-    SCTP = 132
 
 
 cdef struct network_t:
@@ -39,7 +39,7 @@ cdef struct rule_t:
     uint32_t otherwise
 
 cdef dict PROTOCOLS = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP, "icmp": 1, "icmpv6": 58,
-                       "sctp": SCTP}
+                       "sctp": IPPROTO_SCTP}
 
 
 cdef inline bint within(const network_t *net, const uint8_t *address) noexcept nogil:
@@ -57,7 +57,8 @@ cdef bint matches(const rule_t *r, const mbuf_t *m) noexcept nogil:
     cdef uint32_t n, port
     cdef const uint8_t *p = headers_of(m, copy, &n)
     cdef const uint8_t *addresses
-    if parse_outermost(p, n, m.pkt_len, r.l2, &h) != 0 or h.version == 0:
+    parse_outermost(p, n, m.pkt_len, r.l2, &h)
+    if h.version == 0:
         return False
     if r.version != 0 and h.version != r.version:
         return False
@@ -73,8 +74,7 @@ cdef bint matches(const rule_t *r, const mbuf_t *m) noexcept nogil:
             return False
     if not r.ports:
         return True
-    if h.fragment or h.l4 + 4 > n or (
-            h.protocol != IPPROTO_TCP and h.protocol != IPPROTO_UDP and h.protocol != SCTP):
+    if not has_ports(&h, n):
         return False
     port = be16(p + h.l4)
     if port < r.source_ports[0] or port > r.source_ports[1]:

@@ -5,19 +5,16 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from rtap._chain cimport rtap_burst
-from rtap._parse cimport (
-    HEADERS_MAX, IPPROTO_TCP, IPPROTO_UDP, be16, headers_of, headers_t, parse_outermost,
-)
+from rtap._mbuf cimport check_range
+from rtap._parse cimport HEADERS_MAX, be16, has_ports, headers_of, headers_t, parse_outermost
 from rtap._pool cimport mbuf_t
 from rtap.stages._stage cimport Stage
-
-cdef enum:
-    SCTP = 132
 
 
 cdef struct spread_t:
     bint l2
     bint ports
+    uint64_t seed
 
 
 cdef inline uint64_t word(const uint8_t *p, uint32_t n) noexcept nogil:
@@ -44,19 +41,19 @@ cdef uint64_t flow_hash(const spread_t *s, const mbuf_t *m) noexcept nogil:
     cdef uint32_t n
     cdef uint64_t hash
     cdef const uint8_t *p = headers_of(m, copy, &n)
-    if parse_outermost(p, n, m.pkt_len, s.l2, &h) != 0 or h.version == 0:
+    parse_outermost(p, n, m.pkt_len, s.l2, &h)
+    if h.version == 0:
         if not s.l2 or n < 14:
             return 0
-        return mix(pair(word(p, 6), word(p + 6, 6)))
+        return mix(s.seed + pair(word(p, 6), word(p + 6, 6)))
     if h.version == 4:
         hash = pair(word(p + h.l3 + 12, 4), word(p + h.l3 + 16, 4))
     else:
         hash = pair(word(p + h.l3 + 8, 8) ^ mix(word(p + h.l3 + 16, 8)),
                     word(p + h.l3 + 24, 8) ^ mix(word(p + h.l3 + 32, 8)))
-    hash += h.protocol
+    hash += s.seed + h.protocol
     # The later fragments of a packet have no ports, so its first one must not be told by them.
-    if s.ports and not h.fragment and h.l4 + 4 <= n and (
-            h.protocol == IPPROTO_TCP or h.protocol == IPPROTO_UDP or h.protocol == SCTP):
+    if s.ports and has_ports(&h, n):
         hash += mix(pair(be16(p + h.l4), be16(p + h.l4 + 2)))
     return mix(hash)
 
@@ -78,12 +75,16 @@ cdef class Spread(Stage):
     are told by addresses and protocol only: where a flow's packets are fragmented now and then,
     ``ports=False`` keeps them together. What is not IP goes by its Ethernet addresses.
     l2: Ethernet frames (TAP), else IP packets (TUN).
+    seed: 0..0xffffffff, another way to deal flows out. Where the targets of one spread lead to
+    another one, that needs another seed: with the same it would send all that comes one way on by
+    one way.
     """
 
     cdef spread_t how
 
-    def __init__(self, bint ports=True, bint l2=True):
+    def __init__(self, bint ports=True, bint l2=True, seed=0):
         self.how.l2 = l2
         self.how.ports = ports
+        self.how.seed = mix(<uint64_t>check_range("seed", seed, 0, 0xffffffff))
         self.ctx = &self.how
         self.fn = spread

@@ -3,12 +3,17 @@
 
 from libc.stdint cimport uint32_t
 
-from rtap._chain cimport stage_fn
+from rtap._chain cimport scratch_t, stage_fn, stage_t
+from rtap._pool cimport mbuf_t
 
 
 cdef class Stage:
-    cdef stage_fn fn
+    cdef stage_fn fn            # or reshape
+    cdef uint32_t (*reshape)(stage_t *stage, scratch_t *s, mbuf_t **v, uint32_t n) noexcept nogil
     cdef void *ctx
     cdef uint32_t flags
 
+    cdef int checked(self) except -1
+    cdef int enter(self, stage_t *stage) except -1
+    cdef int leave(self) except -1
     cdef int failed(self, int error) except -1

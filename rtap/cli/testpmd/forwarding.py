@@ -20,6 +20,7 @@ from rtap.cli.testpmd.modes import MODES, Mode
 from rtap.cli.testpmd.options import Options
 from rtap.cli.testpmd.ports import Port, forwards_to, started
 from rtap.ops import Stats
+from rtap.stages import ChecksumVerify
 from rtap.stats import RouteStats
 
 __all__ = ["Forwarding", "PortForward", "difference"]
@@ -60,12 +61,14 @@ class _Route:
     rx: Port | None
     tx: Port | None
     queue: int
+    checks: ChecksumVerify | None
 
 
 @dataclass(frozen=True)
 class PortForward:
     """What forwarding made of one port since it started; `rx_dropped` are frames that nobody took
-    in time, `tx_dropped` frames for this port that did not leave."""
+    in time, `tx_dropped` frames for this port that did not leave, `bad_*` frames received with that
+    checksum wrong, which only mode csum looks at."""
 
     rx_packets: int
     rx_dropped: int
@@ -73,6 +76,10 @@ class PortForward:
     rx_nombuf: int
     tx_packets: int
     tx_dropped: int
+    bad_ipcsum: int = 0
+    bad_l4csum: int = 0
+    bad_outer_ipcsum: int = 0
+    bad_outer_l4csum: int = 0
 
     @property
     def rx_total(self) -> int:
@@ -205,7 +212,8 @@ class Forwarding:
         ) -> None:
             stages = changes.stages(stream.tx.ends()) if rx and tx else []
             worker.forward((source, stream.queue), (target, stream.queue), stages=stages)
-            routes.append(_Route(rx, tx, stream.queue))
+            checks = next((s for s in stages if isinstance(s, ChecksumVerify)), None)
+            routes.append(_Route(rx, tx, stream.queue, checks))
 
         for stream in share:
             if mode.receives:
@@ -321,6 +329,7 @@ class Forwarding:
         out = []
         for port, end, begin in zip(self.ports, now, self._began, strict=True):
             stats = difference(end, begin)
+            checks = [r.checks for r, _ in self.routes() if r.rx is port and r.checks is not None]
             out.append(
                 PortForward(
                     rx_packets=stats.ipackets,
@@ -329,6 +338,10 @@ class Forwarding:
                     rx_nombuf=stats.rx_nombuf,
                     tx_packets=stats.opackets,
                     tx_dropped=sum(n for (to, _), n in lost.items() if to is port),
+                    bad_ipcsum=sum(c.bad_ip for c in checks),
+                    bad_l4csum=sum(c.bad_l4 for c in checks),
+                    bad_outer_ipcsum=sum(c.bad_outer_ip for c in checks),
+                    bad_outer_l4csum=sum(c.bad_outer_l4 for c in checks),
                 )
             )
         return out

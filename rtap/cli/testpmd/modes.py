@@ -42,7 +42,7 @@ def _mac(ends: Ends) -> list[Stage]:
 
 
 def _csum(ends: Ends) -> list[Stage]:
-    return [*_mac(ends), stages.ChecksumFill()]
+    return [stages.ChecksumVerify(drop=False), *_mac(ends), stages.ChecksumFill()]
 
 
 def _echo(ends: Ends) -> list[Stage]:
@@ -58,7 +58,7 @@ MODES = {
         Mode("flowgen", "send generated flows, free what comes", forwards=False, generates=True),
         Mode("rxonly", "receive and free", forwards=False),
         Mode("txonly", "send generated frames", receives=False, forwards=False, generates=True),
-        Mode("csum", "as mac, and every checksum is written", _csum),
+        Mode("csum", "as mac, and every checksum is checked and written", _csum),
         Mode("icmpecho", "answer ARP, neighbour and echo requests", _echo, returns=True),
         Mode("noisy", "forward late and with memory accesses, as a busy function does"),
         Mode("5tswap", "addresses and ports exchanged", lambda _: [stages.FiveTupleSwap()]),

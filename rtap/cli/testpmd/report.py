@@ -47,7 +47,7 @@ def _switch(on: bool) -> str:
 # ---- forwarding
 
 
-def _forward(counts: PortForward, rule: str) -> list[str]:
+def _forward(counts: PortForward, rule: str, checked: bool) -> list[str]:
     lines = [
         _columns(
             ("RX-packets", counts.rx_packets),
@@ -55,6 +55,15 @@ def _forward(counts: PortForward, rule: str) -> list[str]:
             ("RX-total", counts.rx_total),
         )
     ]
+    if checked:
+        lines += [
+            _columns(
+                ("Bad-ipcsum", counts.bad_ipcsum),
+                ("Bad-l4csum", counts.bad_l4csum),
+                ("Bad-outer-l4csum", counts.bad_outer_l4csum),
+            ),
+            _columns(("Bad-outer-ipcsum", counts.bad_outer_ipcsum)),
+        ]
     if counts.rx_errors or counts.rx_nombuf:
         lines.append(_columns(("RX-errors", counts.rx_errors), ("RX-nombufs", counts.rx_nombuf)))
     lines.append(
@@ -72,11 +81,13 @@ def forward_statistics(forwarding: Forwarding) -> list[str]:
     """Each port's share of what was forwarded, then the sum."""
     lines = []
     statistics = forwarding.statistics()
+    checked = forwarding.mode.name == "csum"
     for port, counts in zip(forwarding.ports, statistics, strict=True):
-        lines += [_title(f"Forward statistics for port {port.number}", "-"), *_forward(counts, "-")]
+        lines.append(_title(f"Forward statistics for port {port.number}", "-"))
+        lines += _forward(counts, "-", checked)
         lines.append("")
     lines.append(_title("Accumulated forward statistics for all ports", "+"))
-    lines += _forward(_total(statistics), "+")
+    lines += _forward(_total(statistics), "+", checked)
     if forwarding.held:
         lines.append(f"  {forwarding.held} frames were still held back, and are lost.")
     return lines

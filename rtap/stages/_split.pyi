@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+from rtap._mempool import Mempool
+from rtap.stages._stage import Stage
+
+class Gso(Stage):
+    def __init__(self, pool: Mempool | None = None, *, l2: bool = True) -> None: ...

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Real programs between network namespaces, and what the kernel counted of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+from rigs import Wire, write_in
+from support import eventually, ip
+
+from rtap import NetNS
+
+IPERF3_PORT = 5201
+
+
+def proc_net(ns: NetNS, name: str) -> str:
+    """A file of /proc/net as the namespace has it."""
+
+    def read() -> str:
+        with open(f"/proc/thread-self/net/{name}") as f:
+            return f.read()
+
+    text: str = ns.call(read)
+    return text
+
+
+def netstat(ns: NetNS) -> dict[str, int]:
+    """What nstat(8) shows of TCP and IP beyond their MIBs: "TcpExtTCPOFOQueue" and so on."""
+    lines = proc_net(ns, "netstat").splitlines()
+    found: dict[str, int] = {}
+    for names, values in zip(lines[::2], lines[1::2], strict=True):
+        (prefix, *keys), (_, *numbers) = names.split(), values.split()
+        found |= zip((prefix.rstrip(":") + k for k in keys), map(int, numbers), strict=True)
+    return found
+
+
+def enable_ipv6(ns: NetNS, *ifnames: str) -> None:
+    for name in ("all", "default", *ifnames):
+        write_in(ns, f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "0")
+
+
+def six(w: Wire) -> None:
+    """Addresses fd09::1 and fd09::2 for the ends of a wire."""
+    for ns, dev, address in ((w.left, w.a, "fd09::1"), (w.right, w.b, "fd09::2")):
+        enable_ipv6(ns, dev.ifname)
+        ip(ns, "addr", "add", f"{address}/64", "dev", dev.ifname, "nodad")
+
+
+def listening(ns: NetNS, port: int) -> bool:
+    """Whether a TCP port is open: a socket in state TCP_LISTEN."""
+    lines = proc_net(ns, "tcp").splitlines() + proc_net(ns, "tcp6").splitlines()
+    return any(f":{port:04X} " in line and " 0A " in line for line in lines)
+
+
+def iperf3(
+    client: NetNS, server: NetNS, address: str, *options: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the client reports at the end, and what the server does."""
+    process = server.popen(["iperf3", "-s", "-1", "-J"], stdout=subprocess.PIPE, text=True)
+    try:
+        eventually(lambda: listening(server, IPERF3_PORT), "iperf3 listens", 20)
+        done = client.run(
+            ["iperf3", "-J", "-c", address, *options], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        received, _ = process.communicate(timeout=20)
+        assert process.returncode == 0, received
+    finally:
+        process.kill()
+        process.communicate()
+    return json.loads(done.stdout)["end"], json.loads(received)["end"]

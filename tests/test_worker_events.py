@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A worker's routes that give up tell so; what a worker asks of idling processors."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import PacketSocket, eventually, fds, frame, ip, skip_without_devices
+
+import rtap
+from rtap import Burst, DeviceStateError, EthDev, EthEvent, Mempool, NetNS, RouteStats, Worker
+from rtap import power as rtap_power
+
+LATENCY = Path("/dev/cpu_dma_latency")
+
+
+class Told:
+    """What callbacks for every device heard of routes."""
+
+    def __init__(self) -> None:
+        self.queue: queue.SimpleQueue[tuple[str, RouteStats]] = queue.SimpleQueue()
+        self.handle = rtap.callback_register(EthEvent.ROUTE_END, self._hear)
+
+    def _hear(self, dev: EthDev, event: EthEvent, data: Any) -> None:
+        assert event is EthEvent.ROUTE_END
+        self.queue.put((dev.name, data))
+
+    def next(self) -> tuple[str, RouteStats]:
+        return self.queue.get(timeout=10)
+
+
+@pytest.fixture
+def told() -> Iterator[Told]:
+    made = Told()
+    yield made
+    made.handle.unregister()
+    assert made.queue.empty()
+
+
+@pytest.fixture
+def devs(netns: NetNS) -> Iterator[list[EthDev]]:
+    skip_without_devices()
+    with ExitStack() as stack:
+        yield [stack.enter_context(rtap.open(f"d{n}", netns=netns)) for n in range(4)]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("wait", ["poll", "sleep", "adaptive"])
+def test_a_device_that_disappears(
+    netns: NetNS, devs: list[EthDev], told: Told, wait: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its route tells, once and by name, also a sleeping worker's; the other one goes on."""
+    worker = Worker(wait=wait)
+    worker.forward((devs[0], 0), (devs[1], 0))
+    worker.forward((devs[2], 0), (devs[3], 0))
+    with (
+        PacketSocket(netns, "d2") as near,
+        PacketSocket(netns, "d3") as far,
+        caplog.at_level(logging.WARNING, "rtap"),
+        worker,
+    ):
+        ip(netns, "link", "del", "d0")
+        name, stats = told.next()
+        assert name == devs[0].name
+        assert stats.source == "rx queue 0 of d0"
+        assert "rx queue 0 of d0: " in stats.error
+        assert stats.error in caplog.text
+        near.send(frame(1))
+        assert far.frames(1) == [frame(1)]
+        assert worker.running
+        # Whoever hears of it can have what the route had.
+        assert devs[1].tx_burst(0, Burst()) == 0
+        with pytest.raises(DeviceStateError):
+            devs[3].tx_burst(0, Burst())
+    assert [bool(r.error) for r in worker.stats().routes] == [True, False]
+
+
+@pytest.mark.root
+def test_a_stopped_queue_and_a_stopped_worker(devs: list[EthDev], told: Told) -> None:
+    """A route that somebody ends tells too, without an error; the end of a worker's is its own."""
+    worker = Worker()
+    worker.forward((devs[0], 0), (devs[1], 0))
+    worker.forward((devs[2], 0), (devs[3], 0))
+    with worker:
+        devs[0].rx_queue_stop(0)
+        name, stats = told.next()
+        assert (name, stats.error) == (devs[0].name, "")
+    assert told.queue.empty()
+    devs[0].rx_queue_start(0)
+    with worker:  # anew, for each start
+        devs[2].rx_queue_stop(0)
+        devs[0].rx_queue_stop(0)
+        assert {told.next()[0] for _ in range(2)} == {devs[0].name, devs[2].name}
+        eventually(lambda: not worker.running, "the worker ends with its last route")
+
+
+def test_a_stage_that_fails(told: Told) -> None:
+    def stage(burst: Burst) -> None:
+        raise LookupError("no such flow")
+
+    with Mempool(256) as pool, rtap.probe("net_null0") as dev:
+        dev.configure(1, 1)
+        dev.rx_queue_setup(0, 64, pool)
+        dev.tx_queue_setup(0, 64)
+        dev.start()
+        worker = Worker()
+        worker.forward((dev, 0), (dev, 0), stages=[stage])
+        with worker:
+            name, stats = told.next()
+            assert name == "net_null0"
+            assert "stage 0 (stage) of the route from rx queue 0 of net_null0: " in stats.error
+
+
+def test_a_callback_of_the_source_may_start_it_again() -> None:
+    heard: queue.SimpleQueue[int] = queue.SimpleQueue()
+    with Mempool(256) as pool, rtap.probe("net_null0") as dev:
+        dev.configure(1, 1)
+        dev.rx_queue_setup(0, 64, pool)
+        dev.tx_queue_setup(0, 64)
+        dev.start()
+        worker = Worker()
+        worker.forward((dev, 0), (dev, 0))
+
+        def again(source: EthDev, event: EthEvent, data: RouteStats) -> None:
+            worker.join()
+            source.rx_queue_start(0)
+            worker.start()
+            heard.put(data.rx_packets)
+
+        handle = dev.callback_register(EthEvent.ROUTE_END, again)
+        with worker:
+            for _ in range(3):
+                eventually(lambda: worker.stats().rx_packets > 0, "it runs")
+                dev.rx_queue_stop(0)
+                assert heard.get(timeout=10) > 0
+        handle.unregister()
+
+
+# ---- processors that idle
+
+
+def limit() -> int:
+    """Microseconds, the least that anybody asks for."""
+    (value,) = struct.unpack("=i", LATENCY.read_bytes()[:4])
+    return int(value)
+
+
+@pytest.fixture
+def null_worker() -> Iterator[Any]:
+    with Mempool(256) as pool, rtap.probe("net_null0") as dev:
+        dev.configure(1, 1)
+        dev.rx_queue_setup(0, 64, pool)
+        dev.tx_queue_setup(0, 64)
+        dev.start()
+
+        def make(**options: Any) -> Worker:
+            worker = Worker(**options)
+            worker.forward((dev, 0), (dev, 0))
+            return worker
+
+        make.dev = dev  # type: ignore[attr-defined]
+        yield make
+
+
+def waiting_child() -> tuple[Callable[[int, int], None], int, int]:
+    """Forks; what ends the child, and its arguments."""
+    come, go = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(go)
+        os.read(come, 1)
+        os._exit(0)
+    os.close(come)
+    return end, go, child
+
+
+def end(go: int, child: int) -> None:
+    os.close(go)
+    os.waitpid(child, 0)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not os.access(LATENCY, os.W_OK), reason=f"{LATENCY} cannot be written")
+def test_resume_latency(null_worker: Any) -> None:
+    """Asked for while the worker runs, and not by what it forks."""
+    before, open_before = limit(), fds()
+    worker = null_worker(resume_latency=7)
+    assert worker.resume_latency == 7
+    with ExitStack() as stack:
+        for _ in range(2):
+            with worker:
+                assert limit() == min(before, 7)
+                stack.callback(*waiting_child())
+            eventually(lambda: limit() == before, "the child has let go as well")
+    with worker:
+        null_worker.dev.rx_queue_stop(0)
+        eventually(lambda: not worker.running, "it ended by itself")
+        assert limit() == before
+    assert fds() == open_before
+
+
+def test_a_latency_that_cannot_be_had(
+    null_worker: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(rtap_power, "_DEVICE", str(tmp_path / "none"))
+    worker = null_worker(resume_latency=0)
+    with pytest.raises(FileNotFoundError, match=r"resume_latency=0 needs .*none: No such"):
+        worker.start()
+    assert not worker.running
+    with null_worker() as other:  # the queues are free
+        assert other.running
+
+
+@pytest.mark.parametrize("value", [-1, 1_000_001])
+def test_a_latency_that_makes_no_sense(value: int) -> None:
+    with pytest.raises(ValueError, match=r"resume_latency must be 0\.\.1000000"):
+        Worker(resume_latency=value)
