@@ -59,7 +59,7 @@ def memory() -> tuple[int, int]:
 
 
 def collect_now_and_then(n: int) -> None:
-    """Without a GIL the collector lets garbage grow to a quarter of all objects, here of pytest's."""
+    """Without a GIL garbage may grow to a quarter of all objects, here of all that pytest has."""
     if n % 50 == 49:
         gc.collect()
 

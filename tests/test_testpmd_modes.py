@@ -150,7 +150,8 @@ def ping(ns: NetNS, address: str, *options: str) -> str:
     if shutil.which("ping") is None:
         pytest.skip("needs ping")
     done = ns.run(
-        ["ping", "-n", "-c", "5", "-i", "0.05", "-W", "5", *options, address],
+        # Having had some answers it waits for the others an interval at least, and not -W.
+        ["ping", "-n", "-c", "5", "-i", "0.2", "-W", "5", *options, address],
         capture_output=True,
         text=True,
         timeout=40,

@@ -163,12 +163,14 @@ def plant(out: Path) -> Path:
 
 def environment(fuzzer: Path) -> dict[str, str]:
     """What the fuzzer runs under."""
-    # Without a GIL Python's objects cannot be in malloc's memory; those that are looked at are.
-    allocator = {} if sysconfig.get_config_var("Py_GIL_DISABLED") else {"PYTHONMALLOC": "malloc"}
-    return os.environ | allocator | {
+    found = os.environ | {
         "PYTHONPATH": str(fuzzer.parent / "lib"),
         "ASAN_OPTIONS": "detect_leaks=0:malloc_context_size=1:quarantine_size_mb=8",
     }
+    # Without a GIL Python's objects cannot be in malloc's memory; the inputs are, all the same.
+    if not sysconfig.get_config_var("Py_GIL_DISABLED"):
+        found["PYTHONMALLOC"] = "malloc"
+    return found
 
 
 def pack(inputs: Iterator[bytes]) -> bytes:
