@@ -93,12 +93,23 @@ class Counters:
 
     def read(self, ifname: str) -> dict[str, int]:
         """All counters of one interface. KeyError when it does not exist."""
-        wanted = ifname.encode()
-        for line in os.pread(self._fd, 65536, 0).splitlines():
-            name, colon, rest = line.partition(b":")
-            if colon and name.strip() == wanted:
-                return dict(zip(_COUNTERS, map(int, rest.split()), strict=True))
-        raise KeyError(ifname)
+        return self._parse(self._table()[ifname.encode()])
+
+    def total(self, ifnames: Sequence[str], counter: str) -> int:
+        """One counter summed over interfaces, all looked at together; KeyError as above."""
+        table = self._table()
+        return sum(self._parse(table[name.encode()])[counter] for name in ifnames)
+
+    def _table(self) -> dict[bytes, bytes]:
+        text = b""
+        while more := os.pread(self._fd, 65536, len(text)):  # the kernel gives a page at a time
+            text += more
+        lines = [line.partition(b":") for line in text.splitlines()]
+        return {name.strip(): rest for name, colon, rest in lines if colon}
+
+    @staticmethod
+    def _parse(rest: bytes) -> dict[str, int]:
+        return dict(zip(_COUNTERS, map(int, rest.split()), strict=True))
 
     def close(self) -> None:
         """Close the descriptor; idempotent."""

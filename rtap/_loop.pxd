@@ -5,7 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from rtap._chain cimport scratch_t, stage_t
 from rtap._pool cimport mbuf_t
-from rtap._queue cimport rxq_t, txq_t
+from rtap._queue cimport rxq_t, tx_share_t, txq_t
 
 
 cdef enum:
@@ -58,6 +58,7 @@ cdef struct worker_t:
     uint32_t n_routes
     target_t *targets           # of all routes
     mbuf_t **frames             # of all targets
+    tx_share_t *shares          # of those that frames are sent to
     stage_t *stages             # of all routes
     uint32_t n_stages
     scratch_t scratch

@@ -20,7 +20,7 @@ from rtap._linux cimport (
     usleep, write,
 )
 from rtap._pool cimport mbuf_free_bulk, mbuf_t
-from rtap._queue cimport QUEUE_STARTED, rx_share_t
+from rtap._queue cimport QUEUE_STARTED, rx_share_t, tx_alone, tx_share_t
 from rtap._segment cimport SPLIT_MAX
 
 cdef enum:
@@ -46,10 +46,12 @@ cdef int worker_alloc(worker_t *w, uint32_t n_routes, uint32_t n_targets, uint32
     w.routes = <route_t *>calloc(n_routes, sizeof(route_t))
     w.targets = <target_t *>calloc(n_targets, sizeof(target_t))
     w.frames = <mbuf_t **>calloc(<size_t>n_targets * w.room, sizeof(mbuf_t *))
+    w.shares = <tx_share_t *>calloc(n_targets, sizeof(tx_share_t))
     w.stages = <stage_t *>calloc(max(n_stages, 1), sizeof(stage_t))
     w.busy = <uint32_t *>calloc(n_routes, sizeof(uint32_t))
     if (w.routes == NULL or w.targets == NULL or w.frames == NULL or w.busy == NULL
-            or w.stages == NULL or scratch_alloc(&w.scratch, w.room, stage_flags) != 0):
+            or w.shares == NULL or w.stages == NULL
+            or scratch_alloc(&w.scratch, w.room, stage_flags) != 0):
         worker_free(w)
         return -ENOMEM
     for i in range(n_targets):
@@ -64,12 +66,14 @@ cdef void worker_free(worker_t *w) noexcept nogil:
     free(w.routes)
     free(w.targets)
     free(w.frames)
+    free(w.shares)
     free(w.stages)
     free(w.busy)
     scratch_free(&w.scratch)
     w.routes = NULL
     w.targets = NULL
     w.frames = NULL
+    w.shares = NULL
     w.stages = NULL
     w.busy = NULL
     w.n_routes = w.n_stages = 0
@@ -183,34 +187,81 @@ cdef inline bint unfinished(const route_t *r) noexcept nogil:
     return in_hand(r) or r.n_stages > 0 and chain_holds(r.stages, r.n_stages)
 
 
-cdef bint route_send(worker_t *w, route_t *r) noexcept nogil:
-    """Sends what the route has in hand; true when frames moved."""
-    cdef target_t *t
-    cdef uint64_t lost, bytes
-    cdef uint32_t sent, i
+cdef void shares_send(tx_share_t *shares, uint32_t n) noexcept nogil:
+    """Sends shares in this order, as many in a kernel entry as their queues can."""
+    cdef uint32_t done = 0, end = 0, served, i
+    cdef uint64_t each
+    while done < n:
+        while end < n and shares[end].q.many == shares[done].q.many:
+            end += 1
+        each = _compat.cycles()
+        if shares[done].q.many == NULL or end == done + 1:
+            tx_alone(&shares[done])
+            served = 1
+        else:
+            served = shares[done].q.many(shares + done, end - done)
+        each = (_compat.cycles() - each) // served
+        for i in range(done, done + served):
+            shares[i].cycles = each
+        done += served
+
+
+cdef bint route_settle(worker_t *w, route_t *r, tx_share_t **sent) noexcept nogil:
+    """What follows a send of all that the route had in hand, in the shares from ``sent`` on; true
+    when frames moved."""
+    cdef tx_share_t *s = sent[0]
+    cdef uint32_t failed = 0, i
+    cdef uint64_t cycles = 0
     cdef bint moved = False
     cdef int error = 0
+    cdef target_t *t
     for i in range(r.n_targets):
         t = &r.targets[i]
         if t.n == 0:
             continue
-        lost = t.tx.errors
-        bytes = t.tx.bytes
-        sent = t.tx.burst(t.tx, t.frames, t.n, &error)
-        lost = min(t.tx.errors - lost, <uint64_t>sent)      # consumed, but not sent
-        t.n -= sent
-        moved |= sent > 0
-        _compat.counter_add(&t.packets, sent - lost)
-        _compat.counter_add(&t.bytes, t.tx.bytes - bytes)
-        _compat.counter_add(&t.drops, lost)
-        if error != 0:
-            route_end(w, r, error, i)
-            return moved
-        if t.n > 0 and r.retry:
+        t.n -= s.sent
+        moved |= s.sent > 0
+        cycles += s.cycles
+        _compat.counter_add(&t.packets, s.sent - s.lost)
+        _compat.counter_add(&t.bytes, s.bytes)
+        _compat.counter_add(&t.drops, s.lost)
+        if s.error != 0:
+            if error == 0:
+                error = s.error
+                failed = i
+        elif t.n > 0 and r.retry:
             _compat.counter_add(&t.retries, 1)
             w.starved = True
         else:
             drop_rest(t)
+        s += 1
+    if moved:
+        _compat.counter_add(&r.cycles, cycles)
+    if error != 0:
+        route_end(w, r, error, failed)
+    sent[0] = s
+    return moved
+
+
+cdef bint routes_send(worker_t *w, route_t **routes, uint32_t k) noexcept nogil:
+    """Sends what the routes have in hand; true when frames moved."""
+    cdef tx_share_t *s = w.shares
+    cdef bint moved = False
+    cdef uint32_t i, j
+    cdef target_t *t
+    for i in range(k):
+        for j in range(routes[i].n_targets):
+            t = &routes[i].targets[j]
+            if t.n > 0:
+                s.q = t.tx
+                s.v = t.frames
+                s.n = t.n
+                s.error = 0
+                s += 1
+    shares_send(w.shares, <uint32_t>(s - w.shares))
+    s = w.shares
+    for i in range(k):          # their routes end only when every share is settled with the kernel
+        moved |= route_settle(w, routes[i], &s)
     return moved
 
 
@@ -237,7 +288,8 @@ cdef bint run_stages(worker_t *w, route_t *r, uint32_t n) noexcept nogil:
 
 cdef bint route_forward(worker_t *w, route_t *r, uint32_t n, uint64_t bytes,
                         int error) noexcept nogil:
-    """What follows a burst of ``n`` frames that lie at the route's first target."""
+    """What follows a burst of ``n`` frames that lie at the route's first target; true when there
+    were any.  What comes of them is in hand."""
     if n == 0 and error != 0:
         route_end(w, r, error, FROM_SOURCE)
     elif n == 0 and r.rx.nombuf != r.nombuf:
@@ -258,40 +310,37 @@ cdef bint route_forward(worker_t *w, route_t *r, uint32_t n, uint64_t bytes,
         _compat.counter_add(&r.bytes, bytes)
         if r.n_stages == 0:
             r.targets[0].n = n
-        elif not run_stages(w, r, n) or not in_hand(r):
-            return True
-        return route_send(w, r)
-    return False
+        else:
+            run_stages(w, r, n)
+    return n > 0
 
 
 cdef bint route_serve(worker_t *w, route_t *r) noexcept nogil:
     """One burst along one route; true when frames moved."""
     cdef uint64_t began = _compat.cycles(), bytes = r.rx.bytes
+    cdef bint moved = False
     cdef uint32_t n
-    cdef bint moved
     cdef int error = 0
-    if in_hand(r):
-        moved = route_send(w, r)
-    elif unfinished(r):
-        moved = run_stages(w, r, 0)
-        if moved and in_hand(r):
-            route_send(w, r)
-    else:
+    if not unfinished(r):
         n = r.rx.burst(r.rx, r.targets[0].frames, w.burst, &error)
         moved = route_forward(w, r, n, r.rx.bytes - bytes, error)
+    elif not in_hand(r):
+        moved = run_stages(w, r, 0)
     if moved:
         _compat.counter_add(&r.cycles, _compat.cycles() - began)
+    if in_hand(r):
+        moved |= routes_send(w, &r, 1)
     return moved
 
 
 cdef bint serve_together(worker_t *w, route_t **routes, uint32_t k) noexcept nogil:
     """One burst along each of ``k`` routes whose queues are read in one kernel entry, or in as
-    few as their frames take."""
+    few as their frames take; what one brings is sent before the next."""
     cdef rx_share_t shares[SHARES_MAX]
     cdef uint64_t bytes[SHARES_MAX]
     cdef uint32_t done = 0, served, i
     cdef uint64_t began, share
-    cdef bint moved = False, moves
+    cdef bint moved = False
     for i in range(k):
         shares[i].q = routes[i].rx
         shares[i].out = routes[i].targets[0].frames
@@ -305,11 +354,11 @@ cdef bint serve_together(worker_t *w, route_t **routes, uint32_t k) noexcept nog
         share = (_compat.cycles() - began) // served
         for i in range(done, done + served):
             began = _compat.cycles()
-            moves = route_forward(w, routes[i], shares[i].got, routes[i].rx.bytes - bytes[i],
-                                  shares[i].error)
-            if moves:
+            if route_forward(w, routes[i], shares[i].got, routes[i].rx.bytes - bytes[i],
+                             shares[i].error):
                 _compat.counter_add(&routes[i].cycles, share + _compat.cycles() - began)
-            moved |= moves
+                moved = True
+        routes_send(w, routes + done, served)
         done += served
     return moved
 

@@ -36,6 +36,17 @@ cdef struct rx_share_t:         # of a kernel entry that serves several queues
     uint32_t reads
 
 
+cdef struct tx_share_t:
+    txq_t *q
+    mbuf_t **v
+    uint32_t n
+    uint32_t sent               # as of a burst: v[0] is then the first unsent one
+    uint32_t lost               # of these, consumed unsent
+    int error                   # 0 before
+    uint64_t bytes              # sent
+    uint64_t cycles
+
+
 cdef struct rxq_t:
     # Receives at most n frames into out and returns their number; *error is 0, or the errno
     # that ended the burst.  Called by whoever owns the queue.
@@ -69,6 +80,9 @@ cdef struct txq_t:
     # Sends from the front of v: returns how many frames it consumed; v[0] is then the first
     # unsent one.  *error is 0, or the errno that ended the burst for good.
     uint32_t (*burst)(txq_t *q, mbuf_t **v, uint32_t n, int *error) noexcept nogil
+    # The same for several shares at once, in this order, of queues that all have this function:
+    # serves at least the first and returns how many.  NULL where that gains nothing.
+    uint32_t (*many)(tx_share_t *shares, uint32_t k) noexcept nogil
     int fd
     uint32_t state
     uint32_t owned
@@ -140,4 +154,5 @@ cdef class TxQueueBase:
 
 
 cdef int gil_mode(str name) except -1
+cdef void tx_alone(tx_share_t *s) noexcept nogil
 cdef uint32_t tx_lost(txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil

@@ -310,6 +310,14 @@ cdef uint32_t tx_lost(txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil:
     return n
 
 
+cdef void tx_alone(tx_share_t *s) noexcept nogil:
+    """A share as a burst of its own."""
+    cdef uint64_t errors = s.q.errors, bytes = s.q.bytes
+    s.sent = s.q.burst(s.q, s.v, s.n, &s.error)
+    s.lost = <uint32_t>min(s.q.errors - errors, <uint64_t>s.sent)
+    s.bytes = s.q.bytes - bytes
+
+
 @cython.no_gc_clear
 cdef class TxQueueBase:
     """Transmit side of one queue; see :class:`rtap._ring.TxQueue`."""

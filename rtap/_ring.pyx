@@ -24,7 +24,7 @@ from rtap._rx cimport (
     rx_uring_many, tap_rxq_t,
 )
 from rtap._rx_gso cimport rx_gso_create, rx_gso_destroy, rx_gso_drop
-from rtap._tx cimport tap_txq_t, tx_checked, tx_forget, tx_syscall, tx_uring
+from rtap._tx cimport tap_txq_t, tx_checked, tx_forget, tx_syscall, tx_uring, tx_uring_many
 from rtap._tx_gro cimport tx_gro_create, tx_gro_destroy
 from rtap._uring cimport (
     ENGINE_AUTO, ENGINE_SYSCALL, ENGINE_URING, RING_ENTRIES, fork_generation, uring_costs,
@@ -326,6 +326,8 @@ cdef class TxQueue(TxQueueBase):
         self.q = &q.base
         q.send = tx_syscall if number == ENGINE_SYSCALL else tx_uring
         q.base.burst = tx_checked
+        if number != ENGINE_SYSCALL and not gro and not ordered:
+            q.base.many = tx_uring_many
         q.base.fd = fd
         q.file_id = uring_new_file_id()
         q.engine = number

@@ -2,7 +2,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from rtap._pool cimport mbuf_t
-from rtap._queue cimport txq_t
+from rtap._queue cimport tx_share_t, txq_t
 from rtap._tx_gro cimport tx_gro_t
 
 
@@ -33,5 +33,6 @@ cdef struct tap_txq_t:
 
 cdef void tx_forget(tap_txq_t *q) noexcept nogil
 cdef uint32_t tx_uring(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil
+cdef uint32_t tx_uring_many(tx_share_t *shares, uint32_t k) noexcept nogil
 cdef uint32_t tx_checked(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil
 cdef uint32_t tx_syscall(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil

@@ -26,7 +26,7 @@ from rtap._pool cimport (
     mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_t, mbuf_window, pool_t,
 )
 from rtap._probe cimport PROBE_MAX, probe_frame
-from rtap._queue cimport tx_lost, txq_t
+from rtap._queue cimport tx_alone, tx_lost, tx_share_t, txq_t
 from rtap._request cimport TX_REQUESTS, TX_SPECIAL, finish_checksum, take_requests
 from rtap._segment cimport gso_mbuf
 from rtap._traffic cimport count_frames
@@ -82,14 +82,16 @@ cdef uint32_t tx_iovecs(tap_txq_t *q, const mbuf_t *m, uint8_t *hdr, iovec *iov)
     return n
 
 
-cdef uint32_t tx_prepare(tap_txq_t *q, uring_t *r, mbuf_t **v, uint32_t n) noexcept nogil:
-    """Prepares one write for each frame; returns how many (iovecs may run out before ``n``)."""
+cdef uint32_t tx_prepare(tap_txq_t *q, uring_t *r, mbuf_t **v, uint32_t n, uint32_t first,
+                         uint32_t *iovecs) noexcept nogil:
+    """Prepares one write for each frame, which are to have the results from number ``first`` on;
+    returns how many (``iovecs``, those used so far, may run out before ``n``)."""
     cdef int index = uring_file(r, q.file_id, q.base.fd)
     cdef int fd = q.base.fd if index < 0 else index
     cdef uint8_t flags = 0 if index < 0 else <uint8_t>IOSQE_FIXED_FILE
     cdef pool_t *pool = NULL
     cdef int buffer = -1
-    cdef uint32_t used = 0, length = 0, i
+    cdef uint32_t used = iovecs[0], length = 0, i
     cdef io_uring_sqe *sqe = NULL
     cdef uint8_t *start
     cdef iovec *iov
@@ -107,7 +109,7 @@ cdef uint32_t tx_prepare(tap_txq_t *q, uring_t *r, mbuf_t **v, uint32_t n) noexc
                 break
             sqe = io_uring_get_sqe(&r.ring)
             iov = r.iovecs + used
-            used += tx_iovecs(q, m, r.headers + i * RING_HEADERS, iov)
+            used += tx_iovecs(q, m, r.headers + (first + i) * RING_HEADERS, iov)
             io_uring_prep_writev(sqe, fd, iov, <uint32_t>(r.iovecs + used - iov), 0)
         else:
             if m.pool != pool:
@@ -120,14 +122,16 @@ cdef uint32_t tx_prepare(tap_txq_t *q, uring_t *r, mbuf_t **v, uint32_t n) noexc
                 io_uring_prep_write(sqe, fd, start, length, 0)
         sqe.rw_flags = RWF_NOWAIT
         sqe.flags = flags
-        sqe.user_data = i
+        sqe.user_data = first + i
     if q.ordered and sqe != NULL:
         sqe.flags = flags & ~<uint8_t>IOSQE_IO_LINK
+    iovecs[0] = used
     return n
 
 
-cdef bint tx_failures(tap_txq_t *q, uring_t *r, uint32_t took, int32_t *results) noexcept nogil:
-    """Collects what did not succeed into ``results`` (else 0); false when there was nothing."""
+cdef uint32_t tx_failures(uring_t *r, uint32_t took, int32_t *results) noexcept nogil:
+    """Collects what did not succeed into ``results`` (else 0) and returns the first such number;
+    ``took`` when all did, and then there are no results."""
     cdef io_uring_cqe *cqes[RING_ENTRIES]
     cdef uint32_t ready, i, failed = took
     if not r.skip_success:
@@ -135,17 +139,14 @@ cdef bint tx_failures(tap_txq_t *q, uring_t *r, uint32_t took, int32_t *results)
             io_uring_submit_and_wait(&r.ring, took)
     ready = io_uring_peek_batch_cqe(&r.ring, cqes, RING_ENTRIES)
     if ready == 0:
-        return False
+        return took
     memset(results, 0, took * sizeof(int32_t))
     for i in range(ready):
         if cqes[i].res < 0:
             results[cqes[i].user_data] = cqes[i].res
             failed = min(failed, <uint32_t>cqes[i].user_data)
     io_uring_cq_advance(&r.ring, ready)
-    if q.ordered:               # a broken chain cancels its rest, silently where successes are
-        for i in range(failed + 1, took):
-            results[i] = -EAGAIN
-    return failed < took
+    return failed
 
 
 cdef uint32_t tx_sent(tap_txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil:
@@ -292,8 +293,8 @@ cdef uint32_t tx_sort_out(tap_txq_t *q, mbuf_t **v, uint32_t n, const int32_t *r
 cdef uint32_t tx_uring(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil:
     cdef tap_txq_t *q = <tap_txq_t *>base
     cdef int32_t results[RING_ENTRIES]
-    cdef uint32_t done = 0, prepared, took
-    cdef bint stop = False, failures
+    cdef uint32_t done = 0, iovecs, prepared, took, failed, i
+    cdef bint stop = False
     cdef uring_t *r
     cdef int rc = 0
     while done < n and not stop:
@@ -304,11 +305,15 @@ cdef uint32_t tx_uring(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept
                 return done + tx_syscall(base, v, n - done, error)
             error[0] = -rc
             break
-        prepared = tx_prepare(q, r, v + done, min(n - done, q.entries))
+        iovecs = 0
+        prepared = tx_prepare(q, r, v + done, min(n - done, q.entries), 0, &iovecs)
         took = uring_run(r, prepared)
-        failures = tx_failures(q, r, took, results)
+        failed = tx_failures(r, took, results)
         uring_leave(r)          # frames are freed outside: a dying pool makes rings forget it
-        if failures:
+        if failed < took:
+            if q.ordered:       # a broken chain cancels its rest, silently where successes are
+                for i in range(failed + 1, took):
+                    results[i] = -EAGAIN
             done += tx_sort_out(q, v + done, took, results, &stop, error)
         else:
             done += tx_sent(q, v + done, took)
@@ -317,6 +322,72 @@ cdef uint32_t tx_uring(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept
     if done < n:
         memmove(v, v + done, (n - done) * sizeof(mbuf_t *))
     return done
+
+
+cdef bint tx_joins(tx_share_t *s, uint32_t *entries, uint32_t *iovecs) noexcept nogil:
+    """Whether a share can go with others: all of it, in what is left of a ring's entries and
+    iovecs, with nothing to be sent before it or in the place of its frames."""
+    cdef tap_txq_t *q = <tap_txq_t *>s.q
+    cdef uint32_t need = 0, i
+    if (s.n > min(entries[0], q.entries) or q.n_held != 0
+            or _compat.load_relaxed(&q.base.unplugged) != 0):
+        return False
+    for i in range(s.n):
+        if s.v[i].ol_flags & TX_SPECIAL and tx_special(q, &s.v[i]) != 0:
+            return False        # its burst will come to the same result
+        need += min(<uint32_t>s.v[i].nb_segs, <uint32_t>IOVECS_MAX) + 1
+    if need > iovecs[0]:
+        return False
+    entries[0] -= s.n
+    iovecs[0] -= need
+    return True
+
+
+cdef uint32_t tx_uring_many(tx_share_t *shares, uint32_t k) noexcept nogil:
+    """One io_uring_enter for several shares: as many from the first on as can go together.
+
+    Not for queues that link their writes: the kernel runs the chains of an enter side by side, so
+    that two for the same queue would mix."""
+    cdef int32_t results[RING_ENTRIES]
+    cdef uint32_t entries = RING_ENTRIES, iovecs = RING_IOVECS
+    cdef uint32_t served = 0, at = 0, took, failed, want, i
+    cdef uint64_t errors, bytes
+    cdef bint stop = False
+    cdef uring_t *r = NULL
+    cdef tx_share_t *s
+    cdef tap_txq_t *q
+    cdef int rc = 0
+    while served < k and tx_joins(&shares[served], &entries, &iovecs):
+        served += 1
+    if served > 1:
+        r = uring_enter(&rc)
+    if r == NULL:
+        tx_alone(&shares[0])
+        return 1
+    iovecs = 0
+    for i in range(served):
+        s = &shares[i]
+        at += tx_prepare(<tap_txq_t *>s.q, r, s.v, s.n, at, &iovecs)
+    took = uring_run(r, at)
+    failed = tx_failures(r, took, results)
+    uring_leave(r)
+    at = 0
+    for i in range(served):
+        s = &shares[i]
+        q = <tap_txq_t *>s.q
+        want = min(s.n, took - min(took, at))
+        errors = s.q.errors
+        bytes = s.q.bytes
+        if failed < took:
+            s.sent = tx_sort_out(q, s.v, want, results + at, &stop, &s.error)
+        else:
+            s.sent = tx_sent(q, s.v, want)
+        s.lost = <uint32_t>min(s.q.errors - errors, <uint64_t>s.sent)
+        s.bytes = s.q.bytes - bytes
+        at += s.n
+        if s.sent < s.n:
+            memmove(s.v, s.v + s.sent, (s.n - s.sent) * sizeof(mbuf_t *))
+    return served
 
 
 cdef uint32_t tx_syscall(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil:

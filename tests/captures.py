@@ -7,7 +7,6 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 from rtap import NetNS
 
@@ -62,17 +61,6 @@ class Capture:
         self._process.terminate()
         _, said = self._process.communicate(timeout=20)
         assert "\n0 packets dropped by kernel" in said, said
-
-    def __enter__(self) -> Capture:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _run(*command: str) -> str:

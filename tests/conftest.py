@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 BUILD = os.environ.get("RTAP_TEST_BUILD")
 # Test modules import their helpers from here, and pytest's importlib mode adds nothing to the path.
 sys.path.append(str(Path(__file__).resolve().parent))
-pytest_plugins = ["support", "fakes"]
+pytest_plugins = ["support", "fakes", "workers"]
 
 NO_SKIPS = os.environ.get("RTAP_NO_SKIPS", "") not in ("", "0")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,13 +190,14 @@ class Steered:
             stack.enter_context(rtap.open(f"b{n}", netns=ns, mac=MAC_B, **opened))
             for n, ns in enumerate(self.hosts)
         ]
-        self._before = stack.enter_context(
-            Capture(self.client, "a0", "out", directory / "before.pcap")
-        )
-        self._after = [
-            stack.enter_context(Capture(ns, f"b{n}", "in", directory / f"after{n}.pcap"))
-            for n, ns in enumerate(self.hosts)
-        ]
+
+        def capture(ns: NetNS, ifname: str, way: str) -> Capture:
+            return stack.enter_context(
+                closing(Capture(ns, ifname, way, directory / f"{ifname}.pcap"))
+            )
+
+        self._before = capture(self.client, "a0", "out")
+        self._after = [capture(ns, f"b{n}", "in") for n, ns in enumerate(self.hosts)]
         self._device = a
         self.worker = Worker()
         self.worker.forward(

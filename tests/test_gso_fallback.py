@@ -3,25 +3,18 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import socket
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import preload
 import pytest
 from rigs import Shape, bridged, label
 from support import (
-    child_place,
     pattern,
     settle,
-    skip_without_devices,
-    skip_without_engine,
 )
 
 from rtap import Burst, DeviceGone, Mempool, TxOffload
@@ -36,27 +29,7 @@ TX = TxOffload.UDP_CKSUM | TxOffload.TCP_CKSUM | TxOffload.TCP_TSO | TxOffload.U
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """refuse.c, compiled."""
-    if shutil.which("cc") is None:
-        pytest.skip("needs a C compiler")
-    out: Path = tmp_path_factory.mktemp("shim") / "refuse.so"
-    source = Path(__file__).with_name("refuse.c")
-    subprocess.run(
-        [
-            "cc",
-            "-shared",
-            "-fPIC",
-            "-Wall",
-            "-Wl,--no-as-needed",
-            "-o",
-            str(out),
-            str(source),
-            "-luring",
-            "-ldl",
-        ],
-        check=True,
-        timeout=60,
-    )
-    return out
+    return preload.build("refuse", tmp_path_factory.mktemp("shim"))
 
 
 PRELUDE = """
@@ -102,20 +75,7 @@ def options(**more):
 
 def run(shim: Path, engine: str, code: str) -> Any:
     """What `code` prints last as JSON, in a process that has the shim."""
-    skip_without_devices()
-    skip_without_engine(engine)
-    place = child_place()
-    place["env"] = place["env"] | {"LD_PRELOAD": str(shim)}
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + textwrap.dedent(code), str(shim), engine],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        **place,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return preload.run(shim, engine, PRELUDE, code)
 
 
 KINDS = {

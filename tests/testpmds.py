@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from clients import iperf3
 from rigs import MAC_A, MAC_B
 from support import child_place, ip
 
@@ -140,24 +141,9 @@ class Between:
         """Bytes that one TCP stream brought from left to right."""
         if shutil.which("iperf3") is None:
             pytest.skip("needs iperf3")
-        server = self.right.popen(
-            ["iperf3", "-s", "-1", "--forceflush"], stdout=subprocess.PIPE, text=True
-        )
-        try:
-            assert server.stdout is not None
-            while "listening" not in (line := server.stdout.readline()):
-                assert line
-            done = self.left.run(
-                ["iperf3", "-c", RIGHT, "-t", str(seconds), "-J", "--connect-timeout", "5000"],
-                capture_output=True,
-                text=True,
-                timeout=seconds + 20,
-            )
-        finally:
-            server.kill()
-            server.communicate()
-        assert done.returncode == 0, done.stdout
-        received: float = json.loads(done.stdout)["end"]["sum_received"]["bytes"]
+        options = ("-t", str(seconds), "--connect-timeout", "5000")
+        end, _ = iperf3(self.left, self.right, RIGHT, *options)
+        received: float = end["sum_received"]["bytes"]
         return received
 
 

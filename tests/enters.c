@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Preloaded by test_worker_joint.py: tells of how many queues' writes an io_uring_enter has, and
+ * makes a kernel that does not take them all.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <liburing.h>
+#include <stdbool.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define HDR_LEN 10
+#define FILES_MAX 64
+
+enum fault {
+	NONE,
+	REFUSED, /* every seventh write is too short for a frame: EINVAL */
+	FULL,	 /* the writes of one queue go to a full socket: EAGAIN */
+	GONE,	 /* they go to a descriptor that is closed: EBADF */
+	CUT,	 /* the kernel refuses to go on half-way through the entries */
+};
+
+static enum fault fault;
+static int times, hits, most, full = -1;
+static unsigned long writes;
+
+static void fill(void)
+{
+	int ends[2];
+
+	if (full >= 0 || socketpair(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK, 0, ends) != 0)
+		return;
+	while (write(ends[0], &full, sizeof(full)) > 0)
+		;
+	full = ends[0];
+}
+
+/* Starts to count; the fault is for the first so many enters with writes of several frames. */
+void watch(int kind, int enters)
+{
+	fill();
+	most = hits = 0;
+	writes = 0;
+	times = enters;
+	fault = kind;
+}
+
+/* Files written to in one enter, at most. */
+int most_files(void)
+{
+	return most;
+}
+
+/* Writes, or enters, that were tampered with. */
+int hit(void)
+{
+	return hits;
+}
+
+static bool is_write(const struct io_uring_sqe *sqe)
+{
+	return sqe->opcode == IORING_OP_WRITE || sqe->opcode == IORING_OP_WRITE_FIXED ||
+	       sqe->opcode == IORING_OP_WRITEV;
+}
+
+static void tamper(struct io_uring_sqe *sqe, int file)
+{
+	if (fault == REFUSED && ++writes % 7 == 0) {
+		sqe->len = sqe->opcode == IORING_OP_WRITEV ? 1 : HDR_LEN;
+		hits++;
+	}
+	if ((fault == FULL || fault == GONE) && sqe->fd == file) {
+		sqe->fd = fault == FULL ? full : -1;
+		sqe->flags &= ~IOSQE_FIXED_FILE;
+		hits++;
+	}
+}
+
+int io_uring_submit(struct io_uring *ring)
+{
+	static int (*next)(struct io_uring *);
+	unsigned mask = *ring->sq.kring_mask, begin = ring->sq.sqe_head, end = ring->sq.sqe_tail;
+	unsigned n = 0, i;
+	int files[FILES_MAX], n_files = 0, k;
+
+	if (next == NULL)
+		next = (int (*)(struct io_uring *))dlsym(RTLD_NEXT, "io_uring_submit");
+	for (i = begin; i != end; i++) {
+		const struct io_uring_sqe *sqe = &ring->sq.sqes[i & mask];
+
+		if (!is_write(sqe))
+			continue;
+		n++;
+		for (k = 0; k < n_files && files[k] != sqe->fd; k++)
+			;
+		if (k == n_files && n_files < FILES_MAX)
+			files[n_files++] = sqe->fd;
+	}
+	if (n_files > most)
+		most = n_files;
+	if (fault == NONE || n < 2 || times == 0)
+		return next(ring);
+	times--;
+	for (i = begin; i != end; i++)
+		if (is_write(&ring->sq.sqes[i & mask]))
+			tamper(&ring->sq.sqes[i & mask], files[n_files / 2]);
+	if (fault != CUT)
+		return next(ring);
+	hits++;
+	ring->sq.sqe_tail -= (end - begin) / 2;
+	next(ring);
+	ring->sq.sqe_tail = end;
+	return -EINVAL;
+}
