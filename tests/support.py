@@ -15,6 +15,7 @@ import gc
 import json
 import os
 import select
+import shutil
 import socket
 import struct
 import subprocess
@@ -155,6 +156,18 @@ def ip(ns: NetNS, *args: str) -> str:
         raise OSError(f"ip {' '.join(args)}: {done.stderr.strip()}")
     out: str = done.stdout
     return out
+
+
+def ping(ns: NetNS, address: str, *options: str) -> None:
+    """Has five answers from the address.
+
+    Having had one, ping waits for the others an interval at least, and not what -W says.
+    """
+    if shutil.which("ping") is None:
+        pytest.skip("needs ping")
+    command = ["ping", "-n", "-c5", "-i0.2", "-W5", *options, address]
+    done = ns.run(command, capture_output=True, text=True)
+    assert "5 received, 0% packet loss" in done.stdout, done.stdout + done.stderr
 
 
 def carrier(ns: NetNS, ifname: str) -> bool:

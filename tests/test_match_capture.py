@@ -37,7 +37,7 @@ from steering import (
     in_words,
     tagged,
 )
-from support import PacketSocket, Task, eventually, skip_without_devices
+from support import PacketSocket, Task, eventually, ping, skip_without_devices
 
 from rtap import NetNS
 
@@ -67,12 +67,6 @@ def differences(wanted: list[list[bytes]], got: list[list[bytes]]) -> list[str]:
 
 
 # ---- programs
-
-
-def ping(ns: NetNS, address: str, *options: str) -> None:
-    command = ["ping", "-c", "5", "-i", "0.02", "-W", "5", *options, address]
-    done = ns.run(command, capture_output=True, text=True)
-    assert " 0% packet loss" in done.stdout, done.stdout + done.stderr
 
 
 def family(address: str) -> socket.AddressFamily:

@@ -7,7 +7,6 @@ one, with scapy's checksums as the reference.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 
 import pytest
@@ -16,7 +15,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, ICMPv6ND_NA, ICMPv6ND_NS, IPv6
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
-from support import ETH_P_ALL, PacketSocket, frame, ip
+from support import ETH_P_ALL, PacketSocket, frame, ip, ping
 from testpmds import LRO, PEERS, attended, between, numbers
 
 from rtap.netns import NetNS
@@ -146,21 +145,6 @@ def test_csum_counts_wrong_ones(netns: NetNS) -> None:
 # ---- echo
 
 
-def ping(ns: NetNS, address: str, *options: str) -> str:
-    if shutil.which("ping") is None:
-        pytest.skip("needs ping")
-    done = ns.run(
-        # Having had some answers it waits for the others an interval at least, and not -W.
-        ["ping", "-n", "-c", "5", "-i", "0.2", "-W", "5", *options, address],
-        capture_output=True,
-        text=True,
-        timeout=40,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    out: str = done.stdout
-    return out
-
-
 @pytest.mark.parametrize("options", [(), LRO], ids=["plain", "offloads"])
 def test_ping_through_icmpecho(options: tuple[str, ...]) -> None:
     """The kernel asks for neighbours and sends echo requests; every answer is testpmd's."""
@@ -172,10 +156,10 @@ def test_ping_through_icmpecho(options: tuple[str, ...]) -> None:
         ip(ns, "addr", "add", "10.9.0.1/24", "dev", "a0")
         ip(ns, "addr", "add", "fd00::1/64", "dev", "a0", "nodad")
         for address in ("10.9.0.2", "fd00::2"):
-            assert "5 packets transmitted, 5 received, 0% packet loss" in ping(ns, address)
+            ping(ns, address)
         # Several frames' worth, in fragments, are not answered: only the whole ones are.
-        assert " 0% packet loss" in ping(ns, "10.9.0.2", "-s", "1400")
-        assert " 0% packet loss" in ping(ns, "fd00::2", "-s", "1400")
+        ping(ns, "10.9.0.2", "-s", "1400")
+        ping(ns, "fd00::2", "-s", "1400")
         neighbours = ip(ns, "neigh", "show", "dev", "a0")
         info = pmd.say("show port info 0")
         mac = info[info.index("MAC address: ") + 13 :][:17]

@@ -19,6 +19,7 @@ from support import (
     eventually,
     fds,
     frame,
+    ping,
     seq_of,
     settle,
     skip_without_devices,
@@ -42,10 +43,7 @@ def test_ping_and_tcp_both_ways(engine: str, options: dict[str, Any]) -> None:
     with wire(a=options, b=options) as w:
         with both_ways(w.a, w.b) as worker:
             for ns, peer in ((w.left, "10.9.0.2"), (w.right, "10.9.0.1")):
-                done = ns.run(
-                    ["ping", "-c5", "-i0.02", "-W5", peer], capture_output=True, text=True
-                )
-                assert "5 received, 0% packet loss" in done.stdout
+                ping(ns, peer)
             w.transfer(5_000_000)
             w.transfer(5_000_000, back=True)
         stats = worker.stats()
