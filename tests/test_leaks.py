@@ -60,7 +60,7 @@ def memory() -> tuple[int, int]:
 
 def collect_now_and_then(n: int) -> None:
     """Without a GIL garbage may grow to a quarter of all objects, here of all that pytest has."""
-    if n % 50 == 49:
+    if n % 10 == 9:
         gc.collect()
 
 
