@@ -6,12 +6,11 @@ from rtap._pool cimport mbuf_t, pool_t
 cdef class Mempool:
     cdef pool_t *p
     cdef readonly str name
-    cdef int queues             # that receive into it, and stages
     cdef int pid                # of the process that made it
 
     cdef pool_t *alive(self) except NULL
     cdef pool_t *hold(self) except NULL
-    cdef int let_go(self) except -1
+    cdef void let_go(self) noexcept
     cdef mbuf_t *take(self) except NULL
     cdef int take_all(self, Burst burst, Py_ssize_t count) except -1
 

@@ -11,12 +11,18 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport strerror
 from posix.unistd cimport getpid
 
+cimport rtap._compat as _compat
 from rtap._burst cimport Burst, burst_make
 from rtap._mbuf cimport check_range, mbuf_wrap, no_room
 from rtap._pool cimport (
     MAX_DATA_ROOM, MBUF_SEGS_MAX, MIN_HEADROOM, mbuf_fill, mbuf_free, mbuf_free_bulk, mbuf_reset,
-    mbuf_t, pool_available, pool_create, pool_disown, pool_get, pool_t,
+    mbuf_t, pool_available, pool_close, pool_create, pool_disown, pool_get, pool_hold, pool_let_go,
+    pool_t,
 )
+
+
+cdef closed():
+    return ValueError("the mempool is closed")
 
 
 @cython.final
@@ -51,40 +57,35 @@ cdef class Mempool:
         if self.p != NULL:
             pool_disown(self.p)
 
-    # Between alive() and the use of what it returns nobody closes the pool: that is one critical
-    # section, or the pool is held.
+    # Not guarded by this object's lock, which a child forked meanwhile could find taken by a thread
+    # that it does not have: the pool has locks of its own, and is there as long as this object.
 
     cdef pool_t *alive(self) except NULL:
-        if self.p == NULL:
-            raise ValueError("the mempool is closed")
+        if self.p == NULL or _compat.load_relaxed(&self.p.closed):
+            raise closed()
         if self.p.memfd >= 0 and self.pid != getpid():
             raise RuntimeError("a memfd mempool was made before fork(): its bytes are shared with "
                                "the parent process, its free list is not")
         return self.p
 
-    @cython.critical_section
     cdef pool_t *hold(self) except NULL:
         """For an rx queue or a stage: the pool stays open until ``let_go``."""
         cdef pool_t *p = self.alive()
-        self.queues += 1
+        if not pool_hold(p):
+            raise closed()
         return p
 
-    @cython.critical_section
-    cdef int let_go(self) except -1:
-        self.queues -= 1
-        return 0
+    cdef void let_go(self) noexcept:
+        pool_let_go(self.p)
 
-    @cython.critical_section
     cdef mbuf_t *take(self) except NULL:
         """A buffer, empty and with one reference, which keeps the pool open."""
-        cdef pool_t *p = self.alive()
         cdef mbuf_t *m
-        if pool_get(p, &m, 1) == 0:
-            raise no_room(p, 1)
+        if pool_get(self.alive(), &m, 1) == 0:
+            raise no_room(self.alive(), 1)      # it may be closed by now
         mbuf_reset(m)
         return m
 
-    @cython.critical_section
     cdef int take_all(self, Burst burst, Py_ssize_t count) except -1:
         cdef pool_t *p = self.alive()
         cdef Py_ssize_t i
@@ -97,23 +98,20 @@ cdef class Mempool:
         if burst.n < count:
             mbuf_free_bulk(burst.v, <uint32_t>burst.n)
             burst.n = 0
-            raise no_room(p, count)
+            raise no_room(self.alive(), count)
         return 0
 
-    @cython.critical_section
     def close(self):
         """Unmaps the arena; idempotent.  BufferError while any of its buffers is in use or a queue
         receives into it."""
-        cdef uint32_t in_use
-        if self.p == NULL:
+        cdef uint32_t users, in_use
+        if self.p == NULL or _compat.load_relaxed(&self.p.closed):
             return
-        if self.queues:
-            raise BufferError(f"{self.queues} rx queues or stages take buffers from the mempool")
-        in_use = self.alive().size - pool_available(self.p)
-        if in_use:
-            raise BufferError(f"{in_use} of {self.p.size} mbufs are in use")
-        pool_disown(self.p)
-        self.p = NULL
+        if pool_close(self.alive(), &users, &in_use):
+            return
+        if users:
+            raise BufferError(f"{users} rx queues or stages take buffers from the mempool")
+        raise BufferError(f"{in_use} of {self.p.size} mbufs are in use")
 
     def __enter__(self):
         return self
@@ -122,40 +120,35 @@ cdef class Mempool:
         self.close()
 
     @property
-    @cython.critical_section
     def size(self):
         return self.alive().size
 
     @property
-    @cython.critical_section
     def data_room(self):
         return self.alive().data_room
 
     @property
-    @cython.critical_section
     def headroom(self):
         return self.alive().headroom
 
     @property
-    @cython.critical_section
     def fd(self):
         """Descriptor of the memfd that holds the arena, or None."""
-        return self.alive().memfd if self.alive().memfd >= 0 else None
+        cdef int fd = self.alive().memfd
+        return fd if fd >= 0 else None
 
     @property
-    @cython.critical_section
     def available(self):
         """Buffers that could be allocated now, whichever thread freed them."""
         return pool_available(self.alive())
 
     @property
-    @cython.critical_section
     def in_use(self):
-        return self.alive().size - pool_available(self.alive())
+        cdef pool_t *p = self.alive()
+        return p.size - pool_available(p)
 
-    @cython.critical_section
     def __repr__(self):
-        if self.p == NULL:
+        if self.p == NULL or _compat.load_relaxed(&self.p.closed):
             return "<Mempool closed>"
         return (f"<Mempool {self.name + ' ' if self.name else ''}{pool_available(self.p)} of "
                 f"{self.p.size} available, data_room={self.p.data_room}, "

@@ -66,8 +66,10 @@ cdef struct pool_t:
     uint32_t headroom
     size_t stride
     mbuf_t *headers
-    uint32_t lock               # guards n_free, free_slots
+    uint32_t lock               # guards n_free, free_slots, users
     uint32_t n_free
+    uint32_t users              # rx queues and stages, for which it stays open
+    uint32_t closed             # no arena any more; set under all its locks
     uint32_t orphaned           # 0 owned, 1 caches closed, 2 the last slot frees the arena
     mbuf_t **free_slots
     cache_t *caches
@@ -119,6 +121,9 @@ cdef uint32_t thread_number() noexcept nogil
 cdef void pool_on_gone(pool_gone_fn hook) noexcept nogil
 cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t headroom,
                      const char *memfd_name) noexcept nogil
+cdef bint pool_hold(pool_t *p) noexcept nogil
+cdef void pool_let_go(pool_t *p) noexcept nogil
+cdef bint pool_close(pool_t *p, uint32_t *users, uint32_t *in_use) noexcept nogil
 cdef void pool_disown(pool_t *p) noexcept nogil
 cdef uint32_t pool_available(pool_t *p) noexcept nogil
 cdef uint32_t pool_get(pool_t *p, mbuf_t **out, uint32_t n) noexcept nogil

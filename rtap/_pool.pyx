@@ -119,18 +119,67 @@ cdef void pool_unlist(pool_t *p) noexcept nogil:
     _compat.unlock(&pools_lock)
 
 
+cdef void pool_unmap(pool_t *p) noexcept nogil:
+    """What is forgotten before it is given back is not given back again by a child forked then."""
+    cdef uint8_t *arena = p.arena
+    cdef mbuf_t *headers = p.headers
+    cdef int memfd = p.memfd
+    if arena != NULL and gone_hook != NULL:
+        gone_hook(p.id)
+    p.arena = NULL
+    p.headers = NULL
+    p.memfd = -1
+    if arena != NULL:
+        munmap(arena, p.arena_len)
+    if memfd >= 0:
+        close(memfd)
+    free(headers)
+
+
 cdef void pool_destroy(pool_t *p) noexcept nogil:
     pool_unlist(p)
-    if gone_hook != NULL and p.id != 0:
-        gone_hook(p.id)
-    if p.arena != NULL:
-        munmap(p.arena, p.arena_len)
-    if p.memfd >= 0:
-        close(p.memfd)
-    free(p.headers)
+    pool_unmap(p)
     free(p.free_slots)
     free(p.caches)
     free(p)
+
+
+cdef bint pool_hold(pool_t *p) noexcept nogil:
+    """Keeps the pool open; False when it is closed."""
+    cdef bint is_open
+    _compat.lock(&p.lock)
+    is_open = not p.closed
+    p.users += is_open
+    _compat.unlock(&p.lock)
+    return is_open
+
+
+cdef void pool_let_go(pool_t *p) noexcept nogil:
+    _compat.lock(&p.lock)
+    p.users -= 1
+    _compat.unlock(&p.lock)
+
+
+cdef bint pool_close(pool_t *p, uint32_t *users, uint32_t *in_use) noexcept nogil:
+    """Unmaps the arena unless somebody uses it: False then, and how many users and slots.
+
+    What is left has no slots to give, and says so to threads that ask for some meanwhile."""
+    cdef bint first, unused
+    cdef uint32_t i
+    pool_lock_all(p)
+    first = not p.closed
+    users[0] = p.users
+    in_use[0] = p.size - slots_free(p) if first else 0
+    unused = users[0] == 0 and in_use[0] == 0
+    if unused:
+        _compat.store(&p.closed, 1)
+        p.n_free = 0
+        for i in range(<uint32_t>POOL_CACHES):
+            p.caches[i].n = 0
+    pool_unlock_all(p)
+    if unused and first:
+        pool_unmap(p)
+    return unused
 
 
 cdef void pool_disown(pool_t *p) noexcept nogil:
@@ -149,7 +198,7 @@ cdef void pool_disown(pool_t *p) noexcept nogil:
     complete = p.n_free == p.size
     _compat.store(&p.orphaned, 2)
     _compat.unlock(&p.lock)
-    if complete:
+    if complete or p.closed:
         pool_destroy(p)
 
 
@@ -166,6 +215,13 @@ cdef void pool_unlock_all(pool_t *p) noexcept nogil:
     _compat.unlock(&p.lock)
     for i in range(<uint32_t>POOL_CACHES):
         _compat.unlock(&p.caches[i].lock)
+
+
+cdef uint32_t slots_free(pool_t *p) noexcept nogil:
+    cdef uint32_t total = p.n_free, i
+    for i in range(<uint32_t>POOL_CACHES):
+        total += p.caches[i].n
+    return total
 
 
 cdef void before_fork() noexcept nogil:
@@ -187,11 +243,9 @@ cdef void after_fork() noexcept nogil:
 
 
 cdef uint32_t pool_available(pool_t *p) noexcept nogil:
-    cdef uint32_t total, i
+    cdef uint32_t total
     pool_lock_all(p)            # slots move between the lists: one at a time counts some twice
-    total = p.n_free
-    for i in range(<uint32_t>POOL_CACHES):
-        total += p.caches[i].n
+    total = slots_free(p)
     pool_unlock_all(p)
     return total
 

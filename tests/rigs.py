@@ -63,19 +63,6 @@ def talk(
         s.sendto(payload, (peer, 9))
 
 
-def ping(ns: NetNS, address: str, *options: str, count: int = 5) -> None:
-    """Fails unless every echo request is answered within 5 s.
-
-    One at a time: a ping that has had one answer waits for the last only twice as long as that
-    took, which on a busy machine says little.
-    """
-    for _ in range(count):
-        done = ns.run(
-            ["ping", "-n", "-c1", "-W5", *options, address], capture_output=True, text=True
-        )
-        assert " 0% packet loss" in done.stdout, done.stdout + done.stderr
-
-
 def redirect(ns: NetNS, source: str, target: str, rate: str = "") -> None:
     """What enters the kernel on one interface leaves it on another, at most at that rate.
 

@@ -17,13 +17,12 @@ from support import Tap, frame
 
 from rtap import Mempool
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.skipif(
-        not getattr(sys, "_is_gil_enabled", lambda: True)(),
-        reason="needs an interpreter lock, this build has none",
-    ),
-]
+pytestmark = pytest.mark.root
+
+a_lock_to_keep = pytest.mark.skipif(
+    not getattr(sys, "_is_gil_enabled", lambda: True)(),
+    reason="is about keeping the interpreter lock, and this build has none",
+)
 
 MODES = ("auto", "release", "hold")
 
@@ -98,6 +97,7 @@ def bursts(request: pytest.FixtureRequest, tap: Tap, engine: str) -> Callable[[s
     return make
 
 
+@a_lock_to_keep
 def test_hold_never_gives_the_lock_away(bursts: Callable[[str], Fire], never_switch: None) -> None:
     with Other() as other:
         for _ in range(50):
@@ -134,6 +134,7 @@ def test_long_bursts_give_the_lock_away_in_every_mode(
             assert other.turns > before, gil
 
 
+@a_lock_to_keep
 def test_auto_lets_go_until_that_proves_slow(tap: Tap, engine: str, never_switch: None) -> None:
     """Releases, notices that taking the lock back took long, keeps it, and tries again later."""
     pool = Mempool(4096)
@@ -178,6 +179,7 @@ def test_auto_lets_go_again_and_again_while_that_is_quick(
     assert took < 40 * 0.25 / 2
 
 
+@a_lock_to_keep
 @pytest.mark.parametrize("way", ["rx", "tx"])
 def test_bursts_beside_a_busy_thread(tap: Tap, engine: str, way: str) -> None:
     """There a release can cost a switch interval; "auto" is to spare nearly all of them."""

@@ -58,6 +58,17 @@ def memory() -> tuple[int, int]:
     return size, resident
 
 
+def collect_now_and_then(n: int) -> None:
+    """Without a GIL garbage may grow to a quarter of all objects, here of all that pytest has."""
+    if n % 10 == 9:
+        gc.collect()
+
+
+def no_more_fds_than(before: int) -> None:
+    """While a device is open the netlink thread has some for as long as it has news to look at."""
+    eventually(lambda: fds() <= before, f"no more than {before} descriptors are open")
+
+
 def names(ns: NetNS) -> list[str]:
     return [name for _, name in ns.call(socket.if_nameindex)]
 
@@ -100,6 +111,7 @@ def test_a_thousand_times_open_and_close(netns: NetNS, engine: str, cycles: int)
             pools.append(dev.pool)
         assert pools.pop().in_use == 0
         assert names(netns) == ["lo"]
+        collect_now_and_then(n)
     gc.collect()
     now = memory()
     assert fds() == before
@@ -117,9 +129,10 @@ def test_a_thousand_times_stop_and_start(netns: NetNS, engine: str) -> None:
     ):
         use(dev)
         assert len(kernel.frames(2)) == 2
-        gc.collect()
-        before, size = fds(), memory()
-        for n in range(500):
+        for n in range(550):
+            if n == 50:  # caches are filled by then
+                gc.collect()
+                before, size = fds(), memory()
             dev.stop()
             dev.start()
             assert dev.send(frame(n), queue=n % 2)
@@ -127,12 +140,14 @@ def test_a_thousand_times_stop_and_start(netns: NetNS, engine: str) -> None:
             kernel.send(frame(n))
             if n % 100 == 0:
                 eventually(lambda: any(len(dev.rx_burst(q)) for q in range(2)), "it receives")
+            collect_now_and_then(n)
+        gc.collect()
         now = memory()
-        assert fds() == before
+        no_more_fds_than(before)
         assert settle(dev.pool) == 0
         assert now[0] - size[0] < 16 * MB
         assert now[1] - size[1] < 4 * MB
-        assert dev.stats().opackets == 502
+        assert dev.stats().opackets == 552
     assert names(netns) == ["lo"]
 
 
@@ -156,7 +171,7 @@ def test_a_hundred_times_configured(netns: NetNS, engine: str) -> None:
             if n == 20:
                 before = fds()
             if n > 20 and queues == 1 + 20 % 5:
-                assert fds() == before
+                no_more_fds_than(before)
 
 
 def test_many_queues_many_times(netns: NetNS, engine: str) -> None:

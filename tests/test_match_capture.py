@@ -19,7 +19,6 @@ import pytest
 from captures import tcpdump_says, tshark_says
 from clients import iperf3, listening
 from odd_frames import ODD
-from rigs import ping
 from steering import (
     CLIENT,
     MAIN,
@@ -38,7 +37,7 @@ from steering import (
     in_words,
     tagged,
 )
-from support import PacketSocket, Task, eventually, skip_without_devices
+from support import PacketSocket, Task, eventually, ping, skip_without_devices
 
 from rtap import NetNS
 

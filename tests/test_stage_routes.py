@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 from flows import flow, flow_of
-from rigs import iproute, ping, redirect, wire
+from rigs import iproute, redirect, wire
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
-from support import PacketSocket, eventually, quiet_netns, settle, skip_without_devices
+from support import PacketSocket, eventually, ping, quiet_netns, settle, skip_without_devices
 
 import rtap
 from rtap import Burst, EthDev, NetNS, RouteStats, Worker, stages

@@ -261,6 +261,7 @@ def test_a_signal_before_the_time_is_over_is_no_success() -> None:
 def test_a_signal_at_the_prompt_of_a_script() -> None:
     with attended(None, *PORTS) as pmd:
         pmd.say("start")
+        eventually(lambda: "RX-packets: 0 " not in pmd.say("show port stats 0"), "frames move")
         status, out = pmd.end()
         assert status == 0
         assert numbers(out)["RX-packets"] > 0

@@ -7,16 +7,15 @@ one, with scapy's checksums as the reference.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 
 import pytest
-from rigs import Shape, ping, wrong_checksums
+from rigs import Shape, wrong_checksums
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, ICMPv6ND_NA, ICMPv6ND_NS, IPv6
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
-from support import ETH_P_ALL, PacketSocket, frame, ip
+from support import ETH_P_ALL, PacketSocket, frame, ip, ping
 from testpmds import LRO, PEERS, attended, between, numbers
 
 from rtap.netns import NetNS
@@ -146,7 +145,6 @@ def test_csum_counts_wrong_ones(netns: NetNS) -> None:
 # ---- echo
 
 
-@pytest.mark.skipif(shutil.which("ping") is None, reason="needs ping")
 @pytest.mark.parametrize("options", [(), LRO], ids=["plain", "offloads"])
 def test_ping_through_icmpecho(options: tuple[str, ...]) -> None:
     """The kernel asks for neighbours and sends echo requests; every answer is testpmd's."""
@@ -160,8 +158,8 @@ def test_ping_through_icmpecho(options: tuple[str, ...]) -> None:
         for address in ("10.9.0.2", "fd00::2"):
             ping(ns, address)
         # Several frames' worth, in fragments, are not answered: only the whole ones are.
-        ping(ns, "10.9.0.2", "-s1400")
-        ping(ns, "fd00::2", "-s1400")
+        ping(ns, "10.9.0.2", "-s", "1400")
+        ping(ns, "fd00::2", "-s", "1400")
         neighbours = ip(ns, "neigh", "show", "dev", "a0")
         info = pmd.say("show port info 0")
         mac = info[info.index("MAC address: ") + 13 :][:17]

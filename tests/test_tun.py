@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rigs import ping, wrong_checksums
+from rigs import wrong_checksums
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import IPv6
-from support import Task, child_environment, eventually, fds, ip, link, links, with_open_tun
+from support import Task, child_environment, eventually, fds, ip, link, links, ping, with_open_tun
 
 import rtap
 from rtap import DeviceGone, NetNS

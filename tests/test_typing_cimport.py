@@ -18,7 +18,6 @@ from rtap import Burst, Mempool
 PACKAGE = Path(rtap.__file__).resolve().parent
 
 USER_MODULE = """
-# cython: language_level=3
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -110,7 +109,8 @@ setup(
             )
             for name in ("user", "everything")
         ],
-        language_level=3,
+        # Else importing it would switch the GIL on.
+        compiler_directives={"language_level": 3, "freethreading_compatible": True},
     ),
     script_args=["-q", "build_ext", "--inplace"],
 )

@@ -13,12 +13,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
-from rigs import iproute, ping, redirect, wire
+from rigs import iproute, redirect, wire
 from support import (
     PacketSocket,
     eventually,
     fds,
     frame,
+    ping,
     seq_of,
     settle,
     skip_without_devices,

@@ -115,6 +115,8 @@ def compile_all(
         where = sysconfig.get_config_var("LIBDIR")
         libraries = [f"-L{where}", f"-Wl,-rpath,{where}"]
         libraries += [f"-lpython{sysconfig.get_config_var('LDVERSION')}", "-rdynamic"]
+        for needed in ("LIBS", "SYSLIBS"):  # by a static libpython
+            libraries += shlex.split(sysconfig.get_config_var(needed) or "")
         jobs.append([*cc, *link, str(HARNESS / "main.c"), "-o", str(fuzzer), *libraries])
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         list(pool.map(run, jobs))
@@ -161,11 +163,14 @@ def plant(out: Path) -> Path:
 
 def environment(fuzzer: Path) -> dict[str, str]:
     """What the fuzzer runs under."""
-    return os.environ | {
+    found = os.environ | {
         "PYTHONPATH": str(fuzzer.parent / "lib"),
-        "PYTHONMALLOC": "malloc",
         "ASAN_OPTIONS": "detect_leaks=0:malloc_context_size=1:quarantine_size_mb=8",
     }
+    # Without a GIL Python's objects cannot be in malloc's memory; the inputs are, all the same.
+    if not sysconfig.get_config_var("Py_GIL_DISABLED"):
+        found["PYTHONMALLOC"] = "malloc"
+    return found
 
 
 def pack(inputs: Iterator[bytes]) -> bytes:

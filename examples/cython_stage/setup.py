@@ -13,6 +13,8 @@ setup(
     ext_modules=cythonize(
         [Extension("cython_stage", ["cython_stage.pyx"], include_dirs=[rtap.get_include()])],
         build_dir="build",
+        # Else importing it switches the GIL on where it is off.
+        compiler_directives={"freethreading_compatible": True},
         # An editable install is not on sys.path, where Cython looks.
         include_path=[str(Path(rtap.__file__).parents[1])],
     ),
