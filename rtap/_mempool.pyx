@@ -103,7 +103,7 @@ cdef class Mempool:
 
     def close(self):
         """Unmaps the arena; idempotent.  BufferError while any of its buffers is in use or a queue
-        receives into it."""
+        or a running stage takes buffers from it."""
         cdef uint32_t users, in_use
         if self.p == NULL or _compat.load_relaxed(&self.p.closed):
             return

@@ -7,7 +7,7 @@ import logging
 import os
 import queue
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,24 @@ def devs(netns: NetNS) -> Iterator[list[EthDev]]:
     skip_without_devices()
     with ExitStack() as stack:
         yield [stack.enter_context(rtap.open(f"d{n}", netns=netns)) for n in range(4)]
+
+
+@pytest.fixture
+def null() -> Iterator[EthDev]:
+    """A device without a kernel behind it, started."""
+    with Mempool(256) as pool, rtap.probe("net_null0") as dev:
+        dev.configure(1, 1)
+        dev.rx_queue_setup(0, 64, pool)
+        dev.tx_queue_setup(0, 64)
+        dev.start()
+        yield dev
+
+
+def circle(dev: EthDev, stages: Iterable[Any] = (), **options: Any) -> Worker:
+    """A worker that sends what a device hands out to that device."""
+    worker = Worker(**options)
+    worker.forward((dev, 0), (dev, 0), stages=stages)
+    return worker
 
 
 @pytest.mark.root
@@ -102,46 +120,33 @@ def test_a_stopped_queue_and_a_stopped_worker(devs: list[EthDev], told: Told) ->
         eventually(lambda: not worker.running, "the worker ends with its last route")
 
 
-def test_a_stage_that_fails(told: Told) -> None:
+def test_a_stage_that_fails(null: EthDev, told: Told) -> None:
     def stage(burst: Burst) -> None:
         raise LookupError("no such flow")
 
-    with Mempool(256) as pool, rtap.probe("net_null0") as dev:
-        dev.configure(1, 1)
-        dev.rx_queue_setup(0, 64, pool)
-        dev.tx_queue_setup(0, 64)
-        dev.start()
-        worker = Worker()
-        worker.forward((dev, 0), (dev, 0), stages=[stage])
-        with worker:
-            name, stats = told.next()
-            assert name == "net_null0"
-            assert "stage 0 (stage) of the route from rx queue 0 of net_null0: " in stats.error
+    with circle(null, stages=[stage]):
+        name, stats = told.next()
+        assert name == "net_null0"
+        assert "stage 0 (stage) of the route from rx queue 0 of net_null0: " in stats.error
 
 
-def test_a_callback_of_the_source_may_start_it_again() -> None:
+def test_a_callback_of_the_source_may_start_it_again(null: EthDev) -> None:
     heard: queue.SimpleQueue[int] = queue.SimpleQueue()
-    with Mempool(256) as pool, rtap.probe("net_null0") as dev:
-        dev.configure(1, 1)
-        dev.rx_queue_setup(0, 64, pool)
-        dev.tx_queue_setup(0, 64)
-        dev.start()
-        worker = Worker()
-        worker.forward((dev, 0), (dev, 0))
+    worker = circle(null)
 
-        def again(source: EthDev, event: EthEvent, data: RouteStats) -> None:
-            worker.join()
-            source.rx_queue_start(0)
-            worker.start()
-            heard.put(data.rx_packets)
+    def again(source: EthDev, event: EthEvent, data: RouteStats) -> None:
+        worker.join()
+        source.rx_queue_start(0)
+        worker.start()
+        heard.put(data.rx_packets)
 
-        handle = dev.callback_register(EthEvent.ROUTE_END, again)
-        with worker:
-            for _ in range(3):
-                eventually(lambda: worker.stats().rx_packets > 0, "it runs")
-                dev.rx_queue_stop(0)
-                assert heard.get(timeout=10) > 0
-        handle.unregister()
+    handle = null.callback_register(EthEvent.ROUTE_END, again)
+    with worker:
+        for _ in range(3):
+            eventually(lambda: worker.stats().rx_packets > 0, "it runs")
+            null.rx_queue_stop(0)
+            assert heard.get(timeout=10) > 0
+    handle.unregister()
 
 
 # ---- processors that idle
@@ -151,23 +156,6 @@ def limit() -> int:
     """Microseconds, the least that anybody asks for."""
     (value,) = struct.unpack("=i", LATENCY.read_bytes()[:4])
     return int(value)
-
-
-@pytest.fixture
-def null_worker() -> Iterator[Any]:
-    with Mempool(256) as pool, rtap.probe("net_null0") as dev:
-        dev.configure(1, 1)
-        dev.rx_queue_setup(0, 64, pool)
-        dev.tx_queue_setup(0, 64)
-        dev.start()
-
-        def make(**options: Any) -> Worker:
-            worker = Worker(**options)
-            worker.forward((dev, 0), (dev, 0))
-            return worker
-
-        make.dev = dev  # type: ignore[attr-defined]
-        yield make
 
 
 def waiting_child() -> tuple[Callable[[int, int], None], int, int]:
@@ -189,10 +177,10 @@ def end(go: int, child: int) -> None:
 
 @pytest.mark.root
 @pytest.mark.skipif(not os.access(LATENCY, os.W_OK), reason=f"{LATENCY} cannot be written")
-def test_resume_latency(null_worker: Any) -> None:
+def test_resume_latency(null: EthDev) -> None:
     """Asked for while the worker runs, and not by what it forks."""
     before, open_before = limit(), fds()
-    worker = null_worker(resume_latency=7)
+    worker = circle(null, resume_latency=7)
     assert worker.resume_latency == 7
     with ExitStack() as stack:
         for _ in range(2):
@@ -201,21 +189,21 @@ def test_resume_latency(null_worker: Any) -> None:
                 stack.callback(*waiting_child())
             eventually(lambda: limit() == before, "the child has let go as well")
     with worker:
-        null_worker.dev.rx_queue_stop(0)
+        null.rx_queue_stop(0)
         eventually(lambda: not worker.running, "it ended by itself")
         assert limit() == before
     assert fds() == open_before
 
 
 def test_a_latency_that_cannot_be_had(
-    null_worker: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    null: EthDev, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(rtap_power, "_DEVICE", str(tmp_path / "none"))
-    worker = null_worker(resume_latency=0)
+    worker = circle(null, resume_latency=0)
     with pytest.raises(FileNotFoundError, match=r"resume_latency=0 needs .*none: No such"):
         worker.start()
     assert not worker.running
-    with null_worker() as other:  # the queues are free
+    with circle(null) as other:  # the queues are free
         assert other.running
 
 
