@@ -139,17 +139,23 @@ class CProgram:
     """A C yardstick in a namespace, run slice by slice over its stdin and stdout.
 
     ``count`` (interface name, counter) makes :meth:`slice` take the frames from the kernel, which
-    must agree with what the program says.
+    must agree with what the program says. ``patience``: seconds until it is to be ready.
     """
 
-    def __init__(self, ns: NetNS, argv: Sequence[str], count: tuple[str, str] | None = None):
+    def __init__(
+        self,
+        ns: NetNS,
+        argv: Sequence[str],
+        count: tuple[str, str] | None = None,
+        patience: float = 10.0,
+    ) -> None:
         self._count = count
         self._counters = Counters(ns)
         self.process: subprocess.Popen[str] = ns.popen(
             list(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
         try:
-            self.interfaces = self._reply("ready")
+            self.interfaces = self._reply("ready", patience)
         except BaseException:
             self.close()
             raise
@@ -193,7 +199,7 @@ class CProgram:
     def close(self) -> None:
         """End the program (its interfaces go with it); idempotent."""
         self._counters.close()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             self.process.communicate(timeout=2)
         end(self.process)
 

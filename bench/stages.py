@@ -178,6 +178,30 @@ def subject(number: int, chain: list[Any], cpu: int) -> Iterator[Subject]:
         yield run
 
 
+def all_chains(directory: str) -> dict[str, list[Any]]:
+    """The stages that are measured, by name; what they need is compiled into `directory`."""
+    from rtap import stages
+
+    mac = "02:00:00:00:00:01"
+    chains: dict[str, list[Any]] = {
+        "macswap": [stages.MacSwap()],
+        "none": [],
+        "mac rewrite": [stages.MacRewrite(mac, mac)],
+        "5tuple swap": [stages.FiveTupleSwap()],
+        "checksum fill": [stages.ChecksumFill()],
+        "match": [stages.Match("udp", destination_port=53)],
+        "spread": [stages.Spread()],
+        "counter": [stages.Counter()],
+        "native C": [stages.Native(ctypes.CDLL(compile_c(directory, C_SWAP, "c_swap")).swap)],
+        "native Cython": [stages.Native(cython_swap(directory))],
+        "Python": [python_swap],
+    }
+    numba = numba_swap()
+    if numba is not None:
+        chains["native numba"] = [stages.Native(numba)]
+    return chains
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure and print; 0 when the figures are valid, 1 when a control voids them."""
     parser = argparse.ArgumentParser(prog="bench.stages", description=__doc__.partition(":")[0])
@@ -185,28 +209,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=0.1, help="per slice (default 0.1)")
     parser.add_argument("--json", metavar="FILE", help="write JSON there ('-': print it)")
     args = parser.parse_args(argv)
-    from rtap import stages
-
     cpu = bench_cpu()
-    mac = "02:00:00:00:00:01"
     with ExitStack() as stack:
-        directory = stack.enter_context(tempfile.TemporaryDirectory())
-        chains: dict[str, list[Any]] = {
-            "macswap": [stages.MacSwap()],
-            "none": [],
-            "mac rewrite": [stages.MacRewrite(mac, mac)],
-            "5tuple swap": [stages.FiveTupleSwap()],
-            "checksum fill": [stages.ChecksumFill()],
-            "match": [stages.Match("udp", destination_port=53)],
-            "spread": [stages.Spread()],
-            "counter": [stages.Counter()],
-            "native C": [stages.Native(ctypes.CDLL(compile_c(directory, C_SWAP, "c_swap")).swap)],
-            "native Cython": [stages.Native(cython_swap(directory))],
-            "Python": [python_swap],
-        }
-        numba = numba_swap()
-        if numba is not None:
-            chains["native numba"] = [stages.Native(numba)]
+        chains = all_chains(stack.enter_context(tempfile.TemporaryDirectory()))
         subjects = {
             name: stack.enter_context(subject(number, chain, cpu))
             for number, (name, chain) in enumerate(chains.items())

@@ -26,7 +26,7 @@ extension = Extension(
     extra_compile_args=[level, "-fno-strict-aliasing", *shlex.split(asked.stdout)],
 )
 modules = cythonize(
-    [extension], language_level=3, build_dir="c",
+    [extension], language_level=3, build_dir="c", quiet=True,
     compiler_directives={"cdivision": True, "boundscheck": False, "wraparound": False},
 )
 setup(name=name, ext_modules=modules, script_args=["-q", "build_ext", "--inplace"])
