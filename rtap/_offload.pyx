@@ -5,7 +5,7 @@ pointers of ``_checksum``, ``_parse``, ``_verify`` and ``_segment``."""
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport ENOBUFS
+from libc.errno cimport E2BIG, ENOBUFS
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memmove, memset
 
@@ -421,7 +421,7 @@ def gso(Burst burst not None, Mempool pool=None, *, bint l2=True):
         loan.end()
         if p != NULL:
             pool.let_go()
-    if made < 0 and made != -ENOBUFS:
+    if made < 0 and made != -ENOBUFS and made != -E2BIG:
         out.extend(burst)
         burst.free()
         burst.extend(out)

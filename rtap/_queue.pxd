@@ -65,7 +65,7 @@ cdef struct rxq_t:
     # Counters only grow, and only the owner writes them: see since() for resets.
     uint64_t packets
     uint64_t bytes
-    uint64_t errors             # frames lost to truncated, bad_vnet_hdr and read_errors
+    uint64_t errors             # frames lost to truncated, bad_vnet_hdr, gso_too_long, read_errors
     uint64_t nombuf
     uint64_t truncated
     uint64_t bad_vnet_hdr
@@ -73,7 +73,11 @@ cdef struct rxq_t:
     uint64_t filtered_unicast   # dropped while not promiscuous
     uint64_t filtered_multicast
     uint64_t lro                # super-frames
-    uint64_t gso                # frames that rx_gso made of them
+    uint64_t gso                # frames that rx_gso made of super-frames
+    uint64_t gso_super          # of so many
+    uint64_t gso_too_long       # frames that its pool could never hold
+    uint64_t stopped            # frames that it had in hand when the queue was stopped
+    uint64_t purged             # frames of before a start, or of a queue that is detached
     uint64_t checksum_good
     uint64_t checksum_none      # left to do, the data is intact
     uint64_t checksum_bad

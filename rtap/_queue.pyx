@@ -241,8 +241,8 @@ cdef class RxQueueBase(QueueBase):
         """Totals since the start or the last reset, as a dict of name to int.
 
         packets, bytes (frames delivered); errors = truncated (longer than max_frame) +
-        bad_vnet_hdr (header does not fit the frame) + read_errors; nombuf (bursts that found a
-        frame and no free mbuf)."""
+        bad_vnet_hdr (header does not fit the frame) + too_long (for the pool, with ``split``) +
+        read_errors; nombuf (bursts that found a frame and no free mbuf)."""
         # The zero is read first: no total read from here on is less.
         return since(self.zero_of(False), self.totals())
 
@@ -256,6 +256,7 @@ cdef class RxQueueBase(QueueBase):
             "nombuf": _compat.counter_read(&q.nombuf),
             "truncated": _compat.counter_read(&q.truncated),
             "bad_vnet_hdr": _compat.counter_read(&q.bad_vnet_hdr),
+            "too_long": _compat.counter_read(&q.gso_too_long),
             "read_errors": _compat.counter_read(&q.read_errors),
         }
 
@@ -273,7 +274,11 @@ cdef class RxQueueBase(QueueBase):
             "truncated_packets": _compat.counter_read(&q.truncated),
             "bad_header_packets": _compat.counter_read(&q.bad_vnet_hdr),
             "read_errors": _compat.counter_read(&q.read_errors),
+            "gso_super_packets": _compat.counter_read(&q.gso_super),
             "gso_split_packets": _compat.counter_read(&q.gso),
+            "gso_too_long_packets": _compat.counter_read(&q.gso_too_long),
+            "stopped_packets": _compat.counter_read(&q.stopped),
+            "purged_packets": _compat.counter_read(&q.purged),
         }
 
 

@@ -14,7 +14,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 cimport rtap._compat as _compat
-from rtap._linux cimport read
+from rtap._linux cimport iovec, readv_now
 from rtap._mbuf cimport check_range
 from rtap._mempool cimport Mempool
 from rtap._pool cimport pool_t, thread_number
@@ -72,6 +72,9 @@ cdef uint32_t segments(pool_t *p, max_frame, bint scatter) except 0:
     if segs > SEGS_MAX:
         raise ValueError(f"frames of {longest} bytes would take {segs} segments of "
                          f"{p.data_room} bytes, the most is {SEGS_MAX}")
+    if segs > p.size:
+        raise ValueError(f"frames of {longest} bytes would take {segs} mbufs of {p.data_room} "
+                         f"bytes, the pool has {p.size}")
     return segs
 
 
@@ -91,7 +94,8 @@ cdef class RxQueue(RxQueueBase):
     offloads:  RxOffload bits.  Any has frames told of with packet type and header lengths, and
                IPV4_CKSUM, UDP_CKSUM and TCP_CKSUM with what was found of these; with vnet_hdr
     split:     a pool to split super-frames into, and to move all others to; ``pool`` is then for
-               reading only.  Frames longer than its ``data_room`` become chains.  ``wake`` is
+               reading only.  Frames longer than its ``data_room`` become chains; one that takes
+               more mbufs than it has is counted in ``too_long`` and dropped.  ``wake`` is
                readable while split frames wait for the next burst; with vnet_hdr
     engine:    "auto", "uring" or "syscall";  gil: "auto", "release" or "hold"
     """
@@ -174,11 +178,22 @@ cdef class RxQueue(RxQueueBase):
         if close_queue(self, &self.gate.state, self.generation, self.tap.file_id):
             self.release_pools()
 
+    def stop(self):
+        """Refuses further bursts, once the one in progress is over; drops the frames that ``split``
+        has in hand."""
+        RxQueueBase.stop(self)
+        if self.tap.gso == NULL or self.generation != fork_generation():
+            return
+        _compat.store(&self.tap.gso.stale, 1)       # who has the queue now does it later
+        if _compat.cas(&self.gate.owned, 0, thread_number()):
+            rx_gso_drop(self.tap.gso, &self.tap.base)
+            self.disown()
+
     @cython.critical_section
     cdef int release_pools(self) except -1:
         if self.reads is not None:
             if self.generation == fork_generation():    # else the frames are the parent's
-                rx_gso_drop(self.tap.gso)
+                rx_gso_drop(self.tap.gso, &self.tap.base)
             self.reads.let_go()
         self.pool.let_go()
         return self.release_retired()
@@ -269,8 +284,10 @@ cdef class RxQueue(RxQueueBase):
         _compat.store(&f.on, on)
 
     def purge(self):
-        """Throws away the frames that wait in the kernel; returns how many.  Uncounted."""
+        """Throws away the frames that wait in the kernel; returns how many, and counts them in
+        ``purged_packets``."""
         cdef uint8_t scratch[64]
+        cdef iovec iov
         cdef Py_ssize_t n = 0
         self.checked()
         if self.generation != fork_generation():
@@ -281,11 +298,14 @@ cdef class RxQueue(RxQueueBase):
         if _compat.load(&self.gate.state) == QUEUE_CLOSED:
             self.disown()
             raise DeviceStateError(f"{self!r} is closed")
+        iov.iov_base = scratch
+        iov.iov_len = sizeof(scratch)
         with nogil:
-            while n < PURGE_MAX and read(self.q.fd, scratch, sizeof(scratch)) > 0:
+            while n < PURGE_MAX and readv_now(self.q.fd, &iov, 1) > 0:
                 n += 1
+            _compat.counter_add(&self.q.purged, n)
             if self.tap.gso != NULL:
-                rx_gso_drop(self.tap.gso)
+                rx_gso_drop(self.tap.gso, &self.tap.base)
         self.disown()
         return n
 

@@ -160,7 +160,7 @@ cdef inline uint32_t rx_slots(tap_rxq_t *q, mbuf_t **slots, uint32_t reads) noex
 cdef inline void rx_count(tap_rxq_t *q, mbuf_t **out, uint32_t got, uint32_t limit) noexcept nogil:
     # The next burst asks for a little more than came: an idle queue costs one empty read.
     q.depth = min(got + got // 8 + 1, limit)
-    if got > 0:
+    if got > 0 and q.gso == NULL:       # else rx_gso counts
         _compat.counter_add(&q.base.packets, got)
         _compat.counter_add(&q.base.bytes, count_frames(&q.base.traffic, out, got, q.l2))
 

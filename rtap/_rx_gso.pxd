@@ -16,6 +16,9 @@ cdef enum:
 cdef struct rx_gso_t:
     pool_t *pool                # of the frames that are handed out
     bint l2
+    uint32_t stale              # the queue was stopped: what waits is dropped before the next burst
+    bint waited                 # the first one read has found too few mbufs in a burst of its own
+    uint32_t n_made             # frames of it that are handed out already
     uint32_t n_read             # read and not split yet, from `at_read` on
     uint32_t at_read
     uint32_t n_split            # split and not handed out yet, from `at_split` on
@@ -28,6 +31,6 @@ cdef struct rx_gso_t:
 
 cdef rx_gso_t *rx_gso_create(pool_t *pool, bint l2) noexcept nogil
 cdef void rx_gso_destroy(rx_gso_t *t) noexcept nogil
-cdef void rx_gso_drop(rx_gso_t *t) noexcept nogil
+cdef void rx_gso_drop(rx_gso_t *t, rxq_t *q) noexcept nogil
 cdef uint32_t rx_gso(rx_gso_t *t, rx_read_fn read, rxq_t *q, mbuf_t **out, uint32_t n,
                      int *error) noexcept nogil

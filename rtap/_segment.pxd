@@ -14,6 +14,7 @@ from rtap._pool cimport mbuf_t, pool_t
 cdef enum:
     UDP_SEGMENTS_MAX = 128      # UDP_MAX_SEGMENTS of linux/udp.h
     SPLIT_MAX = 2048            # most frames of one: 65535 bytes at the least segment size
+    REFERENCE_MIN = 16384       # shortest payload, and piece of it, that is not copied
 
 
 cdef enum misfit_t:             # why a virtio-net header does not fit its frame
@@ -72,7 +73,16 @@ cdef void write_segment(const plan_t *plan, const uint8_t *p, uint32_t i,
                         uint8_t *out) noexcept nogil
 
 cdef misfit_t plan_mbuf(const mbuf_t *m, bint l2, plan_t *plan) noexcept nogil
-cdef int gso_mbuf(mbuf_t *m, pool_t *pool, bint l2, mbuf_t **out, uint32_t room) noexcept nogil
+cdef int gso_whole(mbuf_t *m, pool_t *pool, bint l2, bint refer, mbuf_t **out,
+                   uint32_t room) noexcept nogil
+cdef int gso_part(mbuf_t *m, pool_t *pool, bint l2, bint refer, uint32_t first, mbuf_t **out,
+                  uint32_t room, uint32_t *left) noexcept nogil
+cdef int gso_check(const mbuf_t *m, const pool_t *pool, bint l2, uint32_t most) noexcept nogil
+
+
+cdef inline int gso_mbuf(mbuf_t *m, pool_t *pool, bint l2, mbuf_t **out,
+                         uint32_t room) noexcept nogil:
+    return gso_whole(m, pool, l2, True, out, room)
 
 
 cdef inline uint32_t segment_payload(const plan_t *plan, uint32_t i) noexcept nogil:

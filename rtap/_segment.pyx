@@ -7,7 +7,7 @@ IPv6 length, TCP sequence number and flags, UDP length and all checksums are wri
 pseudo-header sum that the frame carries is not relied on.
 """
 
-from libc.errno cimport EINVAL, EMSGSIZE, ENOBUFS
+from libc.errno cimport E2BIG, EINVAL, EMSGSIZE, ENOBUFS
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -22,8 +22,8 @@ from rtap._parse cimport (
     headers_of, headers_t, l4_pseudo_sum, parse_outermost, put_be16,
 )
 from rtap._pool cimport (
-    mbuf_copy, mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_ref, mbuf_reset, mbuf_t,
-    mbuf_window, pool_get, pool_t,
+    MBUF_SEGS_MAX, mbuf_copy, mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_ref,
+    mbuf_reset, mbuf_t, mbuf_window, pool_get, pool_t,
 )
 from rtap._request cimport (
     TX_CKSUM_REQUESTS, TX_L4_MASK, TX_TCP_SEG, TX_UDP_SEG, finish_checksum,
@@ -34,8 +34,7 @@ from rtap._vnet cimport RX_LRO
 cdef enum:
     TCP_FIN_PSH = 0x09          # in the low byte of the flags word
     TCP_CWR = 0x80
-    HEADER_ROOM = 1024          # longest headers of a frame of several segments, see gso_mbuf
-    REFERENCE_MIN = 16384       # shortest payload, and piece of it, that is not copied
+    HEADER_ROOM = 1024          # longest headers of a frame of several segments, see plan_split
 
 
 cdef misfit_t check_completion(const uint8_t *p, uint32_t n, uint32_t pkt_len, bint l2,
@@ -389,35 +388,58 @@ cdef int refer_chain(mbuf_t *head, uint8_t *headers, const plan_t *plan, uint32_
     return 0
 
 
-cdef int write_all(const mbuf_t *m, pool_t *pool, const plan_t *plan, uint8_t *headers,
-                   mbuf_t **out) noexcept nogil:
-    """Writes every frame into the reset mbufs ``out``; 0 or -ENOBUFS."""
+cdef uint32_t write_some(const mbuf_t *m, const plan_t *plan, uint8_t *headers, bint refer,
+                         uint32_t first, mbuf_t **out, uint32_t n) noexcept nogil:
+    """Writes ``n`` frames from number ``first`` on into the reset mbufs ``out``; how many are whole
+    before the pool runs out of slots for more segments."""
     cdef uint32_t i, k, part
-    cdef uint32_t room = pool.data_room
+    cdef int error = 0
     cdef uint8_t *dst
     cdef cursor_t c
-    # A reference costs two more mbufs and a second place to send from; measured, it takes more than
-    # 9000 bytes to be worth that.
-    cdef bint refer = (plan.gso_size >= REFERENCE_MIN and plan.hdr_len <= room
-                       and m.pkt_len / m.nb_segs >= REFERENCE_MIN)
     c.seg = m
-    c.offset = plan.hdr_len
-    for i in range(plan.count):
-        k = segment_payload(plan, i)
+    c.offset = plan.hdr_len + first * plan.gso_size
+    for i in range(n):
+        k = segment_payload(plan, first + i)
         take_metadata(out[i], m, plan)
         if refer:
-            if refer_chain(out[i], headers, plan, i, &c) != 0:
-                return -ENOBUFS
-        elif plan.hdr_len + k > room:
-            if write_chain(out[i], headers, plan, i, &c) != 0:
-                return -ENOBUFS
+            error = refer_chain(out[i], headers, plan, first + i, &c)
+        elif plan.hdr_len + k > out[i].buf_len - out[i].data_off:
+            error = write_chain(out[i], headers, plan, first + i, &c)
         else:
             dst = mbuf_data(out[i])
             part = cursor_read(&c, dst + plan.hdr_len, k)
             memcpy(dst, headers, plan.hdr_len)
-            write_header(plan, dst, i, k, part)
+            write_header(plan, dst, first + i, k, part)
             out[i].data_len = out[i].pkt_len = plan.hdr_len + k
-    return 0
+        if error != 0:
+            return i
+    return n
+
+
+cdef bint refers(const mbuf_t *m, const pool_t *pool, const plan_t *plan) noexcept nogil:
+    """Whether frames borrow their payloads from ``m``.  A reference costs two more mbufs and a
+    second place to send from; measured, it takes more than 9000 bytes to be worth that."""
+    return (plan.gso_size >= REFERENCE_MIN and plan.hdr_len <= pool.data_room
+            and m.pkt_len / m.nb_segs >= REFERENCE_MIN
+            and 2 * plan.count + m.nb_segs <= pool.size)
+
+
+cdef uint32_t make_some(const mbuf_t *m, pool_t *pool, const plan_t *plan, bint refer,
+                        uint32_t first, mbuf_t **out, uint32_t n) noexcept nogil:
+    """``n`` frames from number ``first`` on, in mbufs of ``pool``, or as many as it has slots for.
+    """
+    cdef uint8_t headers[HEADER_ROOM]
+    cdef uint32_t in_one_piece, got, made = 0, i
+    cdef const uint8_t *p = headers_of(m, headers, &in_one_piece)
+    if p != headers:
+        memcpy(headers, p, plan.hdr_len)
+    got = pool_get(pool, out, n)
+    for i in range(got):
+        mbuf_reset(out[i])
+    made = write_some(m, plan, headers, refer, first, out, got)
+    if made < got:
+        mbuf_free_bulk(out + made, got - made)
+    return made
 
 
 cdef int finish_one(mbuf_t *m, bint l2, mbuf_t **out) noexcept nogil:
@@ -455,34 +477,82 @@ cdef int finish_one(mbuf_t *m, bint l2, mbuf_t **out) noexcept nogil:
     return 0
 
 
-cdef int gso_mbuf(mbuf_t *m, pool_t *pool, bint l2, mbuf_t **out, uint32_t room) noexcept nogil:
+cdef uint32_t slots_of(const plan_t *plan, uint32_t i, const pool_t *pool) noexcept nogil:
+    """Slots of ``pool`` that frame ``i`` takes when its payload is copied."""
+    return (plan.hdr_len + segment_payload(plan, i) + pool.data_room - 1) / pool.data_room
+
+
+cdef bint never_fits(const plan_t *plan, const pool_t *pool) noexcept nogil:
+    """Whether all frames together take more slots than there are."""
+    return (<uint64_t>(plan.count - 1) * slots_of(plan, 0, pool)
+            + slots_of(plan, plan.count - 1, pool) > pool.size)
+
+
+cdef inline int plan_split(const mbuf_t *m, bint l2, plan_t *plan) noexcept nogil:
+    """0 or -EINVAL."""
+    return -EINVAL if plan_mbuf(m, l2, plan) != FITS or plan.hdr_len > HEADER_ROOM else 0
+
+
+cdef int gso_whole(mbuf_t *m, pool_t *pool, bint l2, bint refer, mbuf_t **out,
+                   uint32_t room) noexcept nogil:
     """Splits a super-frame, one received or one with TX_TCP_SEG or TX_UDP_SEG, into mbufs of
     ``pool``; a frame that need not be split has its checksum finished, if that is to be done.
+    With ``refer`` long payloads stay where they are, for as long as a frame refers to them.
 
     How many frames are in ``out``; the frame is then consumed.  -EINVAL when it does not fit what
     it says about itself, -EMSGSIZE when it makes more than ``room`` frames, -ENOBUFS when the pool
-    has too few slots: it is then as it was."""
-    cdef uint8_t headers[HEADER_ROOM]
+    has too few slots now, -E2BIG when it never has enough: it is then as it was."""
     cdef plan_t plan
-    cdef uint32_t n, got, i
-    cdef const uint8_t *p
-    cdef int error
-    if plan_mbuf(m, l2, &plan) != FITS or plan.hdr_len > HEADER_ROOM:
-        return -EINVAL
+    cdef uint32_t made
+    cdef int error = plan_split(m, l2, &plan)
+    if error != 0:
+        return error
     if plan.count > room:
         return -EMSGSIZE
     if plan.count == 1:
         error = finish_one(m, l2, out)
         return error if error != 0 else 1
-    p = headers_of(m, headers, &n)
-    if p != headers:
-        memcpy(headers, p, plan.hdr_len)
-    got = pool_get(pool, out, plan.count)
-    for i in range(got):
-        mbuf_reset(out[i])
-    error = write_all(m, pool, &plan, headers, out) if got == plan.count else -ENOBUFS
-    if error != 0:
-        mbuf_free_bulk(out, got)
-        return error
+    refer = refer and refers(m, pool, &plan)
+    made = make_some(m, pool, &plan, refer, 0, out, plan.count)
+    if made < plan.count:
+        mbuf_free_bulk(out, made)
+        return -E2BIG if not refer and never_fits(&plan, pool) else -ENOBUFS
     mbuf_free(m)
+    return <int>plan.count
+
+
+cdef int gso_part(mbuf_t *m, pool_t *pool, bint l2, bint refer, uint32_t first, mbuf_t **out,
+                  uint32_t room, uint32_t *left) noexcept nogil:
+    """As gso_whole, but of a frame that makes several only those from number ``first`` on, as many
+    as there are room and slots for; ``left`` says how many are still to come, and with 0 of them
+    the frame is consumed."""
+    cdef plan_t plan
+    cdef uint32_t want, got, made = 0
+    if plan_split(m, l2, &plan) != 0 or plan.count == 1:
+        return -EINVAL
+    refer = refer and refers(m, pool, &plan)
+    left[0] = plan.count - first
+    room = min(room, left[0])
+    while made < room:          # chains one by one: heads alone would use up the slots
+        want = room - made if refer or slots_of(&plan, 0, pool) == 1 else 1
+        got = make_some(m, pool, &plan, refer, first + made, out + made, want)
+        made += got
+        if got < want:
+            break
+    if made == 0:
+        return -ENOBUFS
+    left[0] -= made
+    if left[0] == 0:
+        mbuf_free(m)
+    return <int>made
+
+
+cdef int gso_check(const mbuf_t *m, const pool_t *pool, bint l2, uint32_t most) noexcept nogil:
+    """How many frames a frame makes; -EINVAL when it does not fit what it says about itself or they
+    are more than ``most``, -E2BIG when one of them needs more slots than the pool has."""
+    cdef plan_t plan
+    if plan_split(m, l2, &plan) != 0 or plan.count > most:
+        return -EINVAL
+    if slots_of(&plan, 0, pool) > min(pool.size, <uint32_t>MBUF_SEGS_MAX):
+        return -E2BIG
     return <int>plan.count

@@ -185,6 +185,13 @@ def rx_filtered(pair: Pair) -> dict[str, int]:
     return counted(100, filtered_unicast_packets=3, filtered_multicast_packets=1)
 
 
+def rx_purged(pair: Pair) -> dict[str, int]:
+    for n in range(3):
+        pair.theirs.send(PLAIN + frame(n, 100))
+    assert pair.rx.purge() == 3
+    return {"purged_packets": 3}
+
+
 # ---- send
 
 
@@ -307,8 +314,9 @@ def test_no_counter_is_left_out() -> None:
         "down",
         "link_down_packets",
         "gro_merged_packets",
-    }  # above; test_tx_gro, test_rx_gso
-    seen: dict[str, set[str]] = {"rx": {"gso_split_packets"}, "tx": elsewhere}
+    }  # above; test_tx_gro, test_rx_gso_limits
+    split = {"gso_super_packets", "gso_split_packets", "gso_too_long_packets", "stopped_packets"}
+    seen: dict[str, set[str]] = {"rx": {"too_long", *split}, "tx": elsewhere}
     for name, case in CASES.items():
         with ExitStack() as stack:
             pair = Pair(stack, "syscall")

@@ -157,6 +157,7 @@ def test_purge(tap: Tap, engine: str) -> None:
     assert rx.purge() == 0
     assert len(rx.rx_burst()) == 0
     assert set(rx.counters().values()) == {0}
+    assert {name: n for name, n in rx.xcounters().items() if n} == {"purged_packets": 300}
     packets.send(frame(7))
     assert receive(rx, 1) == [frame(7)]
 
@@ -285,6 +286,22 @@ def test_pool_that_runs_dry_in_the_middle(tap: Tap, engine: str) -> None:
         assert pool.in_use == sum(map(len, held))
     assert seen == list(range(500))
     assert rx.counters()["nombuf"] > 0
+
+
+def test_a_pool_that_holds_no_frame_is_refused(tap: Tap) -> None:
+    """No frame could ever be read."""
+    for n in (1, 3):
+        with Mempool(n, 512) as pool:
+            for max_frame in (512 * n, 512 * n + 100):
+                with pytest.raises(ValueError, match=rf"take {n + 1} mbufs .*the pool has {n}"):
+                    tap.rx(pool, max_frame=max_frame, scatter=True)
+    with Mempool(3, 512) as pool, Mempool(2, 512) as small:
+        rx = tap.rx(pool, max_frame=1500, scatter=True)
+        with pytest.raises(ValueError, match="the pool has 3"):
+            rx.resize(1536)
+        with pytest.raises(ValueError, match="the pool has 2"):
+            rx.resize(1500, small)
+        rx.close()
 
 
 def test_chains_need_whole_sets_of_mbufs(tap: Tap, engine: str) -> None:

@@ -39,7 +39,11 @@ RX_NAMES = (
     "truncated_packets",
     "bad_header_packets",
     "read_errors",
+    "gso_super_packets",
     "gso_split_packets",
+    "gso_too_long_packets",
+    "stopped_packets",
+    "purged_packets",
 )
 TX_NAMES = (
     *SIZES,

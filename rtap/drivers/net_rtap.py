@@ -285,8 +285,8 @@ class NetRtap:
         if self._tap.lost:
             self._revive()
         for q, rxq in self._rxq.items():
+            rxq.purge()  # before it is detached: the kernel would not count what it throws away
             self._tap.attach(q, rxq not in self._deferred)
-            rxq.purge()
         for queue in self._queues():
             if queue not in self._deferred:
                 queue.start()
@@ -362,9 +362,16 @@ class NetRtap:
         self, queue_id: int, nb_desc: int, pool: Mempool, deferred_start: bool
     ) -> RxQueue:
         conf = self._conf
-        need = self._needs(self.mtu_get())
+        mtu = self.mtu_get()
+        need = self._needs(mtu)
         split = None
         if conf.rx_gso:
+            longest = max_frame(self._mode, mtu, RxOffload(0))
+            if pool.size * pool.data_room < longest:
+                raise ValueError(
+                    f"frames of {longest} bytes do not fit into a pool of {pool.size} mbufs of "
+                    f"{pool.data_room} bytes"
+                )
             pool, split = Mempool(SPLIT_READS, need + 1), pool
         rxq = RxQueue(
             self._tap.fds[queue_id],
@@ -408,7 +415,10 @@ class NetRtap:
     def rx_queue_stop(self, queue_id: int) -> None:
         if queue_id in self._intr:
             self._intr[queue_id].set_live(False)
-        self._rxq[queue_id].stop()
+        rxq = self._rxq[queue_id]
+        rxq.stop()
+        if self._tap.multi_queue:
+            rxq.purge()  # as in dev_start
         self._tap.attach(queue_id, False)
 
     def _interrupt(self, queue_id: int) -> RxInterrupt:

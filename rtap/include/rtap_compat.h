@@ -11,6 +11,7 @@
 #define _GNU_SOURCE 1
 #endif
 #include <errno.h>
+#include <poll.h>
 #include <sched.h>
 #include <stdint.h>
 #include <string.h>
@@ -222,6 +223,34 @@ static inline ssize_t rtap_readv(int fd, const struct iovec *iov, int count)
 static inline ssize_t rtap_writev(int fd, const struct iovec *iov, int count)
 {
 	return syscall(SYS_writev, fd, iov, count);
+}
+
+/* The same on a descriptor that somebody else may have made blocking: they wait for nothing.
+ * RWF_NOWAIT costs preadv2(2) 60 to 90 ns over read(2); a kernel that does not have it on TAP
+ * descriptors (before Linux 6.4) is asked first. */
+static inline ssize_t rtap_vectored_now(long nowait, long plain, short events, int fd,
+					const struct iovec *iov, int count)
+{
+	struct pollfd ready = {fd, events, 0};
+	ssize_t n = syscall(nowait, fd, iov, count, -1L, -1L, RWF_NOWAIT);
+
+	if (n >= 0 || (errno != EOPNOTSUPP && errno != ENOSYS))
+		return n;
+	if (poll(&ready, 1, 0) <= 0) {
+		errno = EAGAIN;
+		return -1;
+	}
+	return syscall(plain, fd, iov, count);
+}
+
+static inline ssize_t rtap_readv_now(int fd, const struct iovec *iov, int count)
+{
+	return rtap_vectored_now(SYS_preadv2, SYS_readv, POLLIN, fd, iov, count);
+}
+
+static inline ssize_t rtap_writev_now(int fd, const struct iovec *iov, int count)
+{
+	return rtap_vectored_now(SYS_pwritev2, SYS_writev, POLLOUT, fd, iov, count);
 }
 
 /* A sparse table of registered buffers (io_uring_register(2), Linux 5.19).  liburing
