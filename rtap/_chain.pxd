@@ -17,6 +17,13 @@ cdef enum:
     STAGE_SPLITS = 4            # may make many frames of one; `reshape`, with room to hold some
     STAGE_MERGES = 8            # makes one frame of many; `reshape`, with scratch_t.gro
 
+    STAGE_WHY = 256             # bytes, with the last one's 0
+
+    # What the frames of a queue begin with, or those that a stage is for
+    LAYER_ANY = 0
+    LAYER_ETHERNET = 2
+    LAYER_IP = 3
+
 
 cdef struct held_t:             # frames of a burst that a stage has not come to yet
     mbuf_t **frames
@@ -50,6 +57,15 @@ cdef struct stage_t:
     uint64_t split              # frames more than there were
     uint64_t merged             # frames fewer
     uint64_t cycles
+    # When it has failed:
+    char why[STAGE_WHY]         # in words, UTF-8; empty where the errno says all
+    void *raised                # with `direct`, a reference to the exception
+    bint direct                 # called from Python, which is told
+
+
+cdef struct stage_burst_t:      # what a stage is called with; beyond `burst` it is rtap's own
+    rtap_burst burst
+    stage_t *stage
 
 
 cdef int scratch_alloc(scratch_t *s, uint32_t room, uint32_t flags) noexcept nogil

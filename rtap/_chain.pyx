@@ -2,14 +2,18 @@
 """Runs stages over a burst: what they are given, what becomes of their verdicts."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 cimport rtap._compat as _compat
 from rtap._gro cimport gro_create, gro_destroy
-from rtap._linux cimport ENOMEM
+from rtap._linux cimport ENOMEM, EPROTO
 from rtap._pool cimport mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_t
 from rtap._request cimport make_private
+
+cdef enum:
+    ERRNO_MAX = 4095            # include/linux/err.h
 
 
 cdef int scratch_alloc(scratch_t *s, uint32_t room, uint32_t flags) noexcept nogil:
@@ -102,12 +106,23 @@ cdef uint32_t own_all(scratch_t *s, mbuf_t **frames, uint32_t n, uint32_t n_targ
     return keep(s, frames, n, n_targets) if lacking else n
 
 
+cdef int error_of(stage_t *stage, int rc) noexcept nogil:
+    """The -errno in what a stage returned, which the user's own may get wrong."""
+    if -<int>ERRNO_MAX <= rc < 0:
+        return rc
+    if 0 < rc <= ERRNO_MAX:
+        return -rc
+    snprintf(stage.why, STAGE_WHY, "it returned %d, which is neither 0 nor -errno", rc)
+    return -EPROTO
+
+
 cdef int call(stage_t *stage, scratch_t *s, uint32_t n_targets, mbuf_t **frames,
               uint32_t *n) noexcept nogil:
-    """Has a stage's function look at ``n`` frames, of which ``n`` are left then; else what it
-    failed with, and all of them freed."""
+    """Has a stage's function look at ``n`` frames, of which ``n`` are left then; else the -errno
+    that it failed with, and all of them freed."""
     cdef uint32_t left = n[0], came = left, i
-    cdef rtap_burst burst
+    cdef stage_burst_t b
+    cdef rtap_burst *burst = &b.burst
     cdef bint drops = False
     cdef int rc = 0
     if stage.flags & STAGE_WRITES:
@@ -117,6 +132,7 @@ cdef int call(stage_t *stage, scratch_t *s, uint32_t n_targets, mbuf_t **frames,
             s.data[i] = mbuf_data(frames[i])
             s.len[i] = frames[i].data_len
             s.ol_flags[i] = frames[i].ol_flags
+    b.stage = stage
     burst.abi = STAGE_ABI
     burst.n = left
     burst.n_targets = n_targets
@@ -127,10 +143,11 @@ cdef int call(stage_t *stage, scratch_t *s, uint32_t n_targets, mbuf_t **frames,
     burst.verdict = s.verdict
     burst.frames = <void *const *>frames
     if left > 0:
-        rc = stage.fn(stage.ctx, &burst)
+        rc = stage.fn(stage.ctx, burst)
     for i in range(left):
         drops |= s.verdict[i] >= n_targets
     if rc != 0:
+        rc = error_of(stage, rc)
         mbuf_free_bulk(frames, left)
         left = 0
     else:
@@ -177,5 +194,5 @@ cdef int chain_run(stage_t *stages, uint32_t n_stages, uint32_t n_targets, scrat
         _compat.counter_add(&stage.cycles, _compat.cycles() - began)
         if rc != 0:
             failed[0] = k
-            return rc if rc < 0 else -rc
+            return rc
     return 0

@@ -28,6 +28,7 @@ cdef extern from "rtap_compat.h" nogil:
     const int ENOBUFS
     const int ENODEV
     const int ENOMEM
+    const int EPROTO
     const int EOPNOTSUPP
     const int EPERM
     const int ESHUTDOWN

@@ -4,7 +4,7 @@
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
 
-from rtap._chain cimport DROP, STAGE_WRITES, rtap_burst
+from rtap._chain cimport DROP, LAYER_ETHERNET, STAGE_WRITES, rtap_burst
 from rtap._echo cimport make_answer
 from rtap._mbuf cimport check_range
 from rtap._pool cimport mbuf_t
@@ -39,8 +39,12 @@ cdef class Echo(Stage):
 
     def __init__(self, mac, *, others=None):
         cdef bytes address = bytes(MacAddr(mac))
+        cdef uint32_t rest = DROP if others is None else check_range("others", others, 0, 65534)
+        self.once()
         memcpy(self.how.mac, <const uint8_t *>address, 6)
-        self.how.others = DROP if others is None else check_range("others", others, 0, 65534)
+        self.how.others = rest
+        self.targets = 0 if rest == DROP else rest + 1
+        self.layer = LAYER_ETHERNET
         self.ctx = &self.how
         self.flags = STAGE_WRITES
         self.fn = echo

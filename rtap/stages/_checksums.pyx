@@ -4,7 +4,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 cimport rtap._compat as _compat
-from rtap._chain cimport DROP, STAGE_WRITES, rtap_burst
+from rtap._chain cimport DROP, LAYER_ETHERNET, LAYER_IP, STAGE_WRITES, rtap_burst
 from rtap._pool cimport mbuf_t
 from rtap._verify cimport (
     RX_CKSUM_MASK, RX_IP_CKSUM_BAD, RX_IP_CKSUM_GOOD, RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD,
@@ -77,7 +77,9 @@ cdef class ChecksumFill(Stage):
     cdef checksum_t how
 
     def __init__(self, bint l2=True):
+        self.once()
         self.how.l2 = l2
+        self.layer = LAYER_ETHERNET if l2 else LAYER_IP
         self.ctx = &self.how
         self.flags = STAGE_WRITES
         self.fn = checksum_fill
@@ -96,7 +98,9 @@ cdef class ChecksumVerify(Stage):
     cdef checksum_t how
 
     def __init__(self, bint drop=True, bint l2=True):
+        self.once()
         self.how.l2 = l2
+        self.layer = LAYER_ETHERNET if l2 else LAYER_IP
         self.how.drop = drop
         self.ctx = &self.how
         self.fn = checksum_verify

@@ -32,7 +32,8 @@ cdef class Counter(Stage):
 
     cdef count_t counted
 
-    def __cinit__(self):
+    def __init__(self):
+        self.once()
         self.ctx = &self.counted
         self.fn = count
 

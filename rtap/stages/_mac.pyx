@@ -4,7 +4,7 @@
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
 
-from rtap._chain cimport STAGE_WRITES, rtap_burst
+from rtap._chain cimport LAYER_ETHERNET, STAGE_WRITES, rtap_burst
 from rtap._pool cimport mbuf_data, mbuf_t, mbuf_write
 from rtap._rewrite cimport set_mac, swap_mac
 from rtap.stages._stage cimport Stage
@@ -48,9 +48,11 @@ cdef int mac_rewrite(void *ctx, rtap_burst *burst) noexcept nogil:
 cdef class MacSwap(Stage):
     """Exchanges destination and source address."""
 
-    def __cinit__(self):
-        self.fn = mac_swap
+    def __init__(self):
+        self.once()
+        self.layer = LAYER_ETHERNET
         self.flags = STAGE_WRITES
+        self.fn = mac_swap
 
 
 cdef class MacRewrite(Stage):
@@ -64,9 +66,11 @@ cdef class MacRewrite(Stage):
             raise ValueError("MacRewrite needs a destination or a source address")
         both = (bytes(6) if destination is None else bytes(MacAddr(destination)))
         both += (bytes(6) if source is None else bytes(MacAddr(source)))
+        self.once()
         memcpy(self.rewrite.addresses, <const uint8_t *>both, 2 * MAC_LEN)
         self.rewrite.offset = MAC_LEN if destination is None else 0
         self.rewrite.n = 2 * MAC_LEN if destination is not None and source is not None else MAC_LEN
+        self.layer = LAYER_ETHERNET
         self.ctx = &self.rewrite
         self.flags = STAGE_WRITES
         self.fn = mac_rewrite

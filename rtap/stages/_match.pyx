@@ -4,7 +4,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
-from rtap._chain cimport DROP as NO_TARGET, rtap_burst
+from rtap._chain cimport DROP as NO_TARGET, LAYER_ETHERNET, LAYER_IP, rtap_burst
 from rtap._mbuf cimport check_range
 from rtap._parse cimport (
     HEADERS_MAX, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP, be16, has_ports, headers_of, headers_t,
@@ -127,9 +127,14 @@ cdef int set_ports(uint16_t *ports, rule_t *r, value, str what) except -1:
 cdef uint32_t verdict_of(value, str what) except? 0xfffffffd:
     if value is None:
         return KEEP
-    if value == NO_TARGET:
+    if type(value) is int and value == NO_TARGET:
         return NO_TARGET
     return check_range(what, value, 0, 65534)
+
+
+cdef inline uint32_t targets_of(uint32_t verdict) noexcept:
+    """How many targets there have to be."""
+    return 0 if verdict == KEEP or verdict == NO_TARGET else verdict + 1
 
 
 cdef class Match(Stage):
@@ -151,8 +156,10 @@ cdef class Match(Stage):
 
     def __init__(self, protocol=None, *, source=None, destination=None, source_port=None,
                  destination_port=None, action=NO_TARGET, otherwise=None, bint l2=True):
-        cdef rule_t *r = &self.rule
+        cdef rule_t rule
+        cdef rule_t *r = &rule
         memset(r, 0, sizeof(rule_t))
+        given = protocol
         r.l2 = l2
         if isinstance(protocol, str):
             if protocol not in PROTOCOLS:
@@ -164,7 +171,14 @@ cdef class Match(Stage):
         set_network(&r.destination, r, destination, "destination")
         set_ports(r.source_ports, r, source_port, "source_port")
         set_ports(r.destination_ports, r, destination_port, "destination_port")
+        if r.ports and r.protocol not in (ANY, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_SCTP):
+            raise ValueError("source_port and destination_port are of TCP, UDP and SCTP: protocol "
+                             f"{given!r} has no ports, and nothing would match")
         r.action = verdict_of(action, "action")
         r.otherwise = verdict_of(otherwise, "otherwise")
-        self.ctx = r
+        self.once()
+        self.rule = rule
+        self.targets = max(targets_of(rule.action), targets_of(rule.otherwise))
+        self.layer = LAYER_ETHERNET if l2 else LAYER_IP
+        self.ctx = &self.rule
         self.fn = match

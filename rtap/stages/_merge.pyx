@@ -4,7 +4,7 @@
 from libc.stdint cimport uint32_t
 
 cimport rtap._compat as _compat
-from rtap._chain cimport STAGE_MERGES, scratch_t, stage_t
+from rtap._chain cimport LAYER_ETHERNET, LAYER_IP, STAGE_MERGES, scratch_t, stage_t
 from rtap._coalesce cimport gro_burst
 from rtap._gro cimport GRO_FIXED_ID, GRO_L3, GRO_TRUST, GRO_UDP
 from rtap._mbuf cimport check_range
@@ -61,9 +61,12 @@ cdef class Gro(Stage):
     cdef merge_t how
 
     def __init__(self, *, bint udp=False, max_length=65535, bint fixed_id=False, bint l2=True):
-        self.how.max_length = <uint32_t>check_range("max_length", max_length, 576, 65535)
+        cdef uint32_t longest = <uint32_t>check_range("max_length", max_length, 576, 65535)
+        self.once()
+        self.how.max_length = longest
         self.how.flags = (GRO_TRUST | (GRO_UDP if udp else 0) | (GRO_FIXED_ID if fixed_id else 0)
                           | (0 if l2 else GRO_L3))
+        self.layer = LAYER_ETHERNET if l2 else LAYER_IP
         self.ctx = &self.how
         self.flags = STAGE_MERGES
         self.reshape = merge

@@ -6,10 +6,15 @@ from cpython.buffer cimport (
     PyBUF_WRITABLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
 )
 from cpython.pycapsule cimport PyCapsule_CheckExact, PyCapsule_GetName, PyCapsule_GetPointer
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint32_t, uintptr_t
+from libc.string cimport memcpy, memset
 
 from rtap._burst cimport Burst, burst_make
-from rtap._chain cimport DROP, STAGE_ARRAYS, STAGE_WRITES, rtap_burst, stage_fn
+from rtap._chain cimport (
+    DROP, LAYER_ANY, STAGE_ARRAYS, STAGE_WHY, STAGE_WRITES, rtap_burst, stage_burst_t, stage_fn,
+    stage_t,
+)
 from rtap._linux cimport ECANCELED
 from rtap._pool cimport mbuf_t
 from rtap.stages._stage cimport Stage
@@ -43,6 +48,15 @@ cdef uintptr_t address_of(value, str what) except? 0:
                         f"numba, got {type(value).__name__}") from None
 
 
+cdef str name_of(function, str otherwise):
+    """Of a function, for messages: asked once, for it may be any object, which may fail."""
+    try:
+        name = function.__name__
+    except Exception:
+        return otherwise
+    return name if type(name) is str else otherwise
+
+
 cdef class Native(Stage):
     """Calls a native function ``int stage(void *ctx, rtap_burst *burst)``, see rtap_stage.h.
 
@@ -59,35 +73,82 @@ cdef class Native(Stage):
     cdef object function
     cdef object context
     cdef Py_buffer buffer
+    cdef str label              # as `name`, without asking the function again
 
     def __init__(self, function, ctx=0):
-        if self.fn != NULL:
-            raise RuntimeError("a Native stage is made once")
-        address = address_of(function, "function")
+        cdef uintptr_t address = address_of(function, "function"), where = 0
+        cdef Py_buffer view
         if address == 0:
             raise ValueError("the function's address is NULL")
+        name = name_of(function, None)
+        memset(&view, 0, sizeof(view))
         # A ctypes pointer has a buffer as well: the pointer itself.
         if PyObject_CheckBuffer(ctx) and not isinstance(ctx, CTYPES_POINTERS):
-            PyObject_GetBuffer(ctx, &self.buffer, PyBUF_WRITABLE)
-            self.ctx = self.buffer.buf
+            PyObject_GetBuffer(ctx, &view, PyBUF_WRITABLE)
+            where = <uintptr_t>view.buf
         else:
-            self.ctx = <void *><uintptr_t>address_of(0 if ctx is None else ctx, "ctx")
+            where = address_of(0 if ctx is None else ctx, "ctx")
+        try:
+            self.once()
+        except RuntimeError:
+            PyBuffer_Release(&view)
+            raise
+        self.buffer = view
         self.function = function
         self.context = ctx
+        self.label = "Native" if name is None else f"Native({name})"
+        self.ctx = <void *>where
         self.flags = STAGE_WRITES | STAGE_ARRAYS
-        self.fn = <stage_fn><void *><uintptr_t>address
+        self.fn = <stage_fn><void *>address
 
     def __dealloc__(self):
         PyBuffer_Release(&self.buffer)
 
     @property
     def name(self):
-        name = getattr(self.function, "__name__", None)
-        return f"Native({name})" if isinstance(name, str) else "Native"
+        return self.label or type(self).__name__
+
+    cdef int passes(self, int layer, uint32_t n_targets) except -1:
+        Stage.passes(self, layer, n_targets)
+        return LAYER_ANY        # it may do anything to frames
 
 
-cdef int call(void *ctx, rtap_burst *burst) noexcept with gil:
+cdef str text_of(exc):
+    """An exception in one line.  Whatever its own code does, this raises nothing."""
+    try:
+        text = " ".join(f"{type(exc).__name__}: {exc}".split())
+    except BaseException:
+        try:
+            text = f"{type(exc).__name__}, which cannot say what it is"
+        except BaseException:
+            return ""
+    return text.removesuffix(":")
+
+
+cdef int put_text(char *to, str text) except -1:
+    """As much of it as there is room for, in whole characters."""
+    cdef bytes code = text[:STAGE_WHY].encode("utf-8", "backslashreplace")[:STAGE_WHY - 1]
+    cdef bytes whole = code.decode("utf-8", "ignore").encode()
+    memcpy(to, <const char *>whole, len(whole) + 1)
+    return 0
+
+
+cdef int let_go(exc) except -1:
+    """Has an exception and those it came of forget the variables of their functions, a burst among
+    them."""
+    cdef list found = [exc]
+    for exc in found:
+        traceback.clear_frames(exc.__traceback__)
+        found += [other for other in (exc.__cause__, exc.__context__)
+                  if other is not None and not any(other is known for known in found)]
+    return 0
+
+
+cdef bint passed(void *ctx, rtap_burst *burst) noexcept with gil:
+    """Whether the function had its say on all frames.  Where anything goes wrong, in what is done
+    about a failure too, this is false: that is what a `noexcept` function returns then."""
     cdef Call stage = <Call>ctx
+    cdef stage_t *how = (<stage_burst_t *>burst).stage
     cdef Burst frames
     cdef mbuf_t **v = <mbuf_t **>burst.frames
     cdef uint32_t i
@@ -97,7 +158,7 @@ cdef int call(void *ctx, rtap_burst *burst) noexcept with gil:
             frames.push(v[i])
         verdicts = stage.function(frames)
         if verdicts is None:
-            return 0
+            return True
         if len(verdicts) != burst.n:
             raise ValueError(f"{len(verdicts)} verdicts for a burst of {burst.n}")
         for i in range(burst.n):
@@ -106,13 +167,17 @@ cdef int call(void *ctx, rtap_burst *burst) noexcept with gil:
                 raise ValueError(f"verdict {verdict} is neither DROP nor one of "
                                  f"{burst.n_targets} targets")
             burst.verdict[i] = <uint32_t>verdict
-        return 0
+        return True
     except BaseException as exc:
-        with cython.critical_section(stage):
-            stage.raised = exc
-        logger.exception("stage %s failed", stage.name)
-        traceback.clear_frames(exc.__traceback__)       # or it keeps the burst
-        return -ECANCELED
+        try:
+            stage.tell(how, exc)
+        finally:
+            let_go(exc)
+    return False
+
+
+cdef int call(void *ctx, rtap_burst *burst) noexcept nogil:
+    return 0 if passed(ctx, burst) else -ECANCELED
 
 
 cdef class Call(Stage):
@@ -123,17 +188,22 @@ cdef class Call(Stage):
     as they are then, later stages that write work on copies.  A plain callable in a route's
     ``stages`` becomes one of these.
 
-    An exception ends the route, and is logged; ``exception`` has it.  Called on a burst from Python
-    it is raised as it is.
+    An exception, of any class, frees the burst and ends the route; it is logged, and the route's
+    ``error`` has its text.  ``exception`` is the last one.  Called on a burst from Python the stage
+    raises it instead.
     """
 
     cdef object function
     cdef object raised
+    cdef str label              # as `name`, without asking the function again
 
     def __init__(self, function):
         if not callable(function):
             raise TypeError(f"a stage is a Stage or a callable, got {type(function).__name__}")
+        name = name_of(function, type(function).__name__)
+        self.once()
         self.function = function
+        self.label = name
         self.flags = STAGE_WRITES
         self.ctx = <void *>self
         self.fn = <stage_fn>call
@@ -146,12 +216,28 @@ cdef class Call(Stage):
 
     @property
     def name(self):
-        name = getattr(self.function, "__name__", None)
-        return name if isinstance(name, str) else type(self.function).__name__
+        return self.label or type(self).__name__
 
-    cdef int failed(self, int error) except -1:
+    cdef int passes(self, int layer, uint32_t n_targets) except -1:
+        Stage.passes(self, layer, n_targets)
+        return LAYER_ANY        # it may do anything to frames
+
+    cdef int tell(self, stage_t *how, exc) except -1:
+        """Of an exception, to whoever called from Python, else to the route, and the log."""
+        if how.direct:
+            how.raised = <void *>exc
+            Py_INCREF(exc)
+            return 0
         with cython.critical_section(self):
-            exception, self.raised = self.raised, None
-        if exception is None:
-            return Stage.failed(self, error)
-        raise exception
+            self.raised = exc
+        put_text(how.why, text_of(exc))
+        logger.error("stage %s failed", self.label, exc_info=exc)
+        return 0
+
+    cdef int failed(self, stage_t *stage, int error) except -1:
+        if stage.raised == NULL:
+            return Stage.failed(self, stage, error)
+        exc = <object>stage.raised
+        stage.raised = NULL
+        Py_DECREF(exc)
+        raise exc

@@ -6,7 +6,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cimport rtap._compat as _compat
-from rtap._chain cimport STAGE_SPLITS, held_t, scratch_t, stage_t
+from rtap._chain cimport LAYER_ETHERNET, LAYER_IP, STAGE_SPLITS, held_t, scratch_t, stage_t
 from rtap._mempool cimport Mempool
 from rtap._pool cimport mbuf_free, mbuf_t, pool_t
 from rtap._request cimport TX_TCP_SEG, TX_UDP_SEG
@@ -81,10 +81,10 @@ cdef class Gso(Stage):
     cdef Mempool pool
 
     def __init__(self, Mempool pool=None, *, bint l2=True):
-        if self.reshape != NULL:
-            raise RuntimeError("a Gso stage is made once")
+        self.once()
         self.pool = pool
         self.how.l2 = l2
+        self.layer = LAYER_ETHERNET if l2 else LAYER_IP
         self.ctx = &self.how
         self.flags = STAGE_SPLITS
         self.reshape = split

@@ -4,7 +4,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from rtap._chain cimport rtap_burst
+from rtap._chain cimport LAYER_ETHERNET, LAYER_IP, rtap_burst
 from rtap._mbuf cimport check_range
 from rtap._parse cimport HEADERS_MAX, be16, has_ports, headers_of, headers_t, parse_outermost
 from rtap._pool cimport mbuf_t
@@ -83,8 +83,11 @@ cdef class Spread(Stage):
     cdef spread_t how
 
     def __init__(self, bint ports=True, bint l2=True, seed=0):
+        cdef uint64_t mixed = mix(<uint64_t>check_range("seed", seed, 0, 0xffffffff))
+        self.once()
         self.how.l2 = l2
         self.how.ports = ports
-        self.how.seed = mix(<uint64_t>check_range("seed", seed, 0, 0xffffffff))
+        self.how.seed = mixed
+        self.layer = LAYER_ETHERNET if l2 else LAYER_IP
         self.ctx = &self.how
         self.fn = spread

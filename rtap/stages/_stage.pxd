@@ -12,8 +12,16 @@ cdef class Stage:
     cdef uint32_t (*reshape)(stage_t *stage, scratch_t *s, mbuf_t **v, uint32_t n) noexcept nogil
     cdef void *ctx
     cdef uint32_t flags
+    cdef uint32_t made          # a constructor has got as far as `once`
+    cdef uint32_t targets       # it names that many, counted up to the highest
+    cdef int layer              # LAYER_*: what its frames have to begin with
 
+    cdef int once(self) except -1
     cdef int checked(self) except -1
+    cdef int passes(self, int layer, uint32_t n_targets) except -1
     cdef int enter(self, stage_t *stage) except -1
     cdef int leave(self) except -1
-    cdef int failed(self, int error) except -1
+    cdef int failed(self, stage_t *stage, int error) except -1
+
+
+cdef str why_failed(const stage_t *stage, int error)

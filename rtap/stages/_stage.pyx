@@ -6,10 +6,11 @@ from cpython.mem cimport PyMem_RawRealloc
 from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
+cimport rtap._compat as _compat
 from rtap._burst cimport Burst
 from rtap._chain cimport (
-    DROP as NO_TARGET, STAGE_SPLITS, chain_drop, chain_run, scratch_alloc, scratch_free, scratch_t,
-    stage_alloc, stage_free, stage_t,
+    DROP as NO_TARGET, LAYER_ANY, LAYER_IP, STAGE_SPLITS, chain_drop, chain_run, scratch_alloc,
+    scratch_free, scratch_t, stage_alloc, stage_free, stage_t,
 )
 from rtap._mbuf cimport check_range
 from rtap._pool cimport mbuf_t
@@ -30,6 +31,42 @@ cdef int make_room(mbuf_t ***v, Py_ssize_t *capacity, Py_ssize_t wanted) noexcep
     return 0
 
 
+cdef int run_over(stage_t *stage, Burst burst, uint32_t n_targets, list verdicts) except? -1:
+    """Runs one stage over a burst, and collects the verdicts on the frames that are left, as bytes;
+    0 or the -errno of the stage."""
+    cdef Py_ssize_t n, capacity
+    cdef uint32_t room, left, got, failed = 0, total = 0
+    cdef scratch_t scratch
+    cdef mbuf_t **v
+    cdef int rc = 0
+    memset(&scratch, 0, sizeof(scratch))
+    n = burst.lend(&v, &capacity)
+    left = <uint32_t>n
+    room = max(left, <uint32_t>(SPLIT_MAX if stage.flags & STAGE_SPLITS else 1))
+    try:
+        if stage_alloc(stage, room) != 0 or scratch_alloc(&scratch, room, stage.flags) != 0:
+            total = left
+            raise MemoryError("no memory for a burst's arrays")
+        while True:
+            if capacity < total + room and stage.flags & STAGE_SPLITS:
+                if make_room(&v, &capacity, total + room) != 0:
+                    total += left
+                    raise MemoryError("no memory for a burst's arrays")
+            with nogil:
+                rc = chain_run(stage, 1, n_targets, &scratch, v + total, &left, &failed)
+            got, left = left, 0
+            total += got
+            verdicts.append(PyBytes_FromStringAndSize(<char *>scratch.verdict,
+                                                      got * sizeof(uint32_t)))
+            if stage.held.n == 0:
+                return rc
+    finally:
+        chain_drop(stage, 1)
+        stage_free(stage)
+        scratch_free(&scratch)
+        burst.give_back(v, total, capacity)
+
+
 cdef class Stage:
     """What happens to frames between a receive queue and its targets.
 
@@ -46,56 +83,54 @@ cdef class Stage:
         """Does to ``burst`` what it does in a route with so many targets.
 
         Frames that it drops leave the burst.  Returns the target of each frame that is left: a
-        read-only uint32 memoryview.  OSError with what a native stage returned, and an empty
-        burst then.
+        read-only uint32 memoryview.  ValueError when it names a target that is not there.  OSError
+        with what a native stage returned, or what a Python one raised, and an empty burst then.
         """
         cdef uint32_t n_targets = check_range("targets", targets, 1, 65535)
-        cdef Py_ssize_t n, capacity
-        cdef uint32_t room, left, failed = 0, total = 0
-        cdef bint lacking
-        cdef scratch_t scratch
         cdef stage_t stage
-        cdef mbuf_t **v
         cdef list verdicts = []
-        cdef int rc = 0
+        cdef int rc
+        self.passes(LAYER_ANY, n_targets)
         memset(&stage, 0, sizeof(stage))
-        memset(&scratch, 0, sizeof(scratch))
+        stage.direct = True
         self.enter(&stage)
-        n = burst.lend(&v, &capacity)
-        left = <uint32_t>n
-        room = max(left, <uint32_t>(SPLIT_MAX if self.flags & STAGE_SPLITS else 1))
-        lacking = (stage_alloc(&stage, room) != 0
-                   or scratch_alloc(&scratch, room, self.flags) != 0)
-        if lacking:
-            total = left
-        while not lacking:
-            if capacity < total + room and stage.flags & STAGE_SPLITS:
-                if make_room(&v, &capacity, total + room) != 0:
-                    lacking = True
-                    break
-            with nogil:
-                rc = chain_run(&stage, 1, n_targets, &scratch, v + total, &left, &failed)
-            verdicts.append(PyBytes_FromStringAndSize(<char *>scratch.verdict,
-                                                      left * sizeof(uint32_t)))
-            total += left
-            left = 0
-            if stage.held.n == 0:
-                break
-        chain_drop(&stage, 1)
-        stage_free(&stage)
-        scratch_free(&scratch)
-        burst.give_back(v, total, capacity)
-        self.leave()
-        if lacking:
-            raise MemoryError("no memory for a burst's arrays")
+        try:
+            rc = run_over(&stage, burst, n_targets, verdicts)
+        finally:
+            self.leave()
         if rc != 0:
-            self.failed(-rc)
+            self.failed(&stage, -rc)
         return memoryview(b"".join(verdicts)).cast("I")
+
+    cdef int once(self) except -1:
+        """In a constructor, when all arguments are converted: code that runs for one of them may
+        have come here first."""
+        if not _compat.cas(&self.made, 0, 1):
+            raise RuntimeError(f"a {type(self).__name__} stage is made once")
+        return 0
 
     cdef int checked(self) except -1:
         if self.fn == NULL and self.reshape == NULL:
             raise RuntimeError(f"{type(self).__name__} was never initialised")
         return 0
+
+    cdef int passes(self, int layer, uint32_t n_targets) except -1:
+        """What the frames begin with that come out, when those that go in begin with ``layer``.
+        ValueError where it would lose frames in a route with so many targets."""
+        self.checked()
+        if self.targets > n_targets:
+            raise ValueError(f"{self.name} names target {self.targets - 1}, and there "
+                             + ("is only target 0" if n_targets == 1 else
+                                f"are only targets 0..{n_targets - 1}"))
+        if self.layer == LAYER_ANY:
+            return layer
+        if layer != LAYER_ANY and layer != self.layer:
+            raise ValueError(
+                f"{self.name} is for " + (
+                    "Ethernet frames, and gets IP packets, of a TUN device"
+                    if layer == LAYER_IP else
+                    "IP packets (l2=False), and gets Ethernet frames, of a TAP device"))
+        return self.layer
 
     cdef int enter(self, stage_t *stage) except -1:
         """Says how it is run, and keeps what it needs for that until ``leave``."""
@@ -110,5 +145,10 @@ cdef class Stage:
         """Once for each ``enter``, when it runs no more."""
         return 0
 
-    cdef int failed(self, int error) except -1:
-        raise OSError(error, f"{os.strerror(error)} (stage {self.name})")
+    cdef int failed(self, stage_t *stage, int error) except -1:
+        raise OSError(error, f"{why_failed(stage, error)} (stage {self.name})")
+
+
+cdef str why_failed(const stage_t *stage, int error):
+    """What a stage says of its failure, or its errno does."""
+    return (<bytes>stage.why).decode("utf-8", "replace") or os.strerror(error)

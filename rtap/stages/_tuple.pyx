@@ -3,7 +3,7 @@
 
 from libc.stdint cimport uint32_t
 
-from rtap._chain cimport STAGE_WRITES, rtap_burst
+from rtap._chain cimport LAYER_ETHERNET, STAGE_WRITES, rtap_burst
 from rtap._pool cimport mbuf_t
 from rtap._rewrite cimport swap_five_tuple
 from rtap.stages._stage cimport Stage
@@ -21,6 +21,8 @@ cdef class FiveTupleSwap(Stage):
     """Exchanges Ethernet addresses, the outermost IP addresses and TCP or UDP ports.  Checksums
     stay right: a sum does not depend on the order of its words."""
 
-    def __cinit__(self):
-        self.fn = five_tuple_swap
+    def __init__(self):
+        self.once()
+        self.layer = LAYER_ETHERNET
         self.flags = STAGE_WRITES
+        self.fn = five_tuple_swap
