@@ -124,6 +124,7 @@ cdef class QueueBase:
     cdef readonly int queue_id
     cdef readonly int port
     cdef readonly int nb_desc
+    cdef int layer              # LAYER_*: what its frames begin with
 
     cdef int checked(self) except -1
     cdef int own(self, uint32_t owner) except -1

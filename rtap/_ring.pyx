@@ -14,6 +14,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 cimport rtap._compat as _compat
+from rtap._chain cimport LAYER_ETHERNET, LAYER_IP
 from rtap._linux cimport iovec, readv_now
 from rtap._mbuf cimport check_range
 from rtap._mempool cimport Mempool
@@ -152,6 +153,7 @@ cdef class RxQueue(RxQueueBase):
         q.offloads = offloads
         q.segs = segs
         q.l2 = l2
+        self.layer = LAYER_ETHERNET if l2 else LAYER_IP
         q.port = <uint16_t>port
         self.name = name
         self.queue_id = queue_id
@@ -355,6 +357,7 @@ cdef class TxQueue(TxQueueBase):
         q.hdr_len = VNET_HDR_LEN if vnet_hdr else 0
         q.ordered = ordered
         q.l2 = l2
+        self.layer = LAYER_ETHERNET if l2 else LAYER_IP
         q.owner = <void *>self
         q.refused = tell_refused
         self.on_refused = on_refused

@@ -38,6 +38,7 @@ cdef class WrappedRxQueue(RxQueueBase):
         self.queue_id = inner.queue_id
         self.port = inner.port
         self.nb_desc = inner.nb_desc
+        self.layer = inner.layer
         self.generation = fork_generation()
         return 0
 

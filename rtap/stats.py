@@ -71,20 +71,27 @@ def queue_xstats(
 @dataclass(frozen=True)
 class TargetStats:
     """One target of a route: frames and bytes sent, frames it did not take or that were in hand
-    when the route ended (`drops`), bursts that were tried again (`retries`)."""
+    when the route ended (`drops`), bursts that were tried again (`retries`).
+
+    `target` says which transmit queue it is with the interface's present name, of which each
+    network namespace may have one. `device` is the device's name, unique in the process, `port` its
+    number, as `Mbuf.port`, and `queue` the queue's."""
 
     target: str
     packets: int
     bytes: int
     drops: int
     retries: int
+    device: str = ""
+    port: int = -1
+    queue: int = -1
 
 
 @dataclass(frozen=True)
 class StageStats:
     """One stage of a route: frames and bytes that came to it, frames it dropped, how many more
     there were where it split some (`split`) and how many fewer where it merged some (`merged`), and
-    what it took of the processor's time-stamp counter."""
+    what it took of the processor's time-stamp counter. `stage` is the stage's `name`."""
 
     stage: str
     packets: int
@@ -94,6 +101,10 @@ class StageStats:
     merged: int
     cycles: int
 
+    @property
+    def name(self) -> str:
+        return self.stage
+
 
 @dataclass(frozen=True)
 class RouteStats:
@@ -101,8 +112,9 @@ class RouteStats:
 
     `cycles` is the processor's time-stamp counter over bursts that moved frames. `idle` while the
     queue has nothing and waits out of the pass. `error` names the queue or the stage that ended the
-    route and says why; empty while it runs and after a normal end. Every frame received is sent, in
-    hand, or in the drops of a target or a stage, if none of these splits or merges.
+    route and says why, a Python stage's with what it raised; empty while it runs and after a normal
+    end. `source`, `device`, `port` and `queue` are as in :class:`TargetStats`. Every frame received
+    is sent, in hand, or in the drops of a target or a stage, if none of these splits or merges.
     """
 
     source: str
@@ -113,6 +125,9 @@ class RouteStats:
     error: str
     targets: list[TargetStats]
     stages: list[StageStats]
+    device: str = ""
+    port: int = -1
+    queue: int = -1
 
     @property
     def target(self) -> str:

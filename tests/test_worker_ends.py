@@ -29,7 +29,7 @@ from support import (
 from workers import Line, both_ways, can_send, cpu_ticks, thread_id
 
 import rtap
-from rtap import Mempool, NetNS, Worker
+from rtap import Burst, Mempool, NetNS, Worker
 
 # ---- devices that go
 
@@ -263,16 +263,44 @@ def test_a_hundred_workers(line: Line) -> None:
     assert settle(line.a.pool) == 0
 
 
-def test_a_dropped_worker_object_keeps_running_until_stopped(line: Line) -> None:
-    """Its thread holds it; closing a device is enough to end it."""
-    both_ways(line.a, line.b, name="dropped").start()
-    gc.collect()
+def test_a_forgotten_worker_runs_on_with_a_warning(line: Line) -> None:
+    """Closing a device is enough to end it."""
+    with pytest.warns(ResourceWarning, match="forgotten worker dropped, .* rx queue 0 of a0 to tx"):
+        both_ways(line.a, line.b, name="dropped").start()
+        gc.collect()
     line.passes()
     line.a.close()
     eventually(
         lambda: not any(t.name == "dropped" for t in threading.enumerate()), "the thread ended"
     )
     assert line.b.send(frame())
+
+
+@pytest.mark.parametrize("end", ["stop", "close", "error", "referred to by its stage"])
+def test_no_warning_of_a_worker_that_has_ended(line: Line, end: str) -> None:
+    worker = Worker(name="ended")
+    held: list[Worker] = []
+
+    def stage(burst: Burst) -> None:
+        assert end != "error"
+        assert held
+
+    worker.forward((line.a, 0), (line.b, 0), stages=[stage])
+    held.append(worker)
+    worker.start()
+    line.at_a.send(frame(1))
+    if end == "stop":
+        worker.stop()
+    elif end == "close":
+        line.a.close()
+    if end != "referred to by its stage":
+        eventually(lambda: not worker.running, "it has ended")
+        held.clear()
+    del worker
+    gc.collect()  # no warning: these are errors here
+    if held:
+        assert line.at_b.frames(1) == [frame(1)]
+        held.pop().stop()
 
 
 def test_control_while_it_runs(netns: NetNS) -> None:
