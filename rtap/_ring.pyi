@@ -22,6 +22,7 @@ class RxQueue(RxQueueBase):
         l2: bool = True,
         offloads: int = 0,
         split: Mempool | None = None,
+        shared: bool = False,
         engine: str = "auto",
         gil: str = "auto",
     ) -> None: ...
@@ -59,6 +60,7 @@ class TxQueue(TxQueueBase):
         on_refused: Callable[[int], object] | None = None,
         gro: bool = False,
         gro_udp: bool = False,
+        shared: bool = False,
         engine: str = "auto",
         gil: str = "auto",
     ) -> None: ...

@@ -39,6 +39,7 @@ cdef struct tap_rxq_t:
     uint64_t offloads           # RxOffload; any has headers parsed and told of
     uint32_t segs               # slots for each read
     bint l2                     # Ethernet frames, not IP packets
+    bint shared                 # somebody else may make the descriptor blocking
     uint16_t port
     filter_t filter
     rx_gso_t *gso               # splits what is read; NULL: handed out as it comes

@@ -16,7 +16,7 @@ from rtap._liburing cimport (
     io_uring_peek_batch_cqe, io_uring_prep_read, io_uring_prep_read_fixed, io_uring_prep_readv,
     io_uring_sqe, io_uring_submit_and_wait,
 )
-from rtap._linux cimport EBADFD, POLLIN, RWF_NOWAIT, iovec, poll, pollfd, read, readv
+from rtap._linux cimport EBADFD, POLLIN, RWF_NOWAIT, iovec, poll, pollfd, read, readv, readv_now
 from rtap._pool cimport mbuf_data, mbuf_free, mbuf_reset, mbuf_t, pool_get, pool_put
 from rtap._queue cimport rx_share_t, rxq_t
 from rtap._rx_gso cimport rx_gso
@@ -317,9 +317,10 @@ cdef uint32_t rx_syscall(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noex
     cdef mbuf_t **at
     cdef iovec iov[SEGS_MAX]
     cdef uint32_t got = 0, asked = 0, limit, depth, reads, done
-    cdef bint more = True
+    cdef bint more = True, in_one
     cdef ssize_t rc
     rx_adopt(q)
+    in_one = q.segs == 1 and not q.shared
     limit = <uint32_t>BATCH_SLOTS // q.segs
     depth = q.depth
     while more and asked < n:   # not "got": frames that are dropped must not prolong a burst
@@ -331,8 +332,10 @@ cdef uint32_t rx_syscall(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noex
         done = 0
         while more and done < reads:
             at = slots + done * q.segs
-            if q.segs == 1:
+            if in_one:
                 rc = read(base.fd, rx_start(q, at[0]), q.pool.data_room + q.hdr_len)
+            elif q.shared:
+                rc = readv_now(base.fd, iov, rx_iovecs(q, at, iov))
             else:
                 rc = readv(base.fd, iov, rx_iovecs(q, at, iov))
             if rc < 0:

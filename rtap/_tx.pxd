@@ -22,6 +22,7 @@ cdef struct tap_txq_t:
     uint32_t hdr_len            # of the virtio-net header; 0 without
     bint l2                     # Ethernet frames, not IP packets
     tx_gro_t *gro               # merges frames before they are sent; NULL: sent as they come
+    bint shared                 # somebody else may make the descriptor blocking
     bint ordered                # link the writes: the kernel may stop taking them half-way
     uint32_t software           # GSO_* that the kernel refuses: split here
     uint64_t probe_after        # CLOCK_MONOTONIC ns; until then no probe

@@ -21,6 +21,7 @@ from rtap._liburing cimport (
 from rtap._linux cimport (
     EBADFD, RWF_NOWAIT, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
     VIRTIO_NET_HDR_GSO_UDP_L4, iovec, write, writev,
+    writev_now,
 )
 from rtap._pool cimport (
     mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_t, mbuf_window, pool_t,
@@ -214,11 +215,19 @@ cdef void tx_probe(tap_txq_t *q, uint32_t kind, uint8_t gso_type) noexcept nogil
     """The kernel has refused a super-frame that is well formed.  If it refuses the simplest one of
     that kind too, there will be no other: they are split here from now on."""
     cdef uint8_t frame[PROBE_MAX]
+    cdef iovec iov
+    cdef ssize_t rc
     cdef uint64_t now = _compat.now_ns()
     if q.software & kind or now < q.probe_after:
         return
     q.probe_after = now + <uint64_t>PROBE_NS
-    if write(q.base.fd, frame, probe_frame(frame, gso_type, q.l2)) < 0 and errno == EINVAL:
+    iov.iov_base = frame
+    iov.iov_len = probe_frame(frame, gso_type, q.l2)
+    if q.shared:
+        rc = writev_now(q.base.fd, &iov, 1)
+    else:
+        rc = write(q.base.fd, frame, iov.iov_len)
+    if rc < 0 and errno == EINVAL:
         _compat.store(&q.software, q.software | kind)
         if q.refused != NULL:
             q.refused(q, kind)
@@ -390,6 +399,16 @@ cdef uint32_t tx_uring_many(tx_share_t *shares, uint32_t k) noexcept nogil:
     return served
 
 
+cdef ssize_t tx_now(tap_txq_t *q, const mbuf_t *m, uint8_t *start, uint32_t length, uint8_t *hdr,
+                    iovec *iov) noexcept nogil:
+    """Writes a frame, which begins at ``start`` if that is not NULL, without waiting for room."""
+    if start == NULL:
+        return writev_now(q.base.fd, iov, tx_iovecs(q, m, hdr, iov))
+    iov[0].iov_base = start
+    iov[0].iov_len = length
+    return writev_now(q.base.fd, iov, 1)
+
+
 cdef uint32_t tx_syscall(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil:
     cdef tap_txq_t *q = <tap_txq_t *>base
     cdef uint8_t hdr[VNET_HDR_LEN]
@@ -402,7 +421,9 @@ cdef uint32_t tx_syscall(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexce
     while done < n:
         m = v[done]
         start = tx_in_place(q, m, &length)
-        if start != NULL:
+        if q.shared:
+            rc = tx_now(q, m, start, length, hdr, iov)
+        elif start != NULL:
             rc = write(base.fd, start, length)
         else:
             rc = writev(base.fd, iov, tx_iovecs(q, m, hdr, iov))

@@ -107,8 +107,9 @@ def open(  # noqa: A001 - rtap.open() reads like io.open()
     fd
         A descriptor that somebody else attached to an interface (TUNSETIFF), instead of `name` and
         `netns`. It is duplicated and stays the caller's; both share one open file, which becomes
-        non-blocking. Offloads need it to have IFF_VNET_HDR. Works without CAP_NET_ADMIN as far as
-        the interface is in the caller's network namespace, up, and one queue is enough.
+        non-blocking (and may be made blocking again: no burst waits for that). Offloads need it to
+        have IFF_VNET_HDR. Works without CAP_NET_ADMIN as far as the interface is
+        in the caller's network namespace, up, and one queue is enough.
     nb_desc
         Most frames per kernel entry.
 

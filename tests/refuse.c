@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Preloaded by test_gso_fallback.py: makes a kernel that splits every kind of super-frame one that
+ * Preloaded by test_gso_fallback.py and test_shared_descriptor.py: makes a kernel that splits every kind of super-frame one that
  * does not. A write to a TAP device of a super-frame of a refused kind is shortened until nothing
  * is left of the frame but its virtio-net header, to which the kernel itself answers EINVAL.
+ * And a kernel without RWF_NOWAIT.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <liburing.h>
 #include <linux/if_tun.h>
 #include <net/if.h>
@@ -20,6 +22,13 @@
 static int kinds;		/* bit N: gso_type N, the ECN bit aside */
 static unsigned long longer_than;
 static int hits;
+static int refuses_nowait;
+
+void refuse_nowait(void)
+{
+	hits = 0;
+	refuses_nowait = 1;
+}
 
 void refuse_kinds(int mask, unsigned long length)
 {
@@ -73,6 +82,11 @@ long syscall(long number, ...)
 	for (i = 0; i < 6; i++)
 		a[i] = va_arg(args, long);
 	va_end(args);
+	if (refuses_nowait && (number == SYS_preadv2 || number == SYS_pwritev2)) {
+		hits++;
+		errno = EOPNOTSUPP;
+		return -1;
+	}
 	if (kinds != 0 && number == SYS_write && is_tap((int)a[0]) &&
 	    refuse((const void *)a[1], (unsigned long)a[2]))
 		a[2] = HDR_LEN;

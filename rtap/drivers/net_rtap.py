@@ -386,6 +386,7 @@ class NetRtap:
             l2=self._mode == "tap",
             offloads=conf.rx_offloads & ~RxOffload.SCATTER if self._tap.vnet_hdr else 0,
             split=split,
+            shared=self._tap.adopted,
             engine=conf.engine,
             gil=conf.gil,
         )
@@ -452,6 +453,7 @@ class NetRtap:
             on_refused=self._gso_refused,
             gro=conf.tx_gro,
             gro_udp=bool(conf.tx_offloads & TxOffload.UDP_TSO),
+            shared=self._tap.adopted,
             engine=conf.engine,
             gil=conf.gil,
         )
