@@ -84,7 +84,9 @@ cdef grid(owner, uint8_t *start, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t
 @cython.final
 @cython.freelist(16)
 cdef class Burst:
-    """An ordered set of frames that travel together, of any size.
+    """Burst(mbufs=())\n--\n
+
+    An ordered set of frames that travel together, of any size.
 
     ``Burst(mbufs)`` shares the mbufs it is given; indexing gives an :class:`Mbuf`, slicing and
     :meth:`select` a new Burst over the same frames.  A frame may sit in several bursts.

@@ -9,6 +9,7 @@ cdef class Gro:
     cdef gro_t *g
     cdef readonly double timeout
     cdef uint64_t patience      # timeout in ns
+    cdef uint32_t made          # a constructor has converted its arguments
     cdef uint32_t owned
     cdef uint64_t timed_out
 

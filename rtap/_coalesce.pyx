@@ -160,7 +160,10 @@ cdef uint32_t gro_burst(gro_t *g, mbuf_t **v, uint32_t n, uint64_t now, uint64_t
 
 @cython.no_gc_clear
 cdef class Gro:
-    """Coalesces frames of a flow into super-frames, across bursts.
+    """Gro(*, udp=False, timeout=0.0, max_flows=64, max_frames=1024, max_length=65535, \
+fixed_id=False, l2=True)\n--\n
+
+    Coalesces frames of a flow into super-frames, across bursts.
 
     udp:        datagrams too; only for receivers that want the datagrams back one by one
     timeout:    seconds for which a super-frame may wait for more, looked at in each call; 0 lets
@@ -179,24 +182,27 @@ cdef class Gro:
     def __init__(self, *, bint udp=False, timeout=0.0, max_flows=64, max_frames=1024,
                  max_length=65535, bint fixed_id=False, bint l2=True):
         cdef uint32_t flags = GRO_TRUST
-        if self.g != NULL:
-            raise RuntimeError("a Gro is made once")
-        self.timeout = timeout
-        if not 0 <= self.timeout <= 3600 or math.isnan(self.timeout):
+        cdef double seconds = timeout
+        cdef uint32_t flows, frames, longest
+        if not 0 <= seconds <= 3600 or math.isnan(seconds):
             raise ValueError(f"timeout must be 0..3600 seconds, got {timeout!r}")
-        self.patience = <uint64_t>(self.timeout * 1e9)
-        check_range("max_flows", max_flows, 1, MAX_FLOWS)
-        check_range("max_frames", max_frames, 1, MAX_FRAMES)
-        check_range("max_length", max_length, 576, 65535)
+        flows = check_range("max_flows", max_flows, 1, MAX_FLOWS)
+        frames = check_range("max_frames", max_frames, 1, MAX_FRAMES)
+        longest = check_range("max_length", max_length, 576, 65535)
         if udp:
             flags |= GRO_UDP
         if fixed_id:
             flags |= GRO_FIXED_ID
         if not l2:
             flags |= GRO_L3
-        self.g = gro_create(max_flows, max_frames, flags, max_length)
+        # Whatever an argument's own code does, it has done.
+        if not _compat.cas(&self.made, 0, 1):
+            raise RuntimeError("a Gro is made once")
+        self.timeout = seconds
+        self.patience = <uint64_t>(seconds * 1e9)
+        self.g = gro_create(flows, frames, flags, longest)
         if self.g == NULL:
-            raise MemoryError(f"no memory for a table of {max_flows} flows, {max_frames} frames")
+            raise MemoryError(f"no memory for a table of {flows} flows, {frames} frames")
 
     def __dealloc__(self):
         cdef uint32_t at

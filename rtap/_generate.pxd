@@ -28,5 +28,3 @@ cdef struct generate_t:
 
 cdef class GenerateRxQueue(RxQueueBase):
     cdef generate_t g
-
-    cdef int prepare_flows(self, uint32_t vary_at) except -1

@@ -5,7 +5,7 @@ A worker's route from here to a device's queue is what sends at full speed.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 cimport rtap._compat as _compat
 from rtap._mbuf cimport check_range
@@ -80,8 +80,23 @@ cdef uint32_t generate_rx(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noe
     return got
 
 
+cdef int prepare_flows(generate_t *g, uint32_t vary_at) except -1:
+    cdef uint32_t at
+    if g.header_len < ETHER_LEN + IPV4_LEN or g.header[ETHER_LEN] != 0x45:
+        raise ValueError("flows need a header of Ethernet and IPv4 without options")
+    g.vary_at = vary_at
+    g.first = be32(g.header + vary_at)
+    for at in range(ETHER_LEN, ETHER_LEN + IPV4_LEN, 2):
+        if at != IPV4_CHECKSUM and at != vary_at and at != vary_at + 2:
+            g.rest_sum += (<uint32_t>g.header[at] << 8) | g.header[at + 1]
+    return 0
+
+
 cdef class GenerateRxQueue(RxQueueBase):
-    """Hands out as many frames as it is asked for: ``header``, then whatever their buffers hold.
+    """GenerateRxQueue(pool, header, lengths, *, name='generator', flows=1, \
+vary='destination')\n--\n
+
+    Hands out as many frames as it is asked for: ``header``, then whatever their buffers hold.
 
     A pool of its own makes that zeros. ``lengths`` are the bytes of a frame's segments, the first
     of which holds the header. With ``flows`` above 1, the header is Ethernet and IPv4 without a
@@ -93,10 +108,10 @@ cdef class GenerateRxQueue(RxQueueBase):
 
     def __init__(self, Mempool pool not None, bytes header not None, lengths, *,
                  str name="generator", flows=1, str vary="destination"):
-        cdef generate_t *g = &self.g
+        cdef generate_t made
+        cdef generate_t *g = &made
         cdef uint32_t i
-        if self.q != NULL:
-            raise RuntimeError("a GenerateRxQueue is made once")
+        memset(g, 0, sizeof(generate_t))
         g.header_len = check_range("the header's length", len(header), 1, HEADER_MAX)
         memcpy(g.header, <const char *>header, g.header_len)
         g.n_segments = check_range("the number of segments", len(lengths), 1, SEGMENTS_MAX)
@@ -108,29 +123,19 @@ cdef class GenerateRxQueue(RxQueueBase):
         if vary not in ("source", "destination"):
             raise ValueError(f"vary must be 'source' or 'destination', got {vary!r}")
         if g.flows > 1:
-            self.prepare_flows(IPV4_SOURCE if vary == "source" else IPV4_DESTINATION)
+            prepare_flows(g, IPV4_SOURCE if vary == "source" else IPV4_DESTINATION)
         g.base.burst = generate_rx
         g.base.fd = -1
-        self.gil.mode = GIL_AUTO
+        self.once()
         g.pool = pool.hold()
+        self.g = made
+        self.gil.mode = GIL_AUTO
         self.pool = pool
-        self.serve(&g.base)
+        self.serve(&self.g.base)
         self.name = name
         self.port = 0xffff
         self.nb_desc = 64
         self.generation = fork_generation()
-
-    cdef int prepare_flows(self, uint32_t vary_at) except -1:
-        cdef generate_t *g = &self.g
-        cdef uint32_t at
-        if g.header_len < ETHER_LEN + IPV4_LEN or g.header[ETHER_LEN] != 0x45:
-            raise ValueError("flows need a header of Ethernet and IPv4 without options")
-        g.vary_at = vary_at
-        g.first = be32(g.header + vary_at)
-        for at in range(ETHER_LEN, ETHER_LEN + IPV4_LEN, 2):
-            if at != IPV4_CHECKSUM and at != vary_at and at != vary_at + 2:
-                g.rest_sum += (<uint32_t>g.header[at] << 8) | g.header[at + 1]
-        return 0
 
     def __dealloc__(self):
         if self.q != NULL and self.gate.state != QUEUE_CLOSED and self.pool is not None:

@@ -24,13 +24,18 @@ from rtap.errors import PoolEmpty
 
 cdef Py_ssize_t check_range(str what, value, Py_ssize_t low, Py_ssize_t high) except? -1:
     """``value`` as an integer in low..high; TypeError or ValueError naming ``what``."""
+    cdef Py_ssize_t n
     try:
         number = PyNumber_Index(value)
     except TypeError:
         raise TypeError(f"{what} must be an int, got {type(value).__name__}") from None
-    if not low <= number <= high:
+    try:
+        n = number              # its digits: what a subclass of int says of itself may be wrong
+    except OverflowError:
+        n = low - 1
+    if not low <= n <= high:
         raise ValueError(f"{what} must be {low}..{high}, got {number}")
-    return number
+    return n
 
 
 cdef no_room(pool_t *p, Py_ssize_t asked):

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
+from libc.stdint cimport uint32_t
+
 from rtap._burst cimport Burst
 from rtap._pool cimport mbuf_t, pool_t
 
 
 cdef class Mempool:
     cdef pool_t *p
+    cdef uint32_t made          # a constructor has converted its arguments
     cdef readonly str name
     cdef int pid                # of the process that made it
 

@@ -27,30 +27,33 @@ cdef closed():
 
 @cython.final
 cdef class Mempool:
-    """``n`` packet buffers of ``data_room`` bytes each, in one block of memory.
+    """Mempool(n, data_room=2048, headroom=128, *, memfd=False, name='')\n--\n
+
+    ``n`` packet buffers of ``data_room`` bytes each, in one block of memory.
 
     ``headroom`` bytes (at least 16) lie in front of each buffer for headers to grow into.
     ``memfd=True`` puts the arena in a memfd, whose descriptor is ``fd``, so that another
     process can map it.  Alloc and free are safe from any thread.
     """
 
-    def __init__(self, n, data_room=2048, headroom=128, *, memfd=False, name=""):
+    def __init__(self, n, data_room=2048, headroom=128, *, bint memfd=False, str name=""):
         cdef Py_ssize_t slots, room, head
         cdef bytes label
         cdef int rc
-        if self.p != NULL:
-            raise RuntimeError("a Mempool is made once")
         slots = check_range("n", n, 1, 1 << 24)
         room = check_range("data_room", data_room, 64, MAX_DATA_ROOM)
         head = check_range("headroom", headroom, MIN_HEADROOM, 4096)
-        self.name = name
         label = (name or "rtap").encode()
+        # Whatever an argument's own code does, it has done.
+        if not _compat.cas(&self.made, 0, 1):
+            raise RuntimeError("a Mempool is made once")
+        self.name = name
         rc = pool_create(&self.p, <uint32_t>slots, <uint32_t>room, <uint32_t>head,
                          PyBytes_AS_STRING(label) if memfd else NULL)
         self.pid = getpid()
         if rc != 0:
             self.p = NULL
-            raise MemoryError(f"cannot map {n} buffers of {data_room} + {headroom} bytes: "
+            raise MemoryError(f"cannot map {slots} buffers of {room} + {head} bytes: "
                               f"{strerror(-rc).decode()}")
 
     def __dealloc__(self):

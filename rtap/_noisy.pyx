@@ -8,6 +8,7 @@ is touched at random places, as tables of a real function would be.
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 
 cimport rtap._compat as _compat
 from rtap._mbuf cimport check_range
@@ -100,7 +101,10 @@ cdef uint32_t noisy_rx(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexce
 
 @cython.no_gc_clear
 cdef class NoisyRxQueue(WrappedRxQueue):
-    """Receives what ``inner`` receives, later.
+    """NoisyRxQueue(inner, *, buffer_size=0, flush_ms=0, memory_mb=0, reads=0, writes=0, \
+reads_writes=0)\n--\n
+
+    Receives what ``inner`` receives, later.
 
     buffer_size:  frames held back; the oldest leave when newer ones need their place
     flush_ms:     a buffer that none has left for so long is emptied; 0 for never
@@ -113,10 +117,10 @@ cdef class NoisyRxQueue(WrappedRxQueue):
 
     def __init__(self, RxQueueBase inner not None, *, buffer_size=0, flush_ms=0, memory_mb=0,
                  reads=0, writes=0, reads_writes=0):
-        cdef noisy_t *q = &self.noisy
+        cdef noisy_t made
+        cdef noisy_t *q = &made
         cdef uint64_t megabytes
-        if self.q != NULL:
-            raise RuntimeError("a NoisyRxQueue is made once")
+        memset(q, 0, sizeof(noisy_t))
         inner.checked()
         q.size = check_range("buffer_size", buffer_size, 0, 1 << 20)
         q.flush_ns = <uint64_t>check_range("flush_ms", flush_ms, 0, 3_600_000) * 1_000_000
@@ -126,20 +130,22 @@ cdef class NoisyRxQueue(WrappedRxQueue):
         q.reads_writes = check_range("reads_writes", reads_writes, 0, 1 << 20)
         if megabytes == 0 and q.reads + q.writes + q.reads_writes > 0:
             raise ValueError("reads and writes need memory_mb, the size of what they touch")
+        self.once()
         if megabytes > 0:
             while megabytes & (megabytes - 1):
                 megabytes &= megabytes - 1
             q.mask = (megabytes << 20) // sizeof(uint64_t) - 1
-            q.memory = <uint64_t *>calloc(q.mask + 1, sizeof(uint64_t))
+            self.noisy.memory = q.memory = <uint64_t *>calloc(q.mask + 1, sizeof(uint64_t))
             if q.memory == NULL:
                 raise MemoryError(f"no memory for {megabytes} MiB to look up in")
         if q.size > 0:
-            q.fifo = <mbuf_t **>calloc(q.size, sizeof(mbuf_t *))
+            self.noisy.fifo = q.fifo = <mbuf_t **>calloc(q.size, sizeof(mbuf_t *))
             if q.fifo == NULL:
                 raise MemoryError(f"no memory for a buffer of {q.size} frames")
         q.random = 88172645463325252    # any but 0
         q.wrapped.base.burst = noisy_rx
-        self.wrap(&q.wrapped, inner)
+        self.noisy = made
+        self.wrap(&self.noisy.wrapped, inner)
 
     def __dealloc__(self):
         if self.q != NULL and self.generation == fork_generation():

@@ -42,21 +42,24 @@ cdef uint32_t null_tx(txq_t *q, mbuf_t **v, uint32_t n, int *error) noexcept nog
 
 
 cdef class NullRxQueue(RxQueueBase):
-    """Hands out as many frames of ``size`` bytes as it is asked for, with whatever their buffers
+    """NullRxQueue(pool, *, name, size=64, queue_id=0, port=0xffff, nb_desc=64, gil='auto')\n--\n
+
+    Hands out as many frames of ``size`` bytes as it is asked for, with whatever their buffers
     held; ValueError when the pool's ``data_room`` is smaller."""
 
     def __init__(self, Mempool pool not None, *, str name, size=64, int queue_id=0, int port=0xffff,
                  nb_desc=64, str gil="auto"):
-        if self.q != NULL:
-            raise RuntimeError("a NullRxQueue is made once")
-        self.gil.mode = gil_mode(gil)
-        self.nb_desc = check_range("nb_desc", nb_desc, 1, 32768)
-        self.null.size = check_range("size", size, 14, pool.data_room)
+        cdef int mode = gil_mode(gil), n_desc = <int>check_range("nb_desc", nb_desc, 1, 32768)
+        cdef uint32_t length = check_range("size", size, 14, pool.data_room)
+        self.once()
+        self.null.pool = pool.hold()
+        self.pool = pool
+        self.gil.mode = mode
+        self.nb_desc = n_desc
+        self.null.size = length
         self.null.port = <uint16_t>port
         self.null.base.burst = null_rx
         self.null.base.fd = -1
-        self.null.pool = pool.hold()
-        self.pool = pool
         self.serve(&self.null.base)
         self.name = name
         self.queue_id = queue_id
@@ -79,13 +82,15 @@ cdef class NullRxQueue(RxQueueBase):
 
 
 cdef class NullTxQueue(TxQueueBase):
-    """Takes every frame and frees it."""
+    """NullTxQueue(name, *, queue_id=0, port=0xffff, nb_desc=64, gil='auto')\n--\n
+
+    Takes every frame and frees it."""
 
     def __init__(self, str name, *, int queue_id=0, int port=0xffff, nb_desc=64, str gil="auto"):
-        if self.q != NULL:
-            raise RuntimeError("a NullTxQueue is made once")
-        self.gil.mode = gil_mode(gil)
-        self.nb_desc = check_range("nb_desc", nb_desc, 1, 32768)
+        cdef int mode = gil_mode(gil), n_desc = <int>check_range("nb_desc", nb_desc, 1, 32768)
+        self.once()
+        self.gil.mode = mode
+        self.nb_desc = n_desc
         self.null.burst = null_tx
         self.null.fd = -1
         self.serve(&self.null)

@@ -117,6 +117,7 @@ cdef struct gil_t:
 cdef class QueueBase:
     cdef gate_t *gate           # of the queue; NULL until there is one
     cdef gil_t gil
+    cdef uint32_t made          # a constructor has got as far as `once`
     cdef uint32_t generation
     cdef dict zero              # totals at the last reset_counters, and
     cdef dict xzero             # at the last reset_xcounters; None before
@@ -126,6 +127,7 @@ cdef class QueueBase:
     cdef readonly int nb_desc
     cdef int layer              # LAYER_*: what its frames begin with
 
+    cdef int once(self) except -1
     cdef int checked(self) except -1
     cdef int own(self, uint32_t owner) except -1
     cdef void disown(self) noexcept

@@ -61,6 +61,13 @@ cdef inline void gil_taken_back(gil_t *g, uint64_t asked) noexcept:
 cdef class QueueBase:
     """What both sides of a queue are: started and stopped, one thread's at a time, counted."""
 
+    cdef int once(self) except -1:
+        """In a constructor, when all arguments are converted: code that runs for one of them may
+        have come here first."""
+        if not _compat.cas(&self.made, 0, 1):
+            raise RuntimeError(f"a queue is made once, and this {type(self).__name__} was")
+        return 0
+
     cdef int checked(self) except -1:
         if self.gate == NULL:
             raise DeviceStateError("the queue was never initialised")

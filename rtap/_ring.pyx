@@ -39,6 +39,7 @@ from rtap.errors import DeviceStateError
 
 cdef enum:
     PURGE_MAX = 1 << 20
+    FRAME_MAX = 1 << 20
 
 
 cdef tuple choose_engine(str engine, int fd):
@@ -62,10 +63,9 @@ cdef tuple choose_engine(str engine, int fd):
     return ENGINE_URING, "uring", "asked for"
 
 
-cdef uint32_t segments(pool_t *p, max_frame, bint scatter) except 0:
+cdef uint32_t segments(pool_t *p, uint32_t longest, bint scatter) except 0:
     """How many slots of a pool hold the longest frame.  A read that fills its buffer cannot be
     told from a cut one: one byte is kept spare."""
-    cdef uint32_t longest = check_range("max_frame", max_frame, 14, 1 << 20)
     cdef uint32_t segs = (longest + p.data_room) // p.data_room
     if segs > 1 and not scatter:
         raise ValueError(f"frames of up to {longest} bytes need a data_room of at least "
@@ -81,7 +81,11 @@ cdef uint32_t segments(pool_t *p, max_frame, bint scatter) except 0:
 
 @cython.no_gc_clear
 cdef class RxQueue(RxQueueBase):
-    """Receives frames from a TAP or TUN descriptor into the mbufs of ``pool``.
+    """RxQueue(fd, pool, *, name, queue_id=0, port=0xffff, nb_desc=64, vnet_hdr=True, \
+max_frame=1522, scatter=False, l2=True, offloads=0, split=None, engine='auto', \
+gil='auto')\n--\n
+
+    Receives frames from a TAP or TUN descriptor into the mbufs of ``pool``.
 
     fd:        non-blocking descriptor of one queue; stays the caller's, who closes it after us
     name:      interface name, for messages
@@ -110,16 +114,16 @@ cdef class RxQueue(RxQueueBase):
         cdef pool_t *p
         cdef tap_rxq_t *q
         cdef uint32_t segs
-        if self.tap != NULL:
-            raise RuntimeError("an RxQueue is made once")
-        check_range("nb_desc", nb_desc, 1, 32768)
+        cdef int mode = gil_mode(gil), n_desc = <int>check_range("nb_desc", nb_desc, 1, 32768)
+        cdef int longest = <int>check_range("max_frame", max_frame, 14, FRAME_MAX)
+        cdef str chosen, reason
+        number, chosen, reason = choose_engine(engine, fd)
         if split is not None and not vnet_hdr:
             raise ValueError("split needs vnet_hdr: without headers there are no super-frames")
+        self.once()
         p = pool.hold()
         try:
-            segs = segments(p, max_frame, scatter)
-            self.gil.mode = gil_mode(gil)
-            number, self.engine, self.engine_reason = choose_engine(engine, fd)
+            segs = segments(p, longest, scatter)
             q = <tap_rxq_t *>calloc(1, sizeof(tap_rxq_t))
             if q == NULL:
                 raise MemoryError("no memory for an rx queue")
@@ -135,6 +139,8 @@ cdef class RxQueue(RxQueueBase):
         except BaseException:
             pool.let_go()
             raise
+        self.gil.mode = mode
+        self.engine, self.engine_reason = chosen, reason
         self.pool = pool
         self.tap = q
         self.serve(&q.base)
@@ -149,7 +155,7 @@ cdef class RxQueue(RxQueueBase):
         q.pool = p
         q.file_id = uring_new_file_id()
         q.engine = number
-        q.entries = min(<uint32_t>nb_desc, <uint32_t>RING_ENTRIES)
+        q.entries = min(<uint32_t>n_desc, <uint32_t>RING_ENTRIES)
         q.depth = 1
         q.hdr_len = VNET_HDR_LEN if vnet_hdr else 0
         q.offloads = offloads
@@ -161,8 +167,8 @@ cdef class RxQueue(RxQueueBase):
         self.name = name
         self.queue_id = queue_id
         self.port = port
-        self.nb_desc = nb_desc
-        self.max_frame = max_frame
+        self.nb_desc = n_desc
+        self.max_frame = longest
         self.scatter = scatter
         self.retired = []
         self.generation = fork_generation()
@@ -239,13 +245,14 @@ cdef class RxQueue(RxQueueBase):
         cdef Mempool to = self.pool if pool is None else pool
         cdef pool_t *p
         cdef uint32_t segs
+        cdef int longest = <int>check_range("max_frame", max_frame, 14, FRAME_MAX)
         cdef room_t *r = &self.tap.room
         self.checked()
         if self.reads is not None:
             raise ValueError(f"{self!r} splits what it reads: its buffers hold the longest frame")
         p = to.hold()
         try:
-            segs = segments(p, max_frame, self.scatter)
+            segs = segments(p, longest, self.scatter)
             if _compat.load(&self.gate.state) == QUEUE_CLOSED:
                 raise DeviceStateError(f"{self!r} is closed")
         except BaseException:
@@ -258,7 +265,7 @@ cdef class RxQueue(RxQueueBase):
         r.segs = segs
         _compat.store(&r.new, 1)
         _compat.unlock(&r.lock)
-        self.max_frame = max_frame
+        self.max_frame = longest
         if _compat.cas(&self.gate.owned, 0, thread_number()):      # else the next burst does it
             rx_adopt(self.tap)
             self.disown()
@@ -317,7 +324,10 @@ cdef class RxQueue(RxQueueBase):
 
 @cython.no_gc_clear
 cdef class TxQueue(TxQueueBase):
-    """Sends frames to a TAP or TUN descriptor; arguments as for :class:`RxQueue`.
+    """TxQueue(fd, *, name, queue_id=0, port=0xffff, nb_desc=64, vnet_hdr=True, l2=True, \
+ordered=False, on_refused=None, gro=False, gro_udp=False, engine='auto', gil='auto')\n--\n
+
+    Sends frames to a TAP or TUN descriptor; arguments as for :class:`RxQueue`.
 
     ordered: link the writes of a batch, so that what a full kernel queue leaves unsent is never
              followed by a later frame; needed only with a finite TUNSETSNDBUF (costs a third)
@@ -332,14 +342,13 @@ cdef class TxQueue(TxQueueBase):
                  bint gro=False, bint gro_udp=False, bint shared=False, str engine="auto",
                  str gil="auto"):
         cdef tap_txq_t *q
-        if self.tap != NULL:
-            raise RuntimeError("a TxQueue is made once")
-        check_range("nb_desc", nb_desc, 1, 32768)
+        cdef int mode = gil_mode(gil), n_desc = <int>check_range("nb_desc", nb_desc, 1, 32768)
+        cdef str chosen, reason
+        number, chosen, reason = choose_engine(engine, fd)
         if gro and not vnet_hdr:
             raise ValueError("gro needs vnet_hdr: without a header a super-frame cannot say that "
                              "it is one")
-        self.gil.mode = gil_mode(gil)
-        number, self.engine, self.engine_reason = choose_engine(engine, fd)
+        self.once()
         q = <tap_txq_t *>calloc(1, sizeof(tap_txq_t))
         if q == NULL:
             raise MemoryError("no memory for a tx queue")
@@ -357,7 +366,7 @@ cdef class TxQueue(TxQueueBase):
         q.base.fd = fd
         q.file_id = uring_new_file_id()
         q.engine = number
-        q.entries = min(<uint32_t>nb_desc, <uint32_t>RING_ENTRIES)
+        q.entries = min(<uint32_t>n_desc, <uint32_t>RING_ENTRIES)
         q.hdr_len = VNET_HDR_LEN if vnet_hdr else 0
         q.ordered = ordered
         q.shared = shared
@@ -369,7 +378,9 @@ cdef class TxQueue(TxQueueBase):
         self.name = name
         self.queue_id = queue_id
         self.port = port
-        self.nb_desc = nb_desc
+        self.nb_desc = n_desc
+        self.gil.mode = mode
+        self.engine, self.engine_reason = chosen, reason
         self.generation = fork_generation()
 
     def __dealloc__(self):

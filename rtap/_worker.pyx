@@ -49,7 +49,10 @@ cdef Stage stage_of(stage):
 
 
 cdef class Worker:
-    """A thread that forwards bursts along its routes, never taking the GIL.
+    """Worker(cpu=None, wait='adaptive', *, burst=64, resume_latency=None, \
+name='rtap-worker')\n--\n
+
+    A thread that forwards bursts along its routes, never taking the GIL.
 
     cpu:   core to pin the thread to, or None
     wait:  what it does when nothing arrives: "poll" spins, "sleep" waits on the descriptors,

@@ -267,7 +267,6 @@ def test_a_forgotten_worker_runs_on_with_a_warning(line: Line) -> None:
     """Closing a device is enough to end it."""
     with pytest.warns(ResourceWarning, match="forgotten worker dropped, .* rx queue 0 of a0 to tx"):
         both_ways(line.a, line.b, name="dropped").start()
-        gc.collect()
     line.passes()
     line.a.close()
     eventually(
@@ -293,10 +292,10 @@ def test_no_warning_of_a_worker_that_has_ended(line: Line, end: str) -> None:
         worker.stop()
     elif end == "close":
         line.a.close()
-    if end != "referred to by its stage":
-        eventually(lambda: not worker.running, "it has ended")
-        held.clear()
     del worker
+    if end != "referred to by its stage":
+        eventually(lambda: not held[0].running, "it has ended")
+        held.clear()
     gc.collect()  # no warning: these are errors here
     if held:
         assert line.at_b.frames(1) == [frame(1)]

@@ -29,7 +29,9 @@ cdef int echo(void *ctx, rtap_burst *burst) noexcept nogil:
 
 
 cdef class Echo(Stage):
-    """Turns ARP requests, ICMP and ICMPv6 echo requests and neighbour solicitations, for whatever
+    """Echo(mac, *, others=None)\n--\n
+
+    Turns ARP requests, ICMP and ICMPv6 echo requests and neighbour solicitations, for whatever
     address, into answers from ``mac``, which go where the route goes: back, that is, in a route
     from a device to itself.
 

@@ -69,7 +69,9 @@ cdef int checksum_verify(void *ctx, rtap_burst *burst) noexcept nogil:
 
 
 cdef class ChecksumFill(Stage):
-    """Writes every IPv4, TCP and UDP checksum, of a tunnel's inner and outer packet.
+    """ChecksumFill(l2=True)\n--\n
+
+    Writes every IPv4, TCP and UDP checksum, of a tunnel's inner and outer packet.
 
     Frames that came with a checksum which the kernel is to finish, and super-frames, keep what they
     have.  l2: Ethernet frames (TAP), else IP packets (TUN)."""
@@ -86,7 +88,9 @@ cdef class ChecksumFill(Stage):
 
 
 cdef class ChecksumVerify(Stage):
-    """Checks checksums, drops frames that have a wrong one (unless ``drop=False``) and sets the
+    """ChecksumVerify(drop=True, l2=True)\n--\n
+
+    Checks checksums, drops frames that have a wrong one (unless ``drop=False``) and sets the
     checksum bits of the others' ``ol_flags``.
 
     ``bad_ip``, ``bad_l4``, ``bad_outer_ip`` and ``bad_outer_l4`` count frames with that checksum

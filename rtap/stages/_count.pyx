@@ -27,7 +27,9 @@ cdef int count(void *ctx, rtap_burst *burst) noexcept nogil:
 
 
 cdef class Counter(Stage):
-    """Counts what comes by, over all routes it is in; readable at any time, also from another
+    """Counter()\n--\n
+
+    Counts what comes by, over all routes it is in; readable at any time, also from another
     thread."""
 
     cdef count_t counted

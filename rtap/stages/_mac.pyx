@@ -46,7 +46,9 @@ cdef int mac_rewrite(void *ctx, rtap_burst *burst) noexcept nogil:
 
 
 cdef class MacSwap(Stage):
-    """Exchanges destination and source address."""
+    """MacSwap()\n--\n
+
+    Exchanges destination and source address."""
 
     def __init__(self):
         self.once()
@@ -56,7 +58,9 @@ cdef class MacSwap(Stage):
 
 
 cdef class MacRewrite(Stage):
-    """Writes destination and source address, either of them or both (MacAddr, str or 6 bytes)."""
+    """MacRewrite(destination=None, source=None)\n--\n
+
+    Writes destination and source address, either of them or both (MacAddr, str or 6 bytes)."""
 
     cdef rewrite_t rewrite
 

@@ -2,6 +2,7 @@
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeAlias
 
+from rtap.stages._stage import DROP as DROP
 from rtap.stages._stage import Stage
 
 _Network: TypeAlias = str | IPv4Address | IPv4Network | IPv6Address | IPv6Network

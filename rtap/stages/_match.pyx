@@ -15,6 +15,8 @@ from rtap.stages._stage cimport Stage
 
 import ipaddress
 
+from rtap.stages._stage import DROP
+
 cdef enum:
     ANY = 0xffffffff
     KEEP = 0xfffffffe           # a verdict is left as it is
@@ -138,7 +140,10 @@ cdef inline uint32_t targets_of(uint32_t verdict) noexcept:
 
 
 cdef class Match(Stage):
-    """Sends frames of some five-tuples to a target, or drops them.
+    """Match(protocol=None, *, source=None, destination=None, source_port=None, \
+destination_port=None, action=DROP, otherwise=None, l2=True)\n--\n
+
+    Sends frames of some five-tuples to a target, or drops them.
 
     protocol:    "tcp", "udp", "icmp", "icmpv6", "sctp" or a number
     source, destination: an IP address or network, as ``ipaddress.ip_network`` takes them
@@ -155,7 +160,7 @@ cdef class Match(Stage):
     cdef rule_t rule
 
     def __init__(self, protocol=None, *, source=None, destination=None, source_port=None,
-                 destination_port=None, action=NO_TARGET, otherwise=None, bint l2=True):
+                 destination_port=None, action=DROP, otherwise=None, bint l2=True):
         cdef rule_t rule
         cdef rule_t *r = &rule
         memset(r, 0, sizeof(rule_t))

@@ -46,7 +46,9 @@ cdef uint32_t merge(stage_t *stage, scratch_t *s, mbuf_t **v, uint32_t n) noexce
 
 
 cdef class Gro(Stage):
-    """Coalesces the frames of a flow that lie in one burst into super-frames, which devices take as
+    """Gro(*, udp=False, max_length=65535, fixed_id=False, l2=True)\n--\n
+
+    Coalesces the frames of a flow that lie in one burst into super-frames, which devices take as
     they are; see :class:`rtap.offload.Gro` for what may become one.
 
     A frame of which the kernel said that its checksum is right is not looked at again.  The order

@@ -58,7 +58,9 @@ cdef str name_of(function, str otherwise):
 
 
 cdef class Native(Stage):
-    """Calls a native function ``int stage(void *ctx, rtap_burst *burst)``, see rtap_stage.h.
+    """Native(function, ctx=0)\n--\n
+
+    Calls a native function ``int stage(void *ctx, rtap_burst *burst)``, see rtap_stage.h.
 
     function: its address, a PyCapsule (as in a Cython module's ``__pyx_capi__``), a numba
               ``@cfunc``, a ctypes or cffi function pointer
@@ -181,7 +183,9 @@ cdef int call(void *ctx, rtap_burst *burst) noexcept nogil:
 
 
 cdef class Call(Stage):
-    """Calls a Python function with each burst, which takes the GIL once.
+    """Call(function)\n--\n
+
+    Calls a Python function with each burst, which takes the GIL once.
 
     ``function(burst)`` gets a :class:`rtap.Burst` and returns None, or for each frame ``DROP`` or
     the index of a target.  Frames may be read and written; those that it keeps beyond the call stay

@@ -66,7 +66,9 @@ cdef uint32_t split(stage_t *stage, scratch_t *s, mbuf_t **v, uint32_t n) noexce
 
 
 cdef class Gso(Stage):
-    """Splits super-frames, TCP or UDP, into frames within their segment size, as on a wire: headers
+    """Gso(pool=None, *, l2=True)\n--\n
+
+    Splits super-frames, TCP or UDP, into frames within their segment size, as on a wire: headers
     and checksums complete.  A frame whose checksum was left to the kernel gets it.
 
     For what comes next and wants plain frames; devices take super-frames as they are.  A

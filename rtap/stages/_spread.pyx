@@ -68,7 +68,9 @@ cdef int spread(void *ctx, rtap_burst *burst) noexcept nogil:
 
 
 cdef class Spread(Stage):
-    """Spreads flows over the route's targets by a hash that is the same for both directions.
+    """Spread(ports=True, l2=True, seed=0)\n--\n
+
+    Spreads flows over the route's targets by a hash that is the same for both directions.
 
     A flow is what has the same IP addresses, protocol and, of TCP, UDP and SCTP, ports; without
     ``ports``, addresses and protocol only. Frames of a flow go to one target, in order. Fragments

@@ -68,7 +68,9 @@ cdef int run_over(stage_t *stage, Burst burst, uint32_t n_targets, list verdicts
 
 
 cdef class Stage:
-    """What happens to frames between a receive queue and its targets.
+    """Stage()\n--\n
+
+    What happens to frames between a receive queue and its targets.
 
     In a route: ``worker.forward(source, target, stages=[...])``.  On a burst: ``stage(burst)``.
     One stage may be in several routes, of several workers.

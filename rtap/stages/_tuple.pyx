@@ -18,7 +18,9 @@ cdef int five_tuple_swap(void *ctx, rtap_burst *burst) noexcept nogil:
 
 
 cdef class FiveTupleSwap(Stage):
-    """Exchanges Ethernet addresses, the outermost IP addresses and TCP or UDP ports.  Checksums
+    """FiveTupleSwap()\n--\n
+
+    Exchanges Ethernet addresses, the outermost IP addresses and TCP or UDP ports.  Checksums
     stay right: a sum does not depend on the order of its words."""
 
     def __init__(self):
