@@ -9,7 +9,9 @@ from libc.string cimport memset
 cimport rtap._compat as _compat
 from rtap._gro cimport gro_create, gro_destroy
 from rtap._linux cimport ENOMEM, EPROTO
-from rtap._pool cimport mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_t
+from rtap._pool cimport (
+    mbuf_free, mbuf_free_bulk, mbuf_guard, mbuf_is_private, mbuf_t, mbuf_window,
+)
 from rtap._request cimport make_private
 
 cdef enum:
@@ -127,10 +129,11 @@ cdef int call(stage_t *stage, scratch_t *s, uint32_t n_targets, mbuf_t **frames,
     cdef int rc = 0
     if stage.flags & STAGE_WRITES:
         left = own_all(s, frames, left, n_targets)
+    for i in range(left):
+        mbuf_guard(frames[i])
     if stage.flags & STAGE_ARRAYS:
         for i in range(left):
-            s.data[i] = mbuf_data(frames[i])
-            s.len[i] = frames[i].data_len
+            s.len[i] = mbuf_window(frames[i], &s.data[i])
             s.ol_flags[i] = frames[i].ol_flags
     b.stage = stage
     burst.abi = STAGE_ABI

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Externs of ``include/rtap_compat.h``: atomics, short locks, the clock."""
+"""Externs of ``include/rtap_compat.h``: atomics, short locks, the clock, what is checked."""
 
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "rtap_compat.h" nogil:
+    const bint POISONS "RTAP_POISONS"
+    void check "rtap_assert" (bint holds)
+    void poison "rtap_poison" (const void *p, size_t n)
+    void unpoison "rtap_unpoison" (const void *p, size_t n)
     uint32_t load "rtap_load" (const uint32_t *p)
     uint32_t load_relaxed "rtap_load_relaxed" (const uint32_t *p)
     uint32_t peek "rtap_peek" (const uint32_t *p)

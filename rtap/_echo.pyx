@@ -8,6 +8,7 @@ What is asked of a group, or by somebody without an address (a probe for duplica
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcmp, memcpy, memmove
 
+cimport rtap._compat as _compat
 from rtap._checksum cimport fold16, pseudo_sum, sum16, update16
 from rtap._linux cimport VIRTIO_NET_HDR_F_NEEDS_CSUM
 from rtap._parse cimport be16, put_be16
@@ -129,6 +130,7 @@ cdef bint advertise(mbuf_t *m, uint32_t at, const uint8_t *mac) noexcept nogil:
         return False
     if m.data_len < length and mbuf_tailroom(m) < length - m.data_len:
         return False
+    _compat.unpoison(ip, length - at)
     m.data_len = m.pkt_len = length
     put_be16(ip + 4, ADVERTISEMENT_LEN)
     memcpy(ip + 24, ip + 8, 16)

@@ -6,6 +6,11 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 cdef extern from "rtap_compat.h" nogil:
     const int RWF_NOWAIT
     const int MFD_CLOEXEC
+    const int MFD_ALLOW_SEALING
+    const int F_ADD_SEALS
+    const int F_SEAL_SEAL
+    const int F_SEAL_SHRINK
+    const int F_SEAL_GROW
 
     # linux/virtio_net.h; little-endian on the wire (TUNSETVNETLE).
     const int VIRTIO_NET_HDR_F_NEEDS_CSUM
@@ -109,4 +114,5 @@ cdef extern from "<sched.h>" nogil:
 cdef extern from "<fcntl.h>" nogil:
     const int O_CLOEXEC
     const int O_WRONLY
+    int fcntl(int fd, int command, ...)
     int open_file "open" (const char *path, int flags)

@@ -15,9 +15,9 @@ cimport rtap._compat as _compat
 from rtap._burst cimport Burst, burst_make
 from rtap._mbuf cimport check_range, mbuf_wrap, no_room
 from rtap._pool cimport (
-    MAX_DATA_ROOM, MBUF_SEGS_MAX, MIN_HEADROOM, mbuf_fill, mbuf_free, mbuf_free_bulk, mbuf_reset,
-    mbuf_t, pool_available, pool_close, pool_create, pool_disown, pool_get, pool_hold, pool_let_go,
-    pool_t,
+    MAX_DATA_ROOM, MBUF_SEGS_MAX, MIN_HEADROOM, PKT_LEN_MAX, mbuf_fill, mbuf_free, mbuf_free_bulk,
+    mbuf_guard, mbuf_reset, mbuf_t, pool_available, pool_close, pool_create, pool_disown, pool_get,
+    pool_hold, pool_let_go, pool_t,
 )
 
 
@@ -33,7 +33,8 @@ cdef class Mempool:
 
     ``headroom`` bytes (at least 16) lie in front of each buffer for headers to grow into.
     ``memfd=True`` puts the arena in a memfd, whose descriptor is ``fd``, so that another
-    process can map it.  Alloc and free are safe from any thread.
+    process can map it.  Its size is sealed (F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_SEAL); who holds
+    the descriptor can write to its bytes.  Alloc and free are safe from any thread.
     """
 
     def __init__(self, n, data_room=2048, headroom=128, *, bint memfd=False, str name=""):
@@ -136,7 +137,7 @@ cdef class Mempool:
 
     @property
     def fd(self):
-        """Descriptor of the memfd that holds the arena, or None."""
+        """Descriptor of the memfd that holds the arena, or None.  Nobody can change its size."""
         cdef int fd = self.alive().memfd
         return fd if fd >= 0 else None
 
@@ -199,8 +200,8 @@ cdef mbuf_t *alloc_one(Mempool pool, data) except NULL:
 
 cdef fill_error(int rc, pool_t *p, Py_ssize_t asked):
     if rc == -EMSGSIZE:
-        return ValueError(f"a frame has at most {MBUF_SEGS_MAX} segments, here of {p.data_room} "
-                          "bytes each")
+        return ValueError(f"a frame has at most {PKT_LEN_MAX} bytes and {MBUF_SEGS_MAX} segments, "
+                          f"here of {p.data_room} bytes each")
     return no_room(p, asked)
 
 
@@ -210,6 +211,7 @@ cdef int fill_one(mbuf_t *m, data) except -1:
     PyObject_GetBuffer(data, &view, 0)
     rc = mbuf_fill(m, <const uint8_t *>view.buf, view.len)
     PyBuffer_Release(&view)
+    mbuf_guard(m)
     if rc != 0:
         raise fill_error(rc, m.pool, m.nb_segs + 1)
     return 0
@@ -240,6 +242,8 @@ cdef int fill_from_buffer(Burst burst, data) except -1:
             raise ValueError("data must be contiguous bytes or an (n, length) uint8 array")
     finally:
         PyBuffer_Release(&view)
+    for i in range(burst.n):
+        mbuf_guard(burst.v[i])
     if rc != 0:
         raise fill_error(rc, burst.v[0].pool, burst.n)
     return 0

@@ -5,7 +5,7 @@ Everything here runs with or without the GIL, from any thread.  A slot is owned
 through its header's reference count; ``pool_put`` is reached only from zero.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 cimport rtap._compat as _compat
@@ -17,13 +17,14 @@ cdef enum:
     MIN_HEADROOM = 16           # a virtio-net header (10 bytes) goes in front of every frame
     MAX_DATA_ROOM = 1 << 24
     MBUF_SEGS_MAX = 0xffff
+    PKT_LEN_MAX = 1 << 30       # of a frame as it is filled: no sum of lengths wraps
 
 
 cdef struct mbuf_t:
     # First cache line: what every frame needs.
-    uint8_t *buf                # start of the slot's bytes (headroom first)
+    uint8_t *buf                # the bytes it may use: its slot, headroom first, or what it borrows
     mbuf_t *next                # next segment, holding one reference on it
-    mbuf_t *direct              # owner of `buf` when this header borrows another slot's bytes
+    mbuf_t *direct              # owner of the bytes when this header borrows another slot's
     pool_t *pool
     uint64_t ol_flags
     uint32_t refcnt             # atomic
@@ -33,7 +34,8 @@ cdef struct mbuf_t:
     uint32_t buf_len
     uint16_t nb_segs            # valid in the first segment
     uint16_t port
-    # Second: offloads.  csum_at counts from `buf`, so that it survives adj and prepend.
+    # Second: offloads.  csum_at counts from `buf`, so that it survives adj and prepend; see
+    # csum_place.
     uint32_t packet_type
     uint32_t csum_at
     uint16_t csum_offset
@@ -106,9 +108,37 @@ cdef inline uint32_t mbuf_window(const mbuf_t *m, uint8_t **start) noexcept nogi
     return n if n <= m.buf_len - offset else m.buf_len - offset
 
 
+cdef inline bint csum_place(const mbuf_t *m, uint32_t *start) noexcept nogil:
+    """Where in the frame begins what its unfinished checksum covers; False when that was cut off
+    in front."""
+    start[0] = m.csum_at - m.data_off
+    return <int32_t>start[0] >= 0
+
+
 cdef inline bint mbuf_is_private(const mbuf_t *m) noexcept nogil:
     """Nobody else can see the bytes around this segment's data."""
     return m.direct == NULL and _compat.load(&m.refcnt) == 1
+
+
+# The sanitizer build lets nobody touch free slots, what lies between slots, and what lies outside
+# of a frame's window where only one can see the slot.  Elsewhere these come to nothing.
+
+cdef inline void slot_shut(const mbuf_t *m) noexcept nogil:
+    _compat.poison(m.buf, m.buf_len)
+
+
+cdef inline void slot_open(const mbuf_t *m) noexcept nogil:
+    _compat.unpoison(m.buf, m.buf_len)
+
+
+cdef inline void mbuf_guard(const mbuf_t *m) noexcept nogil:
+    """From here on a frame's bytes are touched inside its segments only.  Whoever moves a window
+    outwards opens the bytes it gains."""
+    while _compat.POISONS and m != NULL:
+        if mbuf_is_private(m):
+            slot_shut(m)
+            _compat.unpoison(mbuf_data(m), m.data_len)
+        m = m.next
 
 
 cdef inline void mbuf_ref(mbuf_t *m) noexcept nogil:

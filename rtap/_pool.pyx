@@ -14,9 +14,10 @@ from libc.string cimport memcpy, memmove
 
 cimport rtap._compat as _compat
 from rtap._linux cimport (
-    MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED, MFD_CLOEXEC, PROT_READ,
-    PROT_WRITE, close, ftruncate, madvise, memfd_create, mmap, munmap, pthread_atfork,
-    pthread_getspecific, pthread_key_create, pthread_key_t, pthread_setspecific,
+    F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED,
+    MAP_PRIVATE, MAP_SHARED, MFD_ALLOW_SEALING, MFD_CLOEXEC, PROT_READ, PROT_WRITE, close, fcntl,
+    ftruncate, madvise, memfd_create, mmap, munmap, pthread_atfork, pthread_getspecific,
+    pthread_key_create, pthread_key_t, pthread_setspecific,
 )
 
 cdef enum:
@@ -73,8 +74,10 @@ cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t head
         pool_destroy(p)
         return -ENOMEM
     if memfd_name != NULL:
-        p.memfd = memfd_create(memfd_name, MFD_CLOEXEC)
-        if p.memfd < 0 or ftruncate(p.memfd, <long>p.arena_len) != 0:
+        # Sealed: bytes that another holder of the descriptor cut off would be a SIGBUS here.
+        p.memfd = memfd_create(memfd_name, MFD_CLOEXEC | MFD_ALLOW_SEALING)
+        if (p.memfd < 0 or ftruncate(p.memfd, <long>p.arena_len) != 0
+                or fcntl(p.memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0):
             rc = -errno
             pool_destroy(p)
             return rc
@@ -93,6 +96,7 @@ cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t head
         m.buf = p.arena + i * p.stride
         m.buf_len = headroom + data_room
         p.free_slots[i] = m
+    _compat.poison(p.arena, p.arena_len)
     p.n_free = n
     p.id = _compat.fetch_add(&pools_made, 1) + 1
     _compat.lock(&pools_lock)
@@ -130,6 +134,7 @@ cdef void pool_unmap(pool_t *p) noexcept nogil:
     p.headers = NULL
     p.memfd = -1
     if arena != NULL:
+        _compat.unpoison(arena, p.arena_len)
         munmap(arena, p.arena_len)
     if memfd >= 0:
         close(memfd)
@@ -296,13 +301,18 @@ cdef uint32_t pool_get(pool_t *p, mbuf_t **out, uint32_t n) noexcept nogil:
             _compat.unlock(&p.caches[i].lock)
             if got == n:
                 break
+    for i in range(got):
+        slot_open(out[i])
     return got
 
 
 cdef void pool_put(pool_t *p, mbuf_t **slots, uint32_t n) noexcept nogil:
     """Gives slots back.  Their reference counts are zero and they own their bytes."""
     cdef cache_t *own = thread_cache(p)
-    cdef uint32_t surplus
+    cdef uint32_t surplus, i
+    for i in range(n):
+        _compat.check(slots[i].pool == p and slots[i].direct == NULL and slots[i].next == NULL)
+        slot_shut(slots[i])
     _compat.lock(&own.lock)
     if n > POOL_CACHE_SLOTS - CACHE_BLOCK or _compat.load_relaxed(&p.orphaned) != 0:
         _compat.unlock(&own.lock)
@@ -419,13 +429,16 @@ cdef uint32_t mbuf_write(mbuf_t *m, uint32_t offset, const uint8_t *src, uint32_
 cdef int mbuf_fill(mbuf_t *first, const uint8_t *src, size_t n) noexcept nogil:
     """Fills an empty frame, adding segments of its pool as needed.
 
-    0; -ENOMEM when the pool has too few slots left, -EMSGSIZE when the bytes take more segments
-    than a frame can count.  The frame is then as far as it got and still the caller's to free."""
+    0; -ENOMEM when the pool has too few slots left, -EMSGSIZE when the bytes are more than
+    PKT_LEN_MAX or take more segments than a frame can count.  The frame is then as far as it got
+    and still the caller's to free."""
     cdef mbuf_t *tail = first
     cdef mbuf_t *seg
-    cdef uint32_t room = first.pool.data_room
-    cdef uint32_t k
+    cdef uint32_t room, k
+    if n > <size_t>PKT_LEN_MAX:
+        return -EMSGSIZE
     while True:
+        room = mbuf_tailroom(tail)
         k = <uint32_t>n if n < room else room
         memcpy(mbuf_data(tail), src, k)
         tail.data_len = k
@@ -445,7 +458,9 @@ cdef int mbuf_fill(mbuf_t *first, const uint8_t *src, size_t n) noexcept nogil:
 
 
 cdef mbuf_t *mbuf_clone(mbuf_t *m) noexcept nogil:
-    """New headers over the same bytes, one for each segment; NULL when the pool is empty."""
+    """New headers over the same bytes, one for each segment; NULL when the pool is empty.
+
+    What is counted is what the new segments have, whatever happens to the other's meanwhile."""
     cdef mbuf_t *head = NULL
     cdef mbuf_t *tail = NULL
     cdef mbuf_t *seg
@@ -466,43 +481,65 @@ cdef mbuf_t *mbuf_clone(mbuf_t *m) noexcept nogil:
         seg.direct = owner
         if tail == NULL:
             head = seg
+            head.pkt_len = 0
+            head.nb_segs = 0
         else:
             tail.next = seg
         tail = seg
+        head.pkt_len += seg.data_len
+        head.nb_segs += 1
         m = m.next
     return head
 
 
+cdef inline uint32_t copy_in(mbuf_t *m, const uint8_t *src, uint32_t n) noexcept nogil:
+    """Fills a fresh slot with as many of ``n`` bytes as it holds, leaving the headroom free if it
+    can; returns how many."""
+    cdef uint32_t k = n if n <= m.buf_len else m.buf_len - m.data_off
+    m.data_off = min(m.data_off, m.buf_len - k)
+    m.data_len = k
+    _compat.check(m.direct == NULL and m.data_off + k <= m.buf_len)
+    memcpy(mbuf_data(m), src, k)
+    return k
+
+
 cdef mbuf_t *mbuf_copy(const mbuf_t *m) noexcept nogil:
-    """A frame of its own with the same bytes and metadata; NULL when the pool is empty."""
+    """A frame of its own with the same bytes and metadata; NULL when the pool is empty or the
+    frame would have more segments than it can count.
+
+    A segment that borrows more bytes than a slot of its own pool holds takes several."""
+    cdef const mbuf_t *first = m
     cdef mbuf_t *head = NULL
     cdef mbuf_t *tail = NULL
     cdef mbuf_t *seg
     cdef uint8_t *start
-    cdef uint32_t offset, n
+    cdef uint32_t n, k
     while m != NULL:
-        if pool_get(m.pool, &seg, 1) == 0:
-            mbuf_free(head)
-            return NULL
-        mbuf_reset(seg)
         n = mbuf_window(m, &start)
-        offset = min(seg.data_off, seg.buf_len - n)
-        memcpy(&seg.packet_type, &m.packet_type,
-               sizeof(mbuf_t) - (<size_t>&m.packet_type - <size_t>m))
-        memcpy(seg.buf + offset, start, n)
-        seg.step = 0
-        seg.ol_flags = m.ol_flags
-        seg.csum_at = m.csum_at - <uint32_t>(start - m.buf) + offset
-        seg.data_off = offset
-        seg.data_len = n
-        seg.nb_segs = m.nb_segs
-        seg.port = m.port
-        if tail == NULL:
-            head = seg
-        else:
-            tail.next = seg
-        tail = seg
-        head.pkt_len += n           # not the other's, whose windows may move meanwhile
+        while True:
+            if (head != NULL and head.nb_segs == MBUF_SEGS_MAX
+                    or pool_get(m.pool, &seg, 1) == 0):
+                mbuf_free(head)
+                return NULL
+            mbuf_reset(seg)
+            k = copy_in(seg, start, n)
+            if head == NULL:
+                head = seg
+                memcpy(&head.packet_type, &first.packet_type,
+                       sizeof(mbuf_t) - (<size_t>&first.packet_type - <size_t>first))
+                head.step = 0
+                head.ol_flags = first.ol_flags
+                head.csum_at = first.csum_at - <uint32_t>(start - first.buf) + head.data_off
+                head.port = first.port
+            else:
+                tail.next = seg
+                head.nb_segs += 1
+            tail = seg
+            head.pkt_len += k       # not the other's, whose windows may move meanwhile
+            start += k
+            n -= k
+            if n == 0:
+                break
         m = m.next
     return head
 

@@ -24,4 +24,5 @@ cdef extern from "rtap_compat.h":
 
 cdef int take_requests(mbuf_t **frame, bint l2) noexcept nogil
 cdef int finish_checksum(mbuf_t **frame) noexcept nogil
+cdef mbuf_t *private_of(mbuf_t *m) noexcept nogil
 cdef int make_private(mbuf_t **frame) noexcept nogil

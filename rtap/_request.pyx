@@ -5,6 +5,7 @@ from libc.errno cimport EINVAL, ENOBUFS
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memmove
 
+cimport rtap._compat as _compat
 from rtap._checksum cimport chain_sum, sum16
 from rtap._linux cimport (
     VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4,
@@ -15,33 +16,41 @@ from rtap._parse cimport (
     parse_outermost, put_be16,
 )
 from rtap._pool cimport (
-    mbuf_copy, mbuf_data, mbuf_free, mbuf_is_private, mbuf_t, mbuf_tailroom, mbuf_write,
+    PKT_LEN_MAX, csum_place, mbuf_copy, mbuf_data, mbuf_free, mbuf_is_private, mbuf_t,
+    mbuf_tailroom, mbuf_write,
 )
 from rtap._vnet cimport RX_L4_CKSUM_NONE, RX_LRO
 
 cdef enum:
     TCP_CWR = 0x80              # in the fourteenth byte of the TCP header
-    MAX_PKT_LEN = 1 << 30
     ADDRESSES_LEN = 12          # in front of the tags
     VLAN_HDR_LEN = 4
     ETHERTYPE_VLAN = 0x8100
     ETHERTYPE_QINQ = 0x88A8
 
 
-cdef int make_private(mbuf_t **frame) noexcept nogil:
-    """Replaces a frame that others can see by a copy; -ENOBUFS when there is no buffer for it."""
-    cdef mbuf_t *seg = frame[0]
-    cdef mbuf_t *copy
+cdef mbuf_t *private_of(mbuf_t *m) noexcept nogil:
+    """The frame itself if nobody else can see it, else a copy, which is the caller's to free; NULL
+    when there is no buffer for one."""
+    cdef mbuf_t *seg = m
     while seg != NULL and mbuf_is_private(seg):
         seg = seg.next
-    if seg == NULL:
-        return 0
-    copy = mbuf_copy(frame[0])
-    if copy == NULL:
+    return m if seg == NULL else mbuf_copy(m)
+
+
+cdef int make_private(mbuf_t **frame) noexcept nogil:
+    """Replaces a frame that others can see by a copy; -ENOBUFS when there is no buffer for it."""
+    cdef mbuf_t *own = private_of(frame[0])
+    if own == NULL:
         return -ENOBUFS
-    mbuf_free(frame[0])
-    frame[0] = copy
+    replace(frame, own)
     return 0
+
+
+cdef inline void replace(mbuf_t **frame, mbuf_t *own) noexcept nogil:
+    if own != frame[0]:
+        mbuf_free(frame[0])
+        frame[0] = own
 
 
 cdef int insert_tags(mbuf_t *m, uint64_t asked) noexcept nogil:
@@ -49,13 +58,15 @@ cdef int insert_tags(mbuf_t *m, uint64_t asked) noexcept nogil:
     -EINVAL when its first segment does not hold those or has no room for the tags."""
     cdef uint32_t n = 2 * VLAN_HDR_LEN if asked & TX_QINQ else VLAN_HDR_LEN
     cdef uint8_t *h = mbuf_data(m)
-    if m.data_len < ADDRESSES_LEN or m.pkt_len > MAX_PKT_LEN:
+    if m.data_len < ADDRESSES_LEN or m.pkt_len > PKT_LEN_MAX:
         return -EINVAL
     if m.data_off >= n:
+        _compat.unpoison(h - n, n)
         memmove(h - n, h, ADDRESSES_LEN)
         m.data_off -= n
         h -= n
     elif mbuf_tailroom(m) >= n:
+        _compat.unpoison(h + m.data_len, n)
         memmove(h + ADDRESSES_LEN + n, h + ADDRESSES_LEN, m.data_len - ADDRESSES_LEN)
         m.csum_at += n
     else:
@@ -176,8 +187,9 @@ cdef int take_checksum(mbuf_t *m, uint64_t asked) noexcept nogil:
 cdef int finish_checksum(mbuf_t **frame) noexcept nogil:
     """Does in software what the header would have asked of the kernel, for a device without one.
 
-    A frame that others see is replaced by a copy first.  0; -EINVAL when the checksum lies
-    outside the frame or the frame is a super-frame; -ENOBUFS when there is no buffer to copy to."""
+    A frame that others see is replaced by a copy.  0; else the frame is as it was: -EINVAL when
+    the checksum lies outside of it or it is a super-frame, -ENOBUFS when there is no buffer to copy
+    to."""
     cdef mbuf_t *m = frame[0]
     cdef uint32_t start, value
     cdef uint8_t field[2]
@@ -185,15 +197,17 @@ cdef int finish_checksum(mbuf_t **frame) noexcept nogil:
         return -EINVAL
     if not m.vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
         return 0
-    if m.csum_at < m.data_off or m.csum_at - m.data_off + m.csum_offset + 2 > m.pkt_len:
-        return -EINVAL
-    if make_private(frame) != 0:
+    m = private_of(m)
+    if m == NULL:
         return -ENOBUFS
-    m = frame[0]
-    start = m.csum_at - m.data_off
+    if not csum_place(m, &start) or start + m.csum_offset + 2 > m.pkt_len:
+        if m != frame[0]:
+            mbuf_free(m)
+        return -EINVAL
     value = ~chain_sum(m, start, m.pkt_len - start) & 0xffff
     put_be16(field, value if value != 0 else 0xffff)    # for UDP zero says "no checksum"
     mbuf_write(m, start + m.csum_offset, field, 2)
     m.ol_flags &= ~RX_L4_CKSUM_NONE
     m.vnet_flags = 0
+    replace(frame, m)
     return 0

@@ -11,6 +11,7 @@ from libc.errno cimport E2BIG, EINVAL, EMSGSIZE, ENOBUFS
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+cimport rtap._compat as _compat
 from rtap._checksum cimport copy_sum16, fold16, sum16, swap16
 from rtap._linux cimport (
     VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_NONE,
@@ -22,11 +23,11 @@ from rtap._parse cimport (
     headers_of, headers_t, l4_pseudo_sum, parse_outermost, put_be16,
 )
 from rtap._pool cimport (
-    MBUF_SEGS_MAX, mbuf_copy, mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_ref,
-    mbuf_reset, mbuf_t, mbuf_window, pool_get, pool_t,
+    MBUF_SEGS_MAX, csum_place, mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_guard, mbuf_ref,
+    mbuf_reset, mbuf_t, mbuf_tailroom, mbuf_window, mbuf_write, pool_get, pool_t,
 )
 from rtap._request cimport (
-    TX_CKSUM_REQUESTS, TX_L4_MASK, TX_TCP_SEG, TX_UDP_SEG, finish_checksum,
+    TX_CKSUM_REQUESTS, TX_L4_MASK, TX_TCP_SEG, TX_UDP_SEG, finish_checksum, private_of,
 )
 from rtap._verify cimport RX_CKSUM_MASK, RX_IP_CKSUM_GOOD, RX_L4_CKSUM_GOOD, fill_frame
 from rtap._vnet cimport RX_LRO
@@ -223,20 +224,22 @@ cdef inline uint32_t cursor_piece(cursor_t *c, uint8_t **start) noexcept nogil:
         c.seg = c.seg.next
 
 
-cdef uint32_t cursor_read(cursor_t *c, uint8_t *dst, uint32_t n) noexcept nogil:
-    """Copies ``n`` bytes and returns their sum."""
-    cdef uint64_t total = 0
+cdef bint cursor_read(cursor_t *c, uint8_t *dst, uint32_t n, uint32_t *total) noexcept nogil:
+    """Copies ``n`` bytes and notes their sum; False where another thread has cut the frame
+    meanwhile."""
+    cdef uint64_t parts = 0
     cdef uint32_t done = 0, k, part
     cdef uint8_t *start
     while done < n:
         k = min(n - done, cursor_piece(c, &start))
         if k == 0:
-            break               # another thread has cut the frame meanwhile
+            return False
         part = copy_sum16(dst + done, start, k)
-        total += swap16(part) if done & 1 else part
+        parts += swap16(part) if done & 1 else part
         c.offset += k
         done += k
-    return fold16(total)
+    total[0] = fold16(parts)
+    return True
 
 
 cdef uint32_t vnet_of(const mbuf_t *m, bint l2, vnet_t *hdr) noexcept nogil:
@@ -246,7 +249,7 @@ cdef uint32_t vnet_of(const mbuf_t *m, bint l2, vnet_t *hdr) noexcept nogil:
     wants split, it is looked up."""
     cdef uint8_t copy[HEADERS_MAX]
     cdef headers_t h
-    cdef uint32_t n
+    cdef uint32_t n, start
     cdef const uint8_t *p
     memset(hdr, 0, sizeof(vnet_t))
     if m.ol_flags & RX_LRO and m.gso_type != VIRTIO_NET_HDR_GSO_NONE:
@@ -254,8 +257,8 @@ cdef uint32_t vnet_of(const mbuf_t *m, bint l2, vnet_t *hdr) noexcept nogil:
         hdr.gso_size = m.tso_segsz
         if m.vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
             hdr.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
-            if m.data_off <= m.csum_at <= m.data_off + 0xffff:
-                hdr.csum_start = <uint16_t>(m.csum_at - m.data_off)
+            if csum_place(m, &start) and start <= 0xffff:
+                hdr.csum_start = <uint16_t>start
             hdr.csum_offset = m.csum_offset
         return 1
     if m.ol_flags & (TX_TCP_SEG | TX_UDP_SEG):
@@ -314,50 +317,49 @@ cdef mbuf_t *add_segment(mbuf_t *head, mbuf_t *tail, pool_t *pool) noexcept nogi
     return seg
 
 
+cdef inline mbuf_t *room_behind(mbuf_t *head, mbuf_t *seg) noexcept nogil:
+    """``seg``, the last one of ``head``, or one more where that is full; NULL when the pool is
+    empty."""
+    return seg if mbuf_tailroom(seg) > 0 else add_segment(head, seg, head.pool)
+
+
 cdef int write_chain(mbuf_t *head, uint8_t *headers, const plan_t *plan, uint32_t i,
                      cursor_t *c) noexcept nogil:
     """Fills the empty ``head``, and segments of its pool behind it, where a frame does not fit
-    into one slot; 0 or -ENOBUFS."""
-    cdef uint32_t room = head.buf_len - head.data_off
+    into one slot; 0, -ENOBUFS, or -EINVAL where the frame has been cut meanwhile."""
     cdef uint32_t k = segment_payload(plan, i), done = 0, part, n
     cdef uint64_t total = 0
     cdef mbuf_t *seg = head
     cdef uint32_t at = 0
     # Room for the headers first: they can be written only when the payload is summed.
     while at < plan.hdr_len:
-        if seg.data_len == room:
-            seg = add_segment(head, seg, head.pool)
-            if seg == NULL:
-                return -ENOBUFS
-        n = min(room - seg.data_len, plan.hdr_len - at)
+        seg = room_behind(head, seg)
+        if seg == NULL:
+            return -ENOBUFS
+        n = min(mbuf_tailroom(seg), plan.hdr_len - at)
         seg.data_len += n
         at += n
     while done < k:
-        if seg.data_len == room:
-            seg = add_segment(head, seg, head.pool)
-            if seg == NULL:
-                return -ENOBUFS
-        n = min(room - seg.data_len, k - done)
-        part = cursor_read(c, mbuf_data(seg) + seg.data_len, n)
+        seg = room_behind(head, seg)
+        if seg == NULL:
+            return -ENOBUFS
+        n = min(mbuf_tailroom(seg), k - done)
+        if not cursor_read(c, mbuf_data(seg) + seg.data_len, n, &part):
+            return -EINVAL
         total += swap16(part) if done & 1 else part
         seg.data_len += n
         done += n
     head.pkt_len = plan.hdr_len + k
     write_header(plan, headers, i, k, fold16(total))
-    at = 0
-    seg = head
-    while at < plan.hdr_len:
-        n = min(seg.data_len, plan.hdr_len - at)
-        memcpy(mbuf_data(seg), headers + at, n)
-        at += n
-        seg = seg.next
+    mbuf_write(head, 0, headers, plan.hdr_len)
     return 0
 
 
 cdef int refer_chain(mbuf_t *head, uint8_t *headers, const plan_t *plan, uint32_t i,
                      cursor_t *c) noexcept nogil:
     """Fills the empty ``head`` with headers, and hangs segments behind it that borrow the payload
-    from where it is; 0 or -ENOBUFS."""
+    from where it is, and nothing around it; 0, -ENOBUFS, or -EINVAL where the frame has been cut
+    meanwhile."""
     cdef uint32_t k = segment_payload(plan, i), done = 0, n, part
     cdef uint64_t total = 0
     cdef mbuf_t *seg = head
@@ -366,21 +368,21 @@ cdef int refer_chain(mbuf_t *head, uint8_t *headers, const plan_t *plan, uint32_
     while done < k:
         n = min(k - done, cursor_piece(c, &start))
         if n == 0:
-            return -ENOBUFS     # another thread has cut the frame meanwhile
+            return -EINVAL
         seg = add_segment(head, seg, head.pool)
         if seg == NULL:
             return -ENOBUFS
         owner = c.seg.direct if c.seg.direct != NULL else <mbuf_t *>c.seg
         mbuf_ref(owner)
         seg.direct = owner
-        seg.buf = c.seg.buf
-        seg.buf_len = c.seg.buf_len
-        seg.data_off = <uint32_t>(start - seg.buf)
-        seg.data_len = n
+        seg.buf = start
+        seg.buf_len = seg.data_len = n
+        seg.data_off = 0
         part = sum16(start, n)
         total += swap16(part) if done & 1 else part
         c.offset += n
         done += n
+    _compat.check(plan.hdr_len <= mbuf_tailroom(head))
     write_header(plan, headers, i, k, fold16(total))
     memcpy(mbuf_data(head), headers, plan.hdr_len)
     head.data_len = plan.hdr_len
@@ -388,31 +390,40 @@ cdef int refer_chain(mbuf_t *head, uint8_t *headers, const plan_t *plan, uint32_
     return 0
 
 
+cdef int write_whole(mbuf_t *out, const uint8_t *headers, const plan_t *plan, uint32_t i,
+                     cursor_t *c) noexcept nogil:
+    """Fills the empty ``out``, whose slot has room for the frame; 0, or -EINVAL where the frame has
+    been cut meanwhile."""
+    cdef uint32_t k = segment_payload(plan, i), part
+    cdef uint8_t *dst = mbuf_data(out)
+    _compat.check(plan.hdr_len + k <= mbuf_tailroom(out))
+    if not cursor_read(c, dst + plan.hdr_len, k, &part):
+        return -EINVAL
+    memcpy(dst, headers, plan.hdr_len)
+    write_header(plan, dst, i, k, part)
+    out.data_len = out.pkt_len = plan.hdr_len + k
+    return 0
+
+
 cdef uint32_t write_some(const mbuf_t *m, const plan_t *plan, uint8_t *headers, bint refer,
-                         uint32_t first, mbuf_t **out, uint32_t n) noexcept nogil:
+                         uint32_t first, mbuf_t **out, uint32_t n, int *error) noexcept nogil:
     """Writes ``n`` frames from number ``first`` on into the reset mbufs ``out``; how many are whole
-    before the pool runs out of slots for more segments."""
-    cdef uint32_t i, k, part
-    cdef int error = 0
-    cdef uint8_t *dst
+    before an ``error``: -ENOBUFS, or -EINVAL where the frame has been cut meanwhile."""
+    cdef uint32_t i
     cdef cursor_t c
     c.seg = m
     c.offset = plan.hdr_len + first * plan.gso_size
     for i in range(n):
-        k = segment_payload(plan, first + i)
         take_metadata(out[i], m, plan)
         if refer:
-            error = refer_chain(out[i], headers, plan, first + i, &c)
-        elif plan.hdr_len + k > out[i].buf_len - out[i].data_off:
-            error = write_chain(out[i], headers, plan, first + i, &c)
+            error[0] = refer_chain(out[i], headers, plan, first + i, &c)
+        elif plan.hdr_len + segment_payload(plan, first + i) > mbuf_tailroom(out[i]):
+            error[0] = write_chain(out[i], headers, plan, first + i, &c)
         else:
-            dst = mbuf_data(out[i])
-            part = cursor_read(&c, dst + plan.hdr_len, k)
-            memcpy(dst, headers, plan.hdr_len)
-            write_header(plan, dst, first + i, k, part)
-            out[i].data_len = out[i].pkt_len = plan.hdr_len + k
-        if error != 0:
+            error[0] = write_whole(out[i], headers, plan, first + i, &c)
+        if error[0] != 0:
             return i
+        mbuf_guard(out[i])
     return n
 
 
@@ -425,20 +436,27 @@ cdef bint refers(const mbuf_t *m, const pool_t *pool, const plan_t *plan) noexce
 
 
 cdef uint32_t make_some(const mbuf_t *m, pool_t *pool, const plan_t *plan, bint refer,
-                        uint32_t first, mbuf_t **out, uint32_t n) noexcept nogil:
-    """``n`` frames from number ``first`` on, in mbufs of ``pool``, or as many as it has slots for.
+                        uint32_t first, mbuf_t **out, uint32_t n, int *error) noexcept nogil:
+    """``n`` frames from number ``first`` on, in mbufs of ``pool``, or fewer and an ``error``:
+    -ENOBUFS where it has too few slots, -EINVAL where the frame has been cut since it was planned.
     """
     cdef uint8_t headers[HEADER_ROOM]
     cdef uint32_t in_one_piece, got, made = 0, i
     cdef const uint8_t *p = headers_of(m, headers, &in_one_piece)
+    error[0] = 0
+    if in_one_piece < plan.hdr_len:
+        error[0] = -EINVAL
+        return 0
     if p != headers:
         memcpy(headers, p, plan.hdr_len)
     got = pool_get(pool, out, n)
     for i in range(got):
         mbuf_reset(out[i])
-    made = write_some(m, plan, headers, refer, first, out, got)
+    made = write_some(m, plan, headers, refer, first, out, got, error)
     if made < got:
         mbuf_free_bulk(out + made, got - made)
+    elif got < n:
+        error[0] = -ENOBUFS
     return made
 
 
@@ -446,25 +464,22 @@ cdef int finish_one(mbuf_t *m, bint l2, mbuf_t **out) noexcept nogil:
     """Makes a plain frame of one that is too short to be split, and finishes its checksum; the
     frame itself, or a copy where others see it."""
     cdef uint64_t asked = m.ol_flags & (RX_LRO | TX_TCP_SEG | TX_UDP_SEG)
-    cdef mbuf_t *own = m
-    cdef mbuf_t *seg = m
+    cdef uint64_t flags = m.ol_flags
+    cdef mbuf_t *own
     cdef int error = 0
     out[0] = m
     if asked == 0:
         return finish_checksum(out)
-    while seg != NULL and mbuf_is_private(seg):
-        seg = seg.next
-    if seg != NULL:
-        own = mbuf_copy(m)
-        if own == NULL:
-            return -ENOBUFS
+    own = private_of(m)
+    if own == NULL:
+        return -ENOBUFS
     own.ol_flags &= ~(RX_LRO | TX_TCP_SEG | TX_UDP_SEG | TX_L4_MASK)
     if asked & RX_LRO:
         error = finish_checksum(&own)
     else:
         error = fill_frame(own, l2)
     if error != 0:
-        own.ol_flags |= asked
+        own.ol_flags = flags
         if own != m:
             mbuf_free(own)
         return error
@@ -500,8 +515,9 @@ cdef int gso_whole(mbuf_t *m, pool_t *pool, bint l2, bint refer, mbuf_t **out,
     With ``refer`` long payloads stay where they are, for as long as a frame refers to them.
 
     How many frames are in ``out``; the frame is then consumed.  -EINVAL when it does not fit what
-    it says about itself, -EMSGSIZE when it makes more than ``room`` frames, -ENOBUFS when the pool
-    has too few slots now, -E2BIG when it never has enough: it is then as it was."""
+    it says about itself or was cut meanwhile, -EMSGSIZE when it makes more than ``room`` frames,
+    -ENOBUFS when the pool has too few slots now, -E2BIG when it never has enough: it is then as it
+    was."""
     cdef plan_t plan
     cdef uint32_t made
     cdef int error = plan_split(m, l2, &plan)
@@ -513,10 +529,10 @@ cdef int gso_whole(mbuf_t *m, pool_t *pool, bint l2, bint refer, mbuf_t **out,
         error = finish_one(m, l2, out)
         return error if error != 0 else 1
     refer = refer and refers(m, pool, &plan)
-    made = make_some(m, pool, &plan, refer, 0, out, plan.count)
+    made = make_some(m, pool, &plan, refer, 0, out, plan.count, &error)
     if made < plan.count:
         mbuf_free_bulk(out, made)
-        return -E2BIG if not refer and never_fits(&plan, pool) else -ENOBUFS
+        return -E2BIG if error == -ENOBUFS and not refer and never_fits(&plan, pool) else error
     mbuf_free(m)
     return <int>plan.count
 
@@ -528,19 +544,20 @@ cdef int gso_part(mbuf_t *m, pool_t *pool, bint l2, bint refer, uint32_t first, 
     the frame is consumed."""
     cdef plan_t plan
     cdef uint32_t want, got, made = 0
-    if plan_split(m, l2, &plan) != 0 or plan.count == 1:
-        return -EINVAL
+    cdef int error = 0
+    if plan_split(m, l2, &plan) != 0 or plan.count == 1 or first >= plan.count:
+        return -EINVAL          # somebody has cut it since its first frames were made
     refer = refer and refers(m, pool, &plan)
     left[0] = plan.count - first
     room = min(room, left[0])
     while made < room:          # chains one by one: heads alone would use up the slots
         want = room - made if refer or slots_of(&plan, 0, pool) == 1 else 1
-        got = make_some(m, pool, &plan, refer, first + made, out + made, want)
+        got = make_some(m, pool, &plan, refer, first + made, out + made, want, &error)
         made += got
         if got < want:
             break
     if made == 0:
-        return -ENOBUFS
+        return error
     left[0] -= made
     if left[0] == 0:
         mbuf_free(m)

@@ -58,6 +58,7 @@ cdef inline uint8_t *tx_in_place(tap_txq_t *q, mbuf_t *m, uint32_t *length) noex
         return NULL
     start = mbuf_data(m) - q.hdr_len
     length[0] = m.data_len + q.hdr_len
+    _compat.unpoison(start, q.hdr_len)
     if keeps_vnet_hdr(m):
         vnet_hdr_from_mbuf(m, start)
     else:

@@ -19,7 +19,7 @@ from rtap._parse cimport (
     HEADERS_MAX, IPPROTO_TCP, IPPROTO_UDP, TCP_CSUM_OFFSET, UDP_CSUM_OFFSET, headers_of,
     headers_t, parse_headers, parse_outermost,
 )
-from rtap._pool cimport mbuf_t
+from rtap._pool cimport csum_place, mbuf_t
 from rtap._verify cimport verify_parsed
 
 
@@ -148,9 +148,8 @@ cdef bint vnet_hdr_fits(const mbuf_t *m) noexcept nogil:
     cdef uint32_t start
     if not m.vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
         return not super_frame
-    if m.csum_at < m.data_off:
+    if not csum_place(m, &start):
         return not super_frame
-    start = m.csum_at - m.data_off
     if start > 0xffff or start + m.csum_offset + 2 > m.pkt_len:
         return False
     if super_frame:
@@ -166,9 +165,8 @@ cdef void vnet_hdr_from_mbuf(const mbuf_t *m, uint8_t *hdr) noexcept nogil:
     if not keeps_vnet_hdr(m):
         return
     if m.vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
-        if m.csum_at < m.data_off or m.csum_at - m.data_off > 0xffff:
+        if not csum_place(m, &csum_start) or csum_start > 0xffff:
             return
-        csum_start = m.csum_at - m.data_off
         hdr[0] = VIRTIO_NET_HDR_F_NEEDS_CSUM
         put_le16(hdr + 6, csum_start)
         put_le16(hdr + 8, m.csum_offset)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import mmap
 import os
@@ -182,6 +183,25 @@ def test_memfd_survives_in_who_duplicated_it() -> None:
         pool.close()
         with mmap.mmap(fd, 0) as arena:
             assert arena.find(b"left behind") >= 0
+    finally:
+        os.close(fd)
+
+
+def test_nobody_changes_the_size_of_the_memfd() -> None:
+    """Whoever holds the descriptor could else cut bytes off, which is a SIGBUS for all others."""
+    pool = Mempool(16, memfd=True)
+    mbuf = pool.alloc(pattern(1, 2000))
+    fd = os.dup(pool.fd or 0)
+    try:
+        size = os.fstat(fd).st_size
+        for wrong in (0, size // 2, size - 1, size + 1):
+            with pytest.raises(PermissionError):
+                os.ftruncate(fd, wrong)
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        assert os.fstat(fd).st_size == size
+        assert bytes(mbuf) == pattern(1, 2000)
+        mbuf[:] = pattern(2, 2000)
     finally:
         os.close(fd)
 

@@ -2,7 +2,7 @@
  *
  * What Cython cannot say (atomics, a lock for short critical sections) and the
  * kernel constants that older headers lack.  Values are kernel ABI, from
- * linux/if_tun.h, linux/virtio_net.h, linux/io_uring.h and linux/fs.h.
+ * linux/if_tun.h, linux/virtio_net.h, linux/io_uring.h, linux/fs.h, linux/memfd.h and linux/fcntl.h.
  */
 #ifndef RTAP_COMPAT_H
 #define RTAP_COMPAT_H
@@ -11,9 +11,12 @@
 #define _GNU_SOURCE 1
 #endif
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -44,10 +47,48 @@
 #ifndef MFD_CLOEXEC
 #define MFD_CLOEXEC 0x0001U
 #endif
+#ifndef MFD_ALLOW_SEALING
+#define MFD_ALLOW_SEALING 0x0002U
+#endif
+#ifndef F_ADD_SEALS
+#define F_ADD_SEALS 1033
+#define F_SEAL_SEAL 0x0001
+#define F_SEAL_SHRINK 0x0002
+#define F_SEAL_GROW 0x0004
+#endif
 
 /* -EBADFD has no constant in POSIX; TAP descriptors return it after deletion. */
 #ifndef EBADFD
 #define EBADFD 77
+#endif
+
+/* What the code relies on, looked at in the checked and in the sanitizer build. */
+#ifdef __has_feature
+#if __has_feature(address_sanitizer) && !defined(__SANITIZE_ADDRESS__)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#endif
+#if defined(RTAP_CHECKED) || defined(__SANITIZE_ADDRESS__)
+static inline void rtap_broken(const char *what, const char *function)
+{
+	fprintf(stderr, "rtap: %s: not true: %s\n", function, what);
+	abort();
+}
+#define rtap_assert(holds) ((holds) ? (void)0 : rtap_broken(#holds, __func__))
+#else
+#define rtap_assert(holds) ((void)0)
+#endif
+
+/* Bytes that must not be touched, and that may be again; for the address sanitizer. */
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#define RTAP_POISONS 1
+#define rtap_poison(p, n) __asan_poison_memory_region(p, n)
+#define rtap_unpoison(p, n) __asan_unpoison_memory_region(p, n)
+#else
+#define RTAP_POISONS 0
+#define rtap_poison(p, n) ((void)0)
+#define rtap_unpoison(p, n) ((void)0)
 #endif
 
 /* Bits of an mbuf's ol_flags that the kernels look at, with DPDK's values. */
