@@ -89,7 +89,8 @@ cdef class Burst:
     An ordered set of frames that travel together, of any size.
 
     ``Burst(mbufs)`` shares the mbufs it is given; indexing gives an :class:`Mbuf`, slicing and
-    :meth:`select` a new Burst over the same frames.  A frame may sit in several bursts.
+    :meth:`select` a new Burst over the same frames.  A frame may sit in several bursts.  A later
+    segment of one (``mbuf.next``) is no frame: ValueError.
     """
 
     def __init__(self, mbufs=()):
@@ -151,7 +152,7 @@ cdef class Burst:
 
     def append(self, Mbuf mbuf not None):
         with cython.critical_section(self, mbuf):
-            self.push(mbuf.alive())
+            self.push(mbuf.frame())
 
     def extend(self, mbufs):
         """Adds mbufs from a Burst or any iterable; all are checked before the first is added."""
@@ -165,7 +166,7 @@ cdef class Burst:
             if not isinstance(item, Mbuf):
                 raise TypeError(f"a Burst holds Mbuf, not {type(item).__name__}")
             with cython.critical_section(item):
-                other.push((<Mbuf>item).alive())
+                other.push((<Mbuf>item).frame())
         with cython.critical_section(self):
             self.add_all(other)
 

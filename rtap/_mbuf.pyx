@@ -7,7 +7,7 @@ DPDK's ``rte_mbuf.h``.
 
 cimport cython
 from cpython.buffer cimport (
-    PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
+    PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.number cimport PyNumber_Index
@@ -15,8 +15,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cimport rtap._compat as _compat
 from rtap._pool cimport (
-    mbuf_clone, mbuf_data, mbuf_free, mbuf_read, mbuf_ref, mbuf_t, mbuf_tailroom, mbuf_window,
-    mbuf_write, pool_available, pool_t,
+    mbuf_clone, mbuf_data, mbuf_free, mbuf_guard, mbuf_read, mbuf_ref, mbuf_t, mbuf_tailroom,
+    mbuf_window, mbuf_write, pool_available, pool_t,
 )
 
 from rtap.errors import PoolEmpty
@@ -36,6 +36,14 @@ cdef Py_ssize_t check_range(str what, value, Py_ssize_t low, Py_ssize_t high) ex
     if not low <= n <= high:
         raise ValueError(f"{what} must be {low}..{high}, got {number}")
     return n
+
+
+cdef bytes_like(value):
+    """Something whose buffer holds the bytes of ``value``: itself, or what bytes() makes of an
+    object that has its own way to do that, such as a MacAddr."""
+    if not PyObject_CheckBuffer(value) and hasattr(type(value), "__bytes__"):
+        return bytes(value)
+    return value
 
 
 cdef no_room(pool_t *p, Py_ssize_t asked):
@@ -83,8 +91,9 @@ cdef class Mbuf:
 
     Made by :meth:`Mempool.alloc` or by indexing a :class:`Burst`; shares the frame with the
     burst it came from.  ``bytes(mbuf)`` copies the whole frame; ``mbuf[a:b]`` reads and
-    ``mbuf[a:b] = data`` overwrites across segments; ``memoryview(mbuf)`` (or ``.data``) is the
-    writable window on a frame of one segment.
+    ``mbuf[a:b] = data`` overwrites across segments (with bytes, or what has ``__bytes__``, as a
+    :class:`MacAddr` does); ``memoryview(mbuf)`` (or ``.data``) is the writable window on a frame of
+    one segment.
     """
 
     def __init__(self):
@@ -98,10 +107,34 @@ cdef class Mbuf:
             raise ValueError("the mbuf was freed")
         return self.m
 
-    cdef mbuf_t *whole(self) except NULL:
+    cdef mbuf_t *frame(self) except NULL:
         if self.part:
-            raise ValueError("a later segment cannot be resized: use the frame's first mbuf")
+            raise ValueError("a later segment is no frame: use the frame's first mbuf, or a "
+                             "clone() of the segment")
         return self.alive()
+
+    cdef uint32_t length(self) except? 0:
+        """What ``len`` says.  The first segment counts for its frame; a later one asks those from
+        it on, since its frame may have been resized."""
+        cdef const mbuf_t *m = self.alive()
+        cdef uint8_t *start
+        cdef uint32_t n = 0
+        if not self.part:
+            return m.pkt_len
+        while m != NULL:
+            n += mbuf_window(m, &start)
+            m = m.next
+        return n
+
+    cdef uint32_t segments(self) except? 0:
+        cdef const mbuf_t *m = self.alive()
+        cdef uint32_t n = 0
+        if not self.part:
+            return m.nb_segs
+        while m != NULL:
+            n += 1
+            m = m.next
+        return n
 
     @cython.critical_section
     def free(self):
@@ -113,18 +146,19 @@ cdef class Mbuf:
 
     @cython.critical_section
     def clone(self):
-        """A second frame over the same bytes, with its own window and metadata.  The headroom is
-        shared too: what one prepends, the other may overwrite.
+        """A second frame over the same bytes, with its own window and metadata.  Of a later
+        segment, it is a frame of the rest of the chain.  Headroom and tailroom are shared too: what
+        one prepends or appends, the other may overwrite.
 
         Takes a header from the pool for each segment; PoolEmpty when there is none."""
         cdef mbuf_t *m = mbuf_clone(self.alive())
         if m == NULL:
-            raise no_room(self.m.pool, self.m.nb_segs)
+            raise no_room(self.m.pool, self.segments())
         return mbuf_wrap(m)
 
     @cython.critical_section
     def __len__(self):
-        return self.alive().pkt_len
+        return self.length()
 
     def __eq__(self, other):
         if not isinstance(other, Mbuf):
@@ -140,41 +174,39 @@ cdef class Mbuf:
     def __repr__(self):
         if self.m == NULL:
             return "<Mbuf freed>"
-        return (f"<Mbuf pkt_len={self.m.pkt_len} nb_segs={self.m.nb_segs} "
+        return (f"<Mbuf pkt_len={self.length()} nb_segs={self.segments()} "
                 f"ol_flags={self.m.ol_flags:#x}>")
 
     @cython.critical_section
     def __bytes__(self):
-        return copy_out(self.alive(), 0, self.m.pkt_len)
+        return copy_out(self.alive(), 0, self.length())
 
     @cython.critical_section
     def __getitem__(self, index):
         cdef Py_ssize_t start, stop, step
-        cdef mbuf_t *m = self.alive()
         if isinstance(index, slice):
-            slice_range(index, m.pkt_len, &start, &stop, &step)
+            slice_range(index, self.length(), &start, &stop, &step)
             if step != 1:
-                return copy_out(self.alive(), 0, self.m.pkt_len)[index]
+                return copy_out(self.alive(), 0, self.length())[index]
             return copy_out(self.alive(), start, max(stop - start, 0))
-        start = wrap_index(index, m.pkt_len, "mbuf")
+        start = wrap_index(index, self.length(), "mbuf")
         return copy_out(self.alive(), start, 1)[0]
 
     @cython.critical_section
     def __setitem__(self, index, value):
         cdef Py_ssize_t start, stop, step
         cdef Py_buffer view
-        cdef mbuf_t *m = self.alive()
         cdef uint8_t byte
         if not isinstance(index, slice):
-            start = wrap_index(index, m.pkt_len, "mbuf")
+            start = wrap_index(index, self.length(), "mbuf")
             byte = check_range("a byte", value, 0, 255)
             mbuf_write(self.alive(), <uint32_t>start, &byte, 1)
             return
-        slice_range(index, m.pkt_len, &start, &stop, &step)
+        slice_range(index, self.length(), &start, &stop, &step)
         if step != 1:
             raise ValueError("slices of an mbuf are assigned with step 1")
         stop = max(start, stop)
-        PyObject_GetBuffer(value, &view, 0)
+        PyObject_GetBuffer(bytes_like(value), &view, PyBUF_SIMPLE)
         try:
             if view.len != stop - start:
                 raise ValueError(f"cannot put {view.len} bytes into {stop - start}: an mbuf grows "
@@ -189,8 +221,8 @@ cdef class Mbuf:
         cdef mbuf_t *m = self.alive()
         cdef uint8_t *start
         cdef uint32_t n
-        if m.nb_segs != 1:
-            raise BufferError(f"the frame has {m.nb_segs} segments: use bytes(mbuf), slices, "
+        if m.next != NULL:
+            raise BufferError(f"the frame has {self.segments()} segments: use bytes(mbuf), slices, "
                               "or .data of each segment through .next")
         n = mbuf_window(m, &start)
         PyBuffer_FillInfo(buffer, self, start, n, 0, flags)
@@ -209,20 +241,12 @@ cdef class Mbuf:
     @cython.critical_section
     def next(self):
         """The rest of the chain from the next segment on as an :class:`Mbuf`, or None.  It reads
-        and writes; the frame is resized through its first mbuf only."""
+        and writes, and is no frame: what resizes a frame, or takes frames, refuses it with
+        ValueError, and has a use for its :meth:`clone`."""
         cdef mbuf_t *seg = self.alive().next
         cdef Mbuf rest
-        cdef mbuf_t *s = seg
-        cdef uint32_t length = 0
-        cdef uint16_t count = 0
         if seg == NULL:
             return None
-        while s != NULL:
-            length += s.data_len
-            count += 1
-            s = s.next
-        seg.pkt_len = length
-        seg.nb_segs = count
         mbuf_ref(seg)
         rest = mbuf_wrap(seg)
         rest.part = True
@@ -234,7 +258,7 @@ cdef class Mbuf:
         cdef uint8_t *start = NULL
         cdef Py_ssize_t room
         with cython.critical_section(self):
-            room = frame_prepend(self.whole(), n, &start)
+            room = frame_prepend(self.frame(), n, &start)
         check_range("n", n, 0, room)
         return window(self, start, n)
 
@@ -244,7 +268,7 @@ cdef class Mbuf:
         cdef uint8_t *start = NULL
         cdef Py_ssize_t room
         with cython.critical_section(self):
-            room = frame_append(self.whole(), n, &start)
+            room = frame_append(self.frame(), n, &start)
         check_range("n", n, 0, room)
         return window(self, start, n)
 
@@ -252,25 +276,31 @@ cdef class Mbuf:
     def adj(self, Py_ssize_t n):
         """Cuts ``n`` bytes off the front by moving the window; they must lie in the first
         segment."""
-        check_range("n", n, 0, frame_adj(self.whole(), n))
+        check_range("n", n, 0, frame_adj(self.frame(), n))
+        self.guard()
 
     @cython.critical_section
     def trim(self, Py_ssize_t n):
         """Cuts ``n`` bytes off the end by moving the window; they must lie in the last
         segment."""
-        check_range("n", n, 0, frame_trim(self.whole(), n))
+        check_range("n", n, 0, frame_trim(self.frame(), n))
+        self.guard()
+
+    cdef void guard(self) noexcept:
+        if self.exports == 0:           # a view sees what it saw
+            mbuf_guard(self.m)
 
     @property
     @cython.critical_section
     def headroom(self):
         """Bytes that :meth:`prepend` can still take."""
-        return self.alive().data_off
+        return 0 if self.part else self.alive().data_off
 
     @property
     @cython.critical_section
     def tailroom(self):
         """Bytes that :meth:`append` can still take."""
-        return mbuf_tailroom(last_segment(self.alive()))
+        return 0 if self.part else mbuf_tailroom(last_segment(self.alive()))
 
     @property
     @cython.critical_section
@@ -281,7 +311,7 @@ cdef class Mbuf:
     @property
     @cython.critical_section
     def pkt_len(self):
-        return self.alive().pkt_len
+        return self.length()
 
     @property
     @cython.critical_section
@@ -291,7 +321,7 @@ cdef class Mbuf:
     @property
     @cython.critical_section
     def nb_segs(self):
-        return self.alive().nb_segs
+        return self.segments()
 
     @property
     @cython.critical_section
@@ -414,7 +444,7 @@ cdef inline mbuf_t *last_segment(mbuf_t *m) noexcept nogil:
 
 
 # What moves a window returns the room there was: when that is less than ``n``, nothing moved.
-# Several Mbuf objects may be over one frame, and a later segment may be the first of another one.
+# Several Mbuf objects may be over one frame.
 
 cdef mbuf_t *step_begin(mbuf_t *m) noexcept nogil:
     """Nobody else moves the frame's windows until ``step_end``; returns its last segment."""
@@ -439,6 +469,7 @@ cdef uint32_t frame_prepend(mbuf_t *m, Py_ssize_t n, uint8_t **start) noexcept n
         _compat.store(&m.data_len, m.data_len + <uint32_t>n)
         _compat.store(&m.pkt_len, m.pkt_len + <uint32_t>n)
         start[0] = mbuf_data(m)
+        _compat.unpoison(start[0], n)
     step_end(m, last)
     return room
 
@@ -448,6 +479,7 @@ cdef uint32_t frame_append(mbuf_t *m, Py_ssize_t n, uint8_t **start) noexcept no
     cdef uint32_t room = mbuf_tailroom(last)
     if 0 <= n <= room:
         start[0] = mbuf_data(last) + last.data_len
+        _compat.unpoison(start[0], n)
         _compat.store(&last.data_len, last.data_len + <uint32_t>n)
         _compat.store(&m.pkt_len, m.pkt_len + <uint32_t>n)
     step_end(m, last)

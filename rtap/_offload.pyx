@@ -48,7 +48,7 @@ cdef class _Frame:
     def __cinit__(self, frame):
         if isinstance(frame, Mbuf):
             with cython.critical_section(frame):
-                self.m = (<Mbuf>frame).alive()
+                self.m = (<Mbuf>frame).frame()
                 mbuf_ref(self.m)
             return
         PyObject_GetBuffer(frame, &self.view, PyBUF_SIMPLE)
@@ -130,11 +130,9 @@ def partial(buf, uint64_t initial=0):
     """Like :func:`checksum`, but not complemented: a sum to go on from, 0..0xffff."""
     cdef Py_buffer view
     cdef uint32_t total
-    cdef mbuf_t *m
     if isinstance(buf, Mbuf):
         with cython.critical_section(buf):
-            m = (<Mbuf>buf).alive()
-            total = chain_sum(m, 0, m.pkt_len)
+            total = chain_sum((<Mbuf>buf).alive(), 0, (<Mbuf>buf).length())
     else:
         PyObject_GetBuffer(buf, &view, PyBUF_SIMPLE)
         try:
