@@ -7,6 +7,7 @@ raise.  A queue belongs to one thread while that thread bursts; a second one get
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport ENOSYS, EPERM
 from libc.stdint cimport uint32_t, uint64_t
 
 cimport rtap._compat as _compat
@@ -36,6 +37,13 @@ cdef int gil_mode(str name) except -1:
     if name not in GIL_MODES:
         raise ValueError(f"gil must be one of {', '.join(GIL_MODES)}, got {name!r}")
     return GIL_MODES[name]
+
+
+cdef str refusal(int error):
+    """What to do about the errno of a burst, if there is something."""
+    if error != EPERM and error != ENOSYS:
+        return ""
+    return "io_uring is blocked since; engine='auto' goes on with system calls"
 
 
 cdef inline bint gil_keep(gil_t *g, Py_ssize_t n) noexcept:
@@ -210,7 +218,7 @@ cdef class RxQueueBase(QueueBase):
         finally:
             self.disown()
         if error != 0 and burst.n == 0:
-            raise_errno(error, "rx_burst", self.label())
+            raise_errno(error, "rx_burst", self.label(), hint=refusal(error))
         return burst
 
     cdef int run(self, Burst burst, uint32_t n) except? -1:
@@ -375,7 +383,7 @@ cdef class TxQueueBase(QueueBase):
         self.disown()
         burst.give_back(v, n - sent, capacity)
         if error != 0:
-            raise_errno(error, "tx_burst", self.label(), sent)
+            raise_errno(error, "tx_burst", self.label(), sent, hint=refusal(error))
         return sent
 
     def send(self, frame, Mempool pool not None):
@@ -397,7 +405,7 @@ cdef class TxQueueBase(QueueBase):
         if sent == 0:
             mbuf_free(m)
         if error != 0:
-            raise_errno(error, "send", self.label(), sent)
+            raise_errno(error, "send", self.label(), sent, hint=refusal(error))
         return sent == 1
 
     cdef uint32_t run(self, mbuf_t **v, uint32_t n, int *error) noexcept:

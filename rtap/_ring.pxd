@@ -7,8 +7,8 @@ from rtap._tx cimport tap_txq_t
 
 cdef class RxQueue(RxQueueBase):
     cdef tap_rxq_t *tap
-    cdef readonly str engine
-    cdef readonly str engine_reason
+    cdef str chosen             # engine, and
+    cdef str why
     cdef readonly int max_frame
     cdef readonly bint scatter
     cdef list retired           # pools that a burst may still be reading into
@@ -21,5 +21,5 @@ cdef class RxQueue(RxQueueBase):
 cdef class TxQueue(TxQueueBase):
     cdef tap_txq_t *tap
     cdef object on_refused
-    cdef readonly str engine
-    cdef readonly str engine_reason
+    cdef str chosen             # engine, and
+    cdef str why

@@ -11,7 +11,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+from libc.string cimport memcpy, strerror
 
 cimport rtap._compat as _compat
 from rtap._chain cimport LAYER_ETHERNET, LAYER_IP
@@ -63,6 +63,13 @@ cdef tuple choose_engine(str engine, int fd):
     return ENGINE_URING, "uring", "asked for"
 
 
+cdef str reason_now(uint32_t fell_back, str why):
+    """``why`` an engine was chosen, or that it did not last."""
+    if fell_back == 0:
+        return why
+    return f"io_uring is refused meanwhile ({strerror(<int>fell_back).decode()})"
+
+
 cdef uint32_t segments(pool_t *p, uint32_t longest, bint scatter) except 0:
     """How many slots of a pool hold the longest frame.  A read that fills its buffer cannot be
     told from a cut one: one byte is kept spare."""
@@ -82,8 +89,8 @@ cdef uint32_t segments(pool_t *p, uint32_t longest, bint scatter) except 0:
 @cython.no_gc_clear
 cdef class RxQueue(RxQueueBase):
     """RxQueue(fd, pool, *, name, queue_id=0, port=0xffff, nb_desc=64, vnet_hdr=True, \
-max_frame=1522, scatter=False, l2=True, offloads=0, split=None, engine='auto', \
-gil='auto')\n--\n
+max_frame=1522, scatter=False, l2=True, offloads=0, split=None, shared=False, \
+engine='auto', gil='auto')\n--\n
 
     Receives frames from a TAP or TUN descriptor into the mbufs of ``pool``.
 
@@ -140,7 +147,7 @@ gil='auto')\n--\n
             pool.let_go()
             raise
         self.gil.mode = mode
-        self.engine, self.engine_reason = chosen, reason
+        self.chosen, self.why = chosen, reason
         self.pool = pool
         self.tap = q
         self.serve(&q.base)
@@ -215,6 +222,18 @@ gil='auto')\n--\n
             pool.let_go()
         self.retired.clear()
         return 0
+
+    @property
+    def engine(self):
+        """"uring" or "syscall": what it bursts through."""
+        self.checked()
+        return "syscall" if _compat.load(&self.tap.fell_back) else self.chosen
+
+    @property
+    def engine_reason(self):
+        """Why that, in one sentence."""
+        self.checked()
+        return reason_now(_compat.load(&self.tap.fell_back), self.why)
 
     @property
     def wake(self):
@@ -325,7 +344,8 @@ gil='auto')\n--\n
 @cython.no_gc_clear
 cdef class TxQueue(TxQueueBase):
     """TxQueue(fd, *, name, queue_id=0, port=0xffff, nb_desc=64, vnet_hdr=True, l2=True, \
-ordered=False, on_refused=None, gro=False, gro_udp=False, engine='auto', gil='auto')\n--\n
+ordered=False, on_refused=None, gro=False, gro_udp=False, shared=False, \
+engine='auto', gil='auto')\n--\n
 
     Sends frames to a TAP or TUN descriptor; arguments as for :class:`RxQueue`.
 
@@ -380,7 +400,7 @@ ordered=False, on_refused=None, gro=False, gro_udp=False, engine='auto', gil='au
         self.port = port
         self.nb_desc = n_desc
         self.gil.mode = mode
-        self.engine, self.engine_reason = chosen, reason
+        self.chosen, self.why = chosen, reason
         self.generation = fork_generation()
 
     def __dealloc__(self):
@@ -405,6 +425,18 @@ ordered=False, on_refused=None, gro=False, gro_udp=False, engine='auto', gil='au
                 and _compat.cas(&self.gate.owned, 0, thread_number())):
             tx_forget(self.tap)
             self.disown()
+
+    @property
+    def engine(self):
+        """"uring" or "syscall": what it bursts through."""
+        self.checked()
+        return "syscall" if _compat.load(&self.tap.fell_back) else self.chosen
+
+    @property
+    def engine_reason(self):
+        """Why that, in one sentence."""
+        self.checked()
+        return reason_now(_compat.load(&self.tap.fell_back), self.why)
 
     @property
     def software_gso(self):

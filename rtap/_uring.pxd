@@ -34,6 +34,9 @@ cdef struct uring_t:
     uint32_t idle               # its thread has ended
     bint open
     bint broken                 # to be torn down when its burst is over
+    int refused                 # -errno: its thread may no longer use io_uring
+    uint32_t failures           # in a row, of rings that the kernel took nothing from
+    uint64_t failed_at          # CLOCK_MONOTONIC ns
     bint skip_success           # writes report only failures
     bint files_ok
     bint buffers_ok

@@ -31,6 +31,8 @@ cdef enum:
     PIN_ROOM_MAX = 16384        # larger slots gain nothing from it
     PIN_ARENA_MAX = 1 << 30     # the kernel's limit for one registered buffer
     SUBMIT_TRIES = 1000
+    FAILURES_MAX = 3            # within a second of each other: it will not get better
+    FAILURES_NS = 1_000_000_000
     PROBE_BYTES = 1 << 17
     CALIBRATION_BATCH = 64
     CALIBRATION_ROUNDS = 32
@@ -52,6 +54,8 @@ cdef int ring_open(uring_t *r) noexcept nogil:
     if rc == -EINVAL:           # before Linux 5.19
         memset(&params, 0, sizeof(params))
         rc = io_uring_queue_init_params(RING_ENTRIES, &r.ring, &params)
+    if rc == -EPERM or rc == -ENOSYS:
+        r.refused = rc
     if rc < 0:
         return rc
     memset(none, 0xff, sizeof(none))
@@ -86,6 +90,8 @@ cdef uring_t *adopt_or_make() noexcept nogil:
             all_rings = r
     _compat.unlock(&list_lock)
     if r != NULL:
+        r.refused = 0           # to the thread that it had before
+        r.failures = 0
         pthread_setspecific(ring_key, r)
     return r
 
@@ -106,7 +112,9 @@ cdef void on_thread_exit(void *ring) noexcept nogil:
 
 
 cdef uring_t *uring_enter(int *error) noexcept nogil:
-    """The calling thread's ring, locked for one burst; NULL and -errno when there is none."""
+    """The calling thread's ring, locked for one burst; NULL and -errno when there is none.
+
+    A thread that was refused io_uring (a seccomp filter that came later) is not tried again."""
     cdef uring_t *r = <uring_t *>pthread_getspecific(ring_key)
     cdef int rc
     if r == NULL:
@@ -116,7 +124,7 @@ cdef uring_t *uring_enter(int *error) noexcept nogil:
             return NULL
     _compat.lock(&r.lock)
     if not r.open:
-        rc = ring_open(r)
+        rc = r.refused if r.refused != 0 else ring_open(r)
         if rc < 0:
             _compat.unlock(&r.lock)
             error[0] = rc
@@ -156,7 +164,8 @@ cdef void forget_file_here(uring_t *r, uint64_t file_id) noexcept nogil:
     cdef uint32_t i
     for i in range(<uint32_t>RING_FILES):
         if r.file_ids[i] == file_id:
-            io_uring_register_files_update(&r.ring, i, &none, 1)
+            if io_uring_register_files_update(&r.ring, i, &none, 1) != 1:
+                ring_close(r)   # it would keep the interface
             r.file_ids[i] = FILE_FORGOTTEN
             return
 
@@ -205,21 +214,36 @@ cdef void forget_pool(uint64_t pool_id) noexcept nogil:
     while r != NULL:
         _compat.lock(&r.lock)
         if r.open and r.pools[index].id == pool_id:
-            if r.pools[index].registered:
-                update_buffer(r.ring.ring_fd, index, NULL, 0)
+            if r.pools[index].registered and update_buffer(r.ring.ring_fd, index, NULL, 0) != 0:
+                ring_close(r)   # it would keep the memory
             memset(&r.pools[index], 0, sizeof(uring_pool_t))
         _compat.unlock(&r.lock)
         r = r.next
     _compat.unlock(&list_lock)
 
 
+cdef void run_failed(uring_t *r, int rc, bint nothing_taken) noexcept nogil:
+    """Has the ring closed, and its thread not make another one when that would be as useless."""
+    cdef uint64_t now = _compat.now_ns()
+    r.broken = True
+    if rc == -EPERM or rc == -ENOSYS:
+        r.refused = rc
+    if not nothing_taken or rc == -EAGAIN or rc == -EBUSY or rc == -EINTR:
+        return
+    r.failures = r.failures + 1 if now - r.failed_at < FAILURES_NS else 1
+    r.failed_at = now
+    if r.failures == FAILURES_MAX:
+        r.refused = rc
+
+
 cdef uint32_t uring_run(uring_t *r, uint32_t n) noexcept nogil:
     """Submits the ``n`` prepared entries and returns how many the kernel took, from the first on.
 
     Fewer than ``n`` only when it refuses to go on; the ring is then closed by ``uring_leave``,
-    so that what was left can never run later over buffers that have moved on."""
+    so that what was left can never run later over buffers that have moved on.  When it was refused
+    as such, ``uring_enter`` says so from the next burst on."""
     cdef uint32_t left = n, tries = 0
-    cdef int rc
+    cdef int rc = 0
     while left > 0:
         rc = io_uring_submit(&r.ring)
         left = io_uring_sq_ready(&r.ring)
@@ -231,7 +255,7 @@ cdef uint32_t uring_run(uring_t *r, uint32_t n) noexcept nogil:
                 break
             sched_yield()
     if left > 0:
-        r.broken = True
+        run_failed(r, rc, left == n)
     return n - left
 
 
@@ -301,6 +325,9 @@ cdef str uring_refusal(int fd):
     """Why the uring engine cannot serve TAP descriptors here; "" when it can.  Asked of the
     kernel once for each process."""
     cdef int rc
+    cdef uring_t *own = <uring_t *>pthread_getspecific(ring_key)
+    if own != NULL and own.refused != 0:
+        return f"io_uring is blocked here ({strerror(-own.refused).decode()})"
     cached = known.get(forks)
     if cached is not None:
         return cached

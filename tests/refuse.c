@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Preloaded by test_gso_fallback.py and test_shared_descriptor.py: makes a kernel that splits every kind of super-frame one that
+ * Preloaded by test_gso_fallback.py and others: makes a kernel that splits every kind of super-frame one that
  * does not. A write to a TAP device of a super-frame of a refused kind is shortened until nothing
  * is left of the frame but its virtio-net header, to which the kernel itself answers EINVAL.
- * And a kernel without RWF_NOWAIT.
+ * And a kernel without RWF_NOWAIT, and one on which a system call is slow.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -16,6 +16,7 @@
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 #define HDR_LEN 10
 
@@ -23,6 +24,13 @@ static int kinds;		/* bit N: gso_type N, the ECN bit aside */
 static unsigned long longer_than;
 static int hits;
 static int refuses_nowait;
+static int slow;
+
+/* So that engine="auto" takes io_uring. */
+void slow_writes(int on)
+{
+	slow = on;
+}
 
 void refuse_nowait(void)
 {
@@ -82,6 +90,8 @@ long syscall(long number, ...)
 	for (i = 0; i < 6; i++)
 		a[i] = va_arg(args, long);
 	va_end(args);
+	if (slow && number == SYS_write)
+		usleep(20);
 	if (refuses_nowait && (number == SYS_preadv2 || number == SYS_pwritev2)) {
 		hits++;
 		errno = EOPNOTSUPP;

@@ -477,8 +477,11 @@ def drop_capabilities() -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
-def block_io_uring(code: int) -> None:
-    """Makes system calls 425 to 427 fail with ``code`` in this process, for ever (seccomp(2))."""
+def block_io_uring(code: int, only_enter: bool = False) -> None:
+    """Makes system calls 425 to 427, or 426 alone, fail with ``code`` in this thread and those it
+    starts, for ever (seccomp(2))."""
+    first = _IO_URING_SETUP + only_enter
+    last = _IO_URING_SETUP + (1 if only_enter else 2)
 
     def bpf(op: int, jt: int, jf: int, k: int) -> bytes:
         return struct.pack("HBBI", op, jt, jf, k)
@@ -488,8 +491,8 @@ def block_io_uring(code: int) -> None:
     program = b"".join(
         (
             bpf(load_word, 0, 0, 0),  # seccomp_data.nr
-            bpf(jump_if_ge, 0, 2, _IO_URING_SETUP),
-            bpf(jump_if_gt, 1, 0, _IO_URING_SETUP + 2),
+            bpf(jump_if_ge, 0, 2, first),
+            bpf(jump_if_gt, 1, 0, last),
             bpf(ret, 0, 0, errno_action | code),
             bpf(ret, 0, 0, allow),
         )
