@@ -13,7 +13,7 @@ from libc.string cimport memcpy
 import sys
 from operator import index as as_index
 
-from rtap._mbuf cimport Mbuf, check_range, mbuf_wrap, slice_range, wrap_index
+from rtap._mbuf cimport Mbuf, check_range, mbuf_wrap, row_stride, slice_range, wrap_index
 from rtap._pool cimport (
     MAX_DATA_ROOM, mbuf_free_bulk, mbuf_read, mbuf_ref, mbuf_t, mbuf_window, mbuf_write,
 )
@@ -146,6 +146,9 @@ cdef class Burst:
                 self.reserve(n + n_added)
                 memcpy(self.v + n, added, n_added * sizeof(mbuf_t *))
                 self.n = n + n_added
+            except MemoryError:
+                mbuf_free_bulk(added, <uint32_t>n_added)
+                raise
             finally:
                 PyMem_RawFree(added)
         return 0
@@ -307,21 +310,18 @@ cdef class Burst:
         """Overwrites bytes from ``offset`` on in every frame with the rows of a (len, n) uint8
         array.  ValueError, and nothing written, when a frame is too short."""
         cdef Py_buffer view
-        cdef Py_ssize_t i
+        cdef Py_ssize_t stride, i
         check_range("offset", offset, 0, MAX_DATA_ROOM)
         PyObject_GetBuffer(array, &view, PyBUF_STRIDES | PyBUF_FORMAT)
         try:
-            if view.ndim != 2 or view.itemsize != 1 or view.shape[0] != self.n:
-                raise ValueError(f"expected an ({self.n}, n) uint8 array")
-            if view.shape[1] > 1 and view.strides[1] != 1:
-                raise ValueError("the bytes of each row must be contiguous")
+            stride = row_stride(&view, self.n)
             for i in range(self.n):
                 if offset + view.shape[1] > self.v[i].pkt_len:
                     raise ValueError(f"frame {i} has {self.v[i].pkt_len} bytes, "
                                      f"{offset + view.shape[1]} are needed")
             for i in range(self.n):
                 mbuf_write(self.v[i], <uint32_t>offset,
-                           <const uint8_t *>view.buf + i * view.strides[0],
+                           <const uint8_t *>view.buf + i * stride,
                            <uint32_t>view.shape[1])
         finally:
             PyBuffer_Release(&view)

@@ -17,6 +17,7 @@ cdef class Mbuf:
 
 
 cdef Mbuf mbuf_wrap(mbuf_t *m)              # steals the reference
+cdef Py_ssize_t row_stride(const Py_buffer *view, Py_ssize_t rows) except? -1
 cdef bytes_like(value)
 cdef no_room(pool_t *p, Py_ssize_t asked)   # the PoolEmpty to raise
 cdef Py_ssize_t check_range(str what, value, Py_ssize_t low, Py_ssize_t high) except? -1

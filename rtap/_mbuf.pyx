@@ -38,6 +38,21 @@ cdef Py_ssize_t check_range(str what, value, Py_ssize_t low, Py_ssize_t high) ex
     return n
 
 
+cdef Py_ssize_t row_stride(const Py_buffer *view, Py_ssize_t rows) except? -1:
+    """Bytes from one row to the next of a (rows, n) uint8 array whose rows are in one piece each;
+    ValueError for a buffer of another shape.  A buffer without strides, as those of ctypes arrays
+    are, is contiguous."""
+    if view.ndim != 2 or view.shape == NULL or view.itemsize != 1 or view.shape[0] != rows:
+        shape = tuple([view.shape[i] for i in range(view.ndim)]) if view.shape != NULL else ()
+        raise ValueError(f"expected a ({rows}, n) uint8 array, got shape {shape} of "
+                         f"{view.itemsize}-byte items")
+    if view.strides == NULL:
+        return view.shape[1]
+    if view.shape[1] > 1 and view.strides[1] != 1:
+        raise ValueError("the bytes of each row must be contiguous")
+    return view.strides[0]
+
+
 cdef bytes_like(value):
     """Something whose buffer holds the bytes of ``value``: itself, or what bytes() makes of an
     object that has its own way to do that, such as a MacAddr."""

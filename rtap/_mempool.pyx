@@ -3,7 +3,8 @@
 
 cimport cython
 from cpython.buffer cimport (
-    PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
+    PyBUF_FORMAT, PyBUF_SIMPLE, PyBUF_STRIDES, PyBuffer_Release, PyObject_CheckBuffer,
+    PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.errno cimport EMSGSIZE
@@ -13,7 +14,7 @@ from posix.unistd cimport getpid
 
 cimport rtap._compat as _compat
 from rtap._burst cimport Burst, burst_make
-from rtap._mbuf cimport check_range, mbuf_wrap, no_room
+from rtap._mbuf cimport bytes_like, check_range, mbuf_wrap, no_room, row_stride
 from rtap._pool cimport (
     MAX_DATA_ROOM, MBUF_SEGS_MAX, MIN_HEADROOM, PKT_LEN_MAX, mbuf_fill, mbuf_free, mbuf_free_bulk,
     mbuf_guard, mbuf_reset, mbuf_t, pool_available, pool_close, pool_create, pool_disown, pool_get,
@@ -159,8 +160,8 @@ cdef class Mempool:
                 f"headroom={self.p.headroom}>")
 
     def alloc(self, data=None):
-        """One mbuf, empty or holding ``data`` (any buffer; longer than ``data_room`` chains
-        segments).  PoolEmpty when there are too few buffers."""
+        """One mbuf, empty or holding ``data`` (any buffer, or what has ``__bytes__``; longer than
+        ``data_room`` chains segments).  PoolEmpty when there are too few buffers."""
         return mbuf_wrap(alloc_one(self, data))
 
     def alloc_burst(self, n, data=None):
@@ -208,7 +209,7 @@ cdef fill_error(int rc, pool_t *p, Py_ssize_t asked):
 cdef int fill_one(mbuf_t *m, data) except -1:
     cdef Py_buffer view
     cdef int rc
-    PyObject_GetBuffer(data, &view, 0)
+    PyObject_GetBuffer(bytes_like(data), &view, PyBUF_SIMPLE)
     rc = mbuf_fill(m, <const uint8_t *>view.buf, view.len)
     PyBuffer_Release(&view)
     mbuf_guard(m)
@@ -220,30 +221,22 @@ cdef int fill_one(mbuf_t *m, data) except -1:
 cdef int fill_from_buffer(Burst burst, data) except -1:
     """One frame for all (1-d bytes) or a row each (2-d uint8)."""
     cdef Py_buffer view
-    cdef Py_ssize_t i
+    cdef Py_ssize_t length, stride = 0, i
     cdef int rc = 0
     PyObject_GetBuffer(data, &view, PyBUF_STRIDES | PyBUF_FORMAT)
     try:
-        if view.ndim == 2:
-            if view.itemsize != 1 or view.shape[0] != burst.n:
-                raise ValueError(
-                    f"expected an ({burst.n}, length) uint8 array, got shape ({view.shape[0]}, "
-                    f"{view.shape[1]}) of {view.itemsize}-byte items")
-            if view.shape[1] > 1 and view.strides[1] != 1:
-                raise ValueError("the bytes of each row must be contiguous")
-            for i in range(burst.n):
-                rc = rc or mbuf_fill(burst.v[i],
-                                     <const uint8_t *>view.buf + i * view.strides[0],
-                                     view.shape[1])
-        elif view.ndim == 1 and (view.strides[0] == view.itemsize or view.len == 0):
-            for i in range(burst.n):
-                rc = rc or mbuf_fill(burst.v[i], <const uint8_t *>view.buf, view.len)
-        else:
+        length = view.len
+        if view.ndim > 1:
+            stride = row_stride(&view, burst.n)
+            length = view.shape[1]
+        elif view.ndim != 1 or view.strides != NULL and length > 0 and (
+                view.strides[0] != view.itemsize):
             raise ValueError("data must be contiguous bytes or an (n, length) uint8 array")
+        for i in range(burst.n):
+            rc = rc or mbuf_fill(burst.v[i], <const uint8_t *>view.buf + i * stride, length)
+            mbuf_guard(burst.v[i])
     finally:
         PyBuffer_Release(&view)
-    for i in range(burst.n):
-        mbuf_guard(burst.v[i])
     if rc != 0:
         raise fill_error(rc, burst.v[0].pool, burst.n)
     return 0

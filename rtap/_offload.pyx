@@ -77,7 +77,9 @@ cdef class _Frame:
 
 @cython.final
 cdef class _Loan:
-    """A burst's frames while a kernel works on them without the GIL: others see it empty."""
+    """A burst's frames while a kernel works on them without the GIL: others see it empty.
+
+    ``end`` gives back what is left of them, in a ``finally`` that starts where the loan does."""
 
     cdef Burst burst
     cdef mbuf_t **v
@@ -385,15 +387,21 @@ def gso(Burst burst not None, Mempool pool=None, *, bint l2=True):
     pool had too few mbufs, as after ``tx_burst``.  ValueError for a super-frame that does not fit
     what its mbuf says; nothing has moved then.
     """
-    cdef _Loan loan = _Loan(burst)
+    cdef pool_t *p = NULL if pool is None else pool.hold()  # it cannot be closed meanwhile
+    try:
+        return split_all(burst, p, l2)
+    finally:
+        if p != NULL:
+            pool.let_go()
+
+
+cdef Burst split_all(Burst burst, pool_t *p, bint l2):
     cdef Burst out
-    cdef pool_t *p = NULL
     cdef plan_t plan
     cdef misfit_t why = FITS
     cdef Py_ssize_t i, total = 0, at = 0
     cdef int made = 0
-    if pool is not None:
-        p = pool.hold()         # it cannot be closed meanwhile
+    cdef _Loan loan = _Loan(burst)
     try:
         with nogil:
             for i in range(loan.n):
@@ -417,12 +425,10 @@ def gso(Burst burst not None, Mempool pool=None, *, bint l2=True):
         memmove(loan.v, loan.v + at, loan.n * sizeof(mbuf_t *))
     finally:
         loan.end()
-        if p != NULL:
-            pool.let_go()
     if made < 0 and made != -ENOBUFS and made != -E2BIG:
         out.extend(burst)
         burst.free()
         burst.extend(out)
-        raise ValueError(f"the checksum of the frame that was number {at} cannot be finished: it "
-                         "is not inside the frame")
+        raise ValueError(f"the frame that was number {at} is not what its mbuf says: its checksum "
+                         "is not inside it, or another thread has cut it meanwhile")
     return out

@@ -67,8 +67,13 @@ cdef uint32_t verify_l4(const mbuf_t *m, const uint8_t *p, uint32_t n,
     return BAD
 
 
-cdef inline bint ipv4_good(const uint8_t *p, const packet_t *q) noexcept nogil:
-    return sum16(p + q.l3, (p[q.l3] & 15) * 4) == 0xffff
+cdef inline uint32_t ipv4_sum(const uint8_t *p, uint32_t n, const packet_t *q) noexcept nogil:
+    """Of the header, or of what is in ``n`` bytes of it: another thread may write to it."""
+    return sum16(p + q.l3, min(<uint32_t>(p[q.l3] & 15) * 4, n - q.l3))
+
+
+cdef inline bint ipv4_good(const uint8_t *p, uint32_t n, const packet_t *q) noexcept nogil:
+    return ipv4_sum(p, n, q) == 0xffff
 
 
 cdef uint64_t verify_frame(const mbuf_t *m, bint l2) noexcept nogil:
@@ -91,7 +96,7 @@ cdef uint64_t verify_parsed(const mbuf_t *m, const uint8_t *p, uint32_t n, const
     cdef uint64_t flags = 0
     if h.outer_version != 0:
         q = outer(h)
-        if q.version == 4 and not ipv4_good(p, &q):
+        if q.version == 4 and not ipv4_good(p, n, &q):
             flags |= RX_OUTER_IP_CKSUM_BAD
         if layer4:
             status = verify_l4(m, p, n, &q)
@@ -101,7 +106,7 @@ cdef uint64_t verify_parsed(const mbuf_t *m, const uint8_t *p, uint32_t n, const
             flags |= RX_OUTER_L4_CKSUM_BAD      # zero: RFC 6935 allows it for tunnels over IPv6
     q = inner(h)
     if q.version == 4:
-        flags |= RX_IP_CKSUM_GOOD if ipv4_good(p, &q) else RX_IP_CKSUM_BAD
+        flags |= RX_IP_CKSUM_GOOD if ipv4_good(p, n, &q) else RX_IP_CKSUM_BAD
     if not layer4:
         return flags
     if (m.vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM
@@ -133,11 +138,10 @@ cdef void fill_l4(mbuf_t *m, const uint8_t *p, const packet_t *q, uint32_t lengt
     mbuf_write(m, at, field, 2)
 
 
-cdef void fill_ipv4(mbuf_t *m, const uint8_t *p, const packet_t *q) noexcept nogil:
+cdef void fill_ipv4(mbuf_t *m, const uint8_t *p, uint32_t n, const packet_t *q) noexcept nogil:
     cdef uint32_t old = be16(p + q.l3 + 10)
     cdef uint8_t field[2]
-    put_be16(field, ~fold16(<uint64_t>sum16(p + q.l3, (p[q.l3] & 15) * 4) + (old ^ 0xffff))
-             & 0xffff)
+    put_be16(field, ~fold16(<uint64_t>ipv4_sum(p, n, q) + (old ^ 0xffff)) & 0xffff)
     mbuf_write(m, q.l3 + 10, field, 2)
 
 
@@ -163,12 +167,12 @@ cdef int fill_frame(mbuf_t *m, bint l2) noexcept nogil:
             return -EINVAL
         fill_l4(m, p, &q, length)
     if q.version == 4:
-        fill_ipv4(m, p, &q)
+        fill_ipv4(m, p, n, &q)
     if o.version != 0 and o.protocol == IPPROTO_UDP and be16(p + o.l4 + UDP_CSUM_OFFSET) != 0:
         length = l4_bytes(p, n, &o)
         if length == 0:
             return -EINVAL
         fill_l4(m, p, &o, length)
     if o.version == 4:
-        fill_ipv4(m, p, &o)
+        fill_ipv4(m, p, n, &o)
     return 0

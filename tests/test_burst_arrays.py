@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import hashlib
 import sys
@@ -178,6 +179,32 @@ def test_scatter(pool: Mempool, layout: str) -> None:
         for i, want in enumerate(model):
             want[offset : offset + 20] = bytes(memoryview(rows)[i, j] for j in range(20))
         assert contents(burst) == [bytes(m) for m in model]
+
+
+@pytest.mark.lifetime
+@pytest.mark.parametrize("item", [ctypes.c_ubyte, ctypes.c_char, ctypes.c_int8])
+def test_ctypes_arrays_have_no_strides(pool: Mempool, item: Any) -> None:
+    """Their bytes are contiguous, and that is all their buffers say."""
+    rows = ((item * 10) * 3).from_buffer_copy(bytes(range(30)))
+    wanted = [bytes(range(n, n + 10)) for n in (0, 10, 20)]
+    burst = pool.alloc_burst(3, rows)
+    assert contents(burst) == wanted
+    burst = pool.alloc_burst(3, bytes(14))
+    burst.scatter(2, rows)
+    assert contents(burst) == [b"\0\0" + row + b"\0\0" for row in wanted]
+    assert contents(pool.alloc_burst(2, ctypes.create_string_buffer(b"abc"))) == [b"abc\0"] * 2
+    assert bytes(pool.alloc(rows)) == bytes(range(30))
+    burst[0][2:12] = rows[2]
+    assert bytes(burst[0])[2:12] == wanted[2]
+    for wrong in (((item * 10) * 2)(), ((item * 10 * 3) * 3)(), (ctypes.c_uint16 * 10 * 3)()):
+        with pytest.raises(ValueError, match="uint8 array, got shape"):
+            pool.alloc_burst(3, wrong)
+        with pytest.raises(ValueError, match="uint8 array, got shape"):
+            burst.scatter(0, wrong)
+    with pytest.raises(ValueError, match="contiguous bytes or an"):
+        pool.alloc_burst(3, ctypes.c_uint32(5))
+    assert contents(pool.alloc_burst(2, (item * 0)())) == [b""] * 2
+    assert contents(pool.alloc_burst(2, ((item * 0) * 2)())) == [b""] * 2
 
 
 def test_scatter_what_was_gathered(pool: Mempool) -> None:

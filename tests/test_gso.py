@@ -144,6 +144,30 @@ def test_too_few_mbufs() -> None:
     assert len(burst) == 0
 
 
+def test_a_pool_that_cannot_be_used_keeps_no_frame() -> None:
+    """Refused before anything has moved, whatever is wrong with the pool or the frames."""
+    shape = Shape()
+    pool, closed = slots(10, 4096), slots(4, 64)
+    closed.close()
+    frames = [shape.finished(PAYLOAD[:3000])] * 4
+    burst = pool.alloc_burst(4, frames)
+    for mbuf in burst:
+        wanted(mbuf, "tcp", 1000)
+    del mbuf
+    for _ in range(3):
+        with pytest.raises(ValueError, match="the mempool is closed"):
+            offload.gso(burst, closed)
+        with pytest.raises(TypeError):
+            offload.gso(burst, b"no pool")  # type: ignore[arg-type]
+        assert [bytes(mbuf) for mbuf in burst] == frames
+    burst[3].tso_segsz = 0
+    with pytest.raises(ValueError, match="frame 3 cannot be segmented"):
+        offload.gso(burst, pool)
+    assert [bytes(mbuf) for mbuf in burst] == frames
+    burst.free()
+    pool.close()  # nobody uses it
+
+
 @pytest.mark.parametrize("segsz", [1000, 17_000])
 def test_too_few_mbufs_for_chains(segsz: int) -> None:
     shape = Shape()
