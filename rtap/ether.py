@@ -16,6 +16,10 @@ class MacAddr(str):
 
     Made from such a text (also with dashes or without separators) or from 6 bytes. ``bytes(mac)``
     is the wire form. ValueError or TypeError for anything else.
+
+    Equal to its text and to its six bytes, so that ``mbuf[0:6] == dev.mac`` says what it seems to;
+    ``mbuf[0:6] = dev.mac`` writes them. Its hash is the text's: in a set or dict of addresses, look
+    bytes up as ``MacAddr(raw)``.
     """
 
     __slots__ = ()
@@ -37,6 +41,20 @@ class MacAddr(str):
 
     def __bytes__(self) -> bytes:
         return self.packed
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, (bytes, bytearray, memoryview)):
+            return self.packed == other
+        return str.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+    def __buffer__(self, flags: int, /) -> memoryview:
+        """The six bytes, read-only (Python 3.12)."""
+        return memoryview(self.packed)
 
     @property
     def packed(self) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtap import MacAddr
+from rtap import MacAddr, Mempool
 
 RAW = bytes.fromhex("02aabbccddee")
 TEXT = "02:aa:bb:cc:dd:ee"
@@ -36,6 +36,36 @@ def test_every_form(value: str | bytes) -> None:
     assert {mac: 1}[TEXT] == 1  # type: ignore[index]
     assert pickle.loads(pickle.dumps(mac)) == mac
     assert type(pickle.loads(pickle.dumps(mac))) is MacAddr
+
+
+def test_bytes_of_frames_and_addresses_mix() -> None:
+    """Compared either way round, and written to a frame."""
+    mac, other = MacAddr(RAW), MacAddr(RAW).peer()
+    with Mempool(2) as pool:
+        mbuf = pool.alloc(bytes(12) + b"tail")
+        mbuf[0:6] = mac
+        mbuf[6:12] = other
+        assert bytes(mbuf) == RAW + other.packed + b"tail"
+        assert mbuf[0:6] == mac
+        assert mac == mbuf[0:6]
+        assert (mbuf[0:6] != mac, mac != mbuf[0:6]) == (False, False)
+        assert mbuf[6:12] != mac
+        assert mac != mbuf[6:12]
+        assert mbuf.data[0:6] == mac
+        assert bytes(pool.alloc(mac)) == RAW
+        with pytest.raises(ValueError, match="cannot put 6 bytes into 5"):
+            mbuf[0:5] = mac
+        with pytest.raises(TypeError):
+            mbuf[0:6] = str(mac)
+        assert mbuf[0:6] == RAW
+        mbuf.free()
+    assert bytearray(RAW) == mac
+    assert mac == memoryview(RAW)
+    assert mac != RAW + b"x"
+    assert mac not in (RAW[:5], b"", None, 6, TEXT.encode(), TEXT.upper())
+    assert hash(mac) == hash(TEXT)
+    assert mac in {TEXT}
+    assert MacAddr(RAW) in {mac: 1}
 
 
 @pytest.mark.parametrize(
