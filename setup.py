@@ -70,6 +70,9 @@ DIRECTIVES: dict[str, Any] = {
     "embedsignature": True,
     "embedsignature.format": "python",
     "auto_pickle": False,
+    # sys.unraisablehook has the traceback, too. Printed beside it, a SystemExit that a noexcept
+    # function cannot raise would end the process.
+    "unraisable_tracebacks": False,
     "autotestdict": False,
     "boundscheck": CHECKED,
     "initializedcheck": CHECKED,

@@ -52,6 +52,6 @@ cdef class Work:
     cdef int leave_stages(self) except -1
     cdef void close_fds(self) noexcept
     cdef void let_idle(self) noexcept
-    cdef int tell_of(self, uint32_t i) except -1
+    cdef void tell_of(self, uint32_t i) noexcept
     cdef object stats(self)
     cdef object route_stats(self, uint32_t i)

@@ -279,16 +279,16 @@ cdef class Work:
                     known.add(i)
                     self.tell_of(i)
 
-    cdef int tell_of(self, uint32_t i) except -1:
+    cdef void tell_of(self, uint32_t i) noexcept:
+        """What fails here, a log that cannot be written, keeps nobody from hearing of others."""
         cdef Route route = self.routes[i]
         stats = self.route_stats(i)
-        if stats.error:
-            logger.warning("%s: a route of %s has ended: %s", self.name, route.device, stats.error)
         device = route.source() if route.source is not None else None
         port = getattr(device, "_port", None)
         if port is not None:
             port.event(EthEvent.ROUTE_END, stats)
-        return 0
+        if stats.error:
+            logger.warning("%s: a route of %s has ended: %s", self.name, route.device, stats.error)
 
     cdef int stop(self) except -1:
         cdef uint64_t one = 1

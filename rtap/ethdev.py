@@ -194,6 +194,7 @@ class EthDev(EthDevControl):
                 raise TypeError(f"pool must be a Mempool, got {type(pool).__name__}")
             self._drop_rx(queue)
             rxq = self._ops.rx_queue_setup(queue, nb_desc, pool, bool(deferred_start))
+            self._usable(rxq, "rx_queue_setup", "rx_burst")
             self._rxq[queue] = rxq
             self._rx[queue] = rxq.rx_burst
             self._defer("rx", queue, deferred_start)
@@ -211,6 +212,7 @@ class EthDev(EthDevControl):
             checked_count(nb_desc, "nb_desc", limits.nb_min, limits.nb_max)
             self._drop_tx(queue)
             txq = self._ops.tx_queue_setup(queue, nb_desc, bool(deferred_start))
+            self._usable(txq, "tx_queue_setup", "tx_burst", "send")
             self._txq[queue] = txq
             self._tx[queue] = txq.tx_burst
             self._defer("tx", queue, deferred_start)
@@ -275,6 +277,15 @@ class EthDev(EthDevControl):
                 self._running["tx"].discard(queue)
                 self._ops.tx_queue_stop(queue)
                 self._port.event(EthEvent.QUEUE_STATE, ("tx", queue, False))
+
+    def _usable(self, queue: object, operation: str, *needs: str) -> None:
+        """Raises unless the driver gave a queue."""
+        lacking = [name for name in needs if not callable(getattr(queue, name, None))]
+        if lacking:
+            raise TypeError(
+                f"{operation}: the driver of {self.name} gave {type(queue).__name__}, which has no "
+                f"{lacking[0]}()"
+            )
 
     def _defer(self, kind: str, queue: int, deferred: bool) -> None:
         (self._deferred[kind].add if deferred else self._deferred[kind].discard)(queue)
