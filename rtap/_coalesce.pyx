@@ -18,12 +18,12 @@ cimport rtap._compat as _compat
 from rtap._burst cimport Burst, burst_make
 from rtap._gro cimport (
     GRO_FIXED_ID, GRO_L3, GRO_NONE, GRO_TRUST, GRO_UDP, gro_add, gro_create, gro_describe,
-    gro_destroy, gro_drained, gro_flush, gro_group_t, gro_headers, gro_length, gro_room, gro_t,
-    gro_write,
+    gro_destroy, gro_drained, gro_flush, gro_group_t, gro_headers, gro_item_t, gro_length,
+    gro_room, gro_t, gro_write,
 )
 from rtap._mbuf cimport check_range
 from rtap._pool cimport (
-    mbuf_clone, mbuf_copy, mbuf_data, mbuf_free, mbuf_is_private, mbuf_t,
+    mbuf_bytes, mbuf_clone, mbuf_copy, mbuf_data, mbuf_free, mbuf_guard, mbuf_is_private, mbuf_t,
 )
 from rtap._vnet cimport RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE
 
@@ -47,33 +47,39 @@ cdef inline bint unshared(const mbuf_t *m) noexcept nogil:
     return True
 
 
+cdef inline bint as_looked_at(const gro_item_t *item, const mbuf_t *own) noexcept nogil:
+    """Whether ``own``, the item's frame or what was made of it, has the bytes that were looked at
+    when it came: somebody who shared it may have moved its window since."""
+    return (own.pkt_len == item.pkt_len
+            and _compat.load_relaxed(&item.m.data_off) == item.data_off)
+
+
 cdef bint take_over(gro_t *g, gro_group_t *d) noexcept nogil:
     """Makes a group's frames ours to take apart, with copies and clones of those that others see;
     false, and the frames as they came, when that cannot be."""
     cdef uint32_t at = d.first
-    cdef mbuf_t *m
+    cdef gro_item_t *item
     cdef mbuf_t *own
     while at != GRO_NONE:
-        m = own = g.items[at].m
-        if at == d.first and not (mbuf_is_private(m) and unshared(m)):
-            own = mbuf_copy(m)          # its headers are written to
-        elif not unshared(m):
-            own = mbuf_clone(m)
+        item = &g.items[at]
+        own = item.m
+        if at == d.first and not (mbuf_is_private(own) and unshared(own)):
+            own = mbuf_copy(own)        # its headers are written to
+        elif not unshared(own):
+            own = mbuf_clone(own)
         if own == NULL:
             return False
-        if own != m:
-            if own.pkt_len != g.items[at].pkt_len or (
-                    at != d.first and own.data_off != g.items[at].data_off):
+        # A clone may be of another moment than the look at the frame, and is what will be chained.
+        if (not as_looked_at(item, own) or own.data_len < d.headers
+                or at != d.first and own.data_off != item.data_off):
+            if own != item.m:
                 mbuf_free(own)
-                return False
-            mbuf_free(m)
-            g.items[at].m = own
-            g.items[at].data_off = own.data_off
-        elif m.pkt_len != g.items[at].pkt_len or m.data_off != g.items[at].data_off:
-            return False                # somebody moved its window while it was held
-        if own.data_len < d.headers:
             return False
-        at = g.items[at].next
+        if own != item.m:
+            mbuf_free(item.m)
+            item.m = own
+            item.data_off = own.data_off
+        at = item.next
     d.head = mbuf_data(g.items[d.first].m)
     return True
 
@@ -100,6 +106,7 @@ cdef mbuf_t *chain(gro_t *g, gro_group_t *d) noexcept nogil:
         m.data_len -= d.headers
         if m.data_len == 0:             # the headers were a segment of their own
             rest = m.next
+            _compat.check(rest != NULL)
             m.next = NULL
             mbuf_free(m)
             m = rest
@@ -109,6 +116,8 @@ cdef mbuf_t *chain(gro_t *g, gro_group_t *d) noexcept nogil:
         at = g.items[at].next
     head.nb_segs = <uint16_t>segs
     head.pkt_len = d.l3 + d.length
+    _compat.check(head.pkt_len == mbuf_bytes(head))
+    mbuf_guard(head)
     return head
 
 

@@ -9,9 +9,10 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 
+cimport rtap._compat as _compat
 from rtap._checksum cimport chain_sum, fold16, pseudo_sum, sum16
 from rtap._parse cimport be16, be32, put_be16
-from rtap._pool cimport mbuf_read, mbuf_t, mbuf_window
+from rtap._pool cimport csum_place, mbuf_read, mbuf_t, mbuf_window
 from rtap._request cimport TX_REQUESTS
 from rtap._vnet cimport RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE, RX_LRO, keeps_vnet_hdr
 
@@ -54,6 +55,8 @@ cdef enum:
 cdef struct view_t:
     # One frame as the rules see it.
     const uint8_t *p
+    uint32_t window             # bytes of the first segment
+    uint32_t length             # of all
     uint32_t payload
     uint32_t hash
     uint16_t l3
@@ -130,13 +133,14 @@ cdef uint32_t gro_room(const gro_t *g) noexcept nogil:
     return g.max_items - g.n_items
 
 
-cdef inline void take_item(gro_t *g, mbuf_t *m, uint32_t *at) noexcept nogil:
+cdef inline void take_item(gro_t *g, mbuf_t *m, const uint8_t *start, uint32_t length,
+                           uint32_t *at) noexcept nogil:
     at[0] = g.free_item
     g.free_item = g.items[at[0]].next
     g.n_items += 1
     g.items[at[0]].m = m
-    g.items[at[0]].data_off = m.data_off
-    g.items[at[0]].pkt_len = m.pkt_len
+    g.items[at[0]].data_off = <uint32_t>(start - m.buf)
+    g.items[at[0]].pkt_len = length
     g.items[at[0]].next = GRO_NONE
 
 
@@ -215,11 +219,11 @@ cdef void hold(gro_t *g, const gro_group_t *group, uint32_t hash, uint64_t now) 
 cdef bint checksum_right(const gro_t *g, const mbuf_t *m, view_t *v,
                          uint32_t l4_len) noexcept nogil:
     """Whether the frame's L4 checksum is right, or is not a thing of this frame's bytes."""
-    cdef uint32_t total, field
+    cdef uint32_t total, field, start
     v.verified = True
     if keeps_vnet_hdr(m) and m.vnet_flags & NEEDS_CSUM:
         field = UDP_CSUM_OFFSET if v.protocol == IPPROTO_UDP else TCP_CSUM_OFFSET
-        return m.csum_at == m.data_off + v.l4 and m.csum_offset == field
+        return csum_place(m, &start) and start == v.l4 and m.csum_offset == field
     if m.ol_flags & RX_L4_CKSUM_NONE == RX_L4_CKSUM_GOOD and g.flags & GRO_TRUST:
         return True
     total = pseudo_sum(v.p + v.l3, v.version, v.protocol, l4_len)
@@ -266,7 +270,7 @@ cdef int look_l4(gro_t *g, const mbuf_t *m, view_t *v, uint32_t n, uint32_t l4_l
         return FLOW
     v.headers = <uint16_t>(v.l4 + length)
     v.payload = l4_len - length
-    if (v.payload == 0 or v.payload > 0xffff or v.headers > m.data_len
+    if (v.payload == 0 or v.payload > 0xffff or v.headers > v.window
             or v.headers > GRO_HEADERS_MAX or m.nb_segs > GRO_SEGS_MAX):
         return FLOW
     if v.protocol == IPPROTO_TCP and h[13] & (TCP_SYN | TCP_RST | TCP_URG | TCP_CWR):
@@ -282,14 +286,14 @@ cdef int look_ipv4(gro_t *g, const mbuf_t *m, view_t *v, uint32_t n) noexcept no
         return ALONE
     ihl = (h[0] & 15) * 4
     length = be16(h + 2)
-    if h[0] >> 4 != 4 or ihl < 20 or length < ihl or v.l3 + length > m.pkt_len:
+    if h[0] >> 4 != 4 or ihl < 20 or length < ihl or v.l3 + length > v.length:
         return ALONE
     v.version = 4
     v.protocol = h[9]
     v.l4 = <uint16_t>(v.l3 + ihl)
     if be16(h + 6) & 0x1fff or v.protocol != IPPROTO_TCP and v.protocol != IPPROTO_UDP:
         return ADDRESSES
-    whole = (ihl == 20 and v.l3 + length == m.pkt_len and be16(h + 6) & 0xbfff == 0
+    whole = (ihl == 20 and v.l3 + length == v.length and be16(h + 6) & 0xbfff == 0
              and sum16(h, 20) == 0xffff)
     return look_l4(g, m, v, n, length - ihl, whole)
 
@@ -300,7 +304,7 @@ cdef int look_ipv6(gro_t *g, const mbuf_t *m, view_t *v, uint32_t n) noexcept no
     if at > n or h[0] >> 4 != 6:
         return ALONE
     end = at + be16(h + 4)
-    if end > m.pkt_len:
+    if end > v.length:
         return ALONE
     v.version = 6
     v.protocol = h[6]
@@ -315,7 +319,7 @@ cdef int look_ipv6(gro_t *g, const mbuf_t *m, view_t *v, uint32_t n) noexcept no
     if at > end or at > n or v.protocol != IPPROTO_TCP and v.protocol != IPPROTO_UDP:
         return ADDRESSES
     v.l4 = <uint16_t>at
-    return look_l4(g, m, v, n, end - at, end == m.pkt_len)
+    return look_l4(g, m, v, n, end - at, end == v.length)
 
 
 cdef int gro_look(gro_t *g, const mbuf_t *m, view_t *v, uint32_t n) noexcept nogil:
@@ -462,8 +466,11 @@ cdef void gro_add(gro_t *g, mbuf_t *m, uint64_t now) noexcept nogil:
     cdef uint32_t n = mbuf_window(m, &start), item, at
     cdef int kind
     g.frames += 1
-    take_item(g, m, &item)
     v.p = start
+    v.window = n
+    # What is looked at is what there is: others may resize the frame now and while it is held.
+    v.length = n if m.next == NULL else _compat.peek(&m.pkt_len)
+    take_item(g, m, start, v.length, &item)
     if m.next != NULL and n < GRO_HEADERS_MAX:
         n = mbuf_read(m, 0, scratch, GRO_HEADERS_MAX)
         v.p = scratch
@@ -541,7 +548,7 @@ cdef void gro_describe(const gro_group_t *d, mbuf_t *m) noexcept nogil:
 
 cdef uint32_t gro_length(const gro_t *g, const gro_group_t *d) noexcept nogil:
     """Bytes of what a group becomes."""
-    return d.l3 + d.length if d.count > 1 else g.items[d.first].m.pkt_len
+    return d.l3 + d.length if d.count > 1 else g.items[d.first].pkt_len
 
 
 cdef void gro_write(const gro_t *g, const gro_group_t *d, uint8_t *out) noexcept nogil:
@@ -549,11 +556,11 @@ cdef void gro_write(const gro_t *g, const gro_group_t *d, uint8_t *out) noexcept
     cdef uint32_t at = d.first
     cdef mbuf_t *m = g.items[at].m
     if d.count == 1:
-        mbuf_read(m, 0, out, m.pkt_len)
+        mbuf_read(m, 0, out, g.items[at].pkt_len)
         return
     gro_headers(d, out)
     out += d.headers
     while at != GRO_NONE:
         m = g.items[at].m
-        out += mbuf_read(m, d.headers, out, m.pkt_len - d.headers)
+        out += mbuf_read(m, d.headers, out, g.items[at].pkt_len - d.headers)
         at = g.items[at].next

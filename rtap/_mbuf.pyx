@@ -15,8 +15,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cimport rtap._compat as _compat
 from rtap._pool cimport (
-    mbuf_clone, mbuf_data, mbuf_free, mbuf_guard, mbuf_read, mbuf_ref, mbuf_t, mbuf_tailroom,
-    mbuf_window, mbuf_write, pool_available, pool_t,
+    mbuf_bytes, mbuf_clone, mbuf_data, mbuf_free, mbuf_guard, mbuf_read, mbuf_ref, mbuf_t,
+    mbuf_tailroom, mbuf_window, mbuf_write, pool_available, pool_t,
 )
 
 from rtap.errors import PoolEmpty
@@ -132,14 +132,7 @@ cdef class Mbuf:
         """What ``len`` says.  The first segment counts for its frame; a later one asks those from
         it on, since its frame may have been resized."""
         cdef const mbuf_t *m = self.alive()
-        cdef uint8_t *start
-        cdef uint32_t n = 0
-        if not self.part:
-            return m.pkt_len
-        while m != NULL:
-            n += mbuf_window(m, &start)
-            m = m.next
-        return n
+        return mbuf_bytes(m) if self.part else m.pkt_len
 
     cdef uint32_t segments(self) except? 0:
         cdef const mbuf_t *m = self.alive()

@@ -108,6 +108,16 @@ cdef inline uint32_t mbuf_window(const mbuf_t *m, uint8_t **start) noexcept nogi
     return n if n <= m.buf_len - offset else m.buf_len - offset
 
 
+cdef inline uint32_t mbuf_bytes(const mbuf_t *m) noexcept nogil:
+    """Bytes in a segment and those behind it."""
+    cdef uint8_t *start
+    cdef uint32_t n = 0
+    while m != NULL:
+        n += mbuf_window(m, &start)
+        m = m.next
+    return n
+
+
 cdef inline bint csum_place(const mbuf_t *m, uint32_t *start) noexcept nogil:
     """Where in the frame begins what its unfinished checksum covers; False when that was cut off
     in front."""

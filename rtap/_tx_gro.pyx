@@ -15,7 +15,7 @@ from rtap._gro cimport (
     GRO_HEADERS_MAX, GRO_L3, GRO_NONE, GRO_UDP, gro_add, gro_create, gro_describe, gro_destroy,
     gro_drained, gro_flush, gro_group_t, gro_headers, gro_t,
 )
-from rtap._pool cimport mbuf_free_bulk, mbuf_t
+from rtap._pool cimport mbuf_free_bulk, mbuf_t, mbuf_window
 from rtap._queue cimport txq_t
 
 cdef enum:
@@ -60,14 +60,14 @@ cdef uint32_t borrow(mbuf_t *seg, const gro_group_t *d, mbuf_t *m) noexcept nogi
     """Describes a frame's payload with segments from ``seg`` on; returns how many.
 
     They say whose the bytes are, as a clone's do, so that a clone of one holds the right slot."""
-    cdef uint32_t skip = d.headers, n = 0
+    cdef uint32_t skip = d.headers, n = 0, length
+    cdef uint8_t *start
     while m != NULL:
-        if m.data_len > skip:
+        length = mbuf_window(m, &start)
+        if length > skip:
             memset(&seg[n], 0, sizeof(mbuf_t))
-            seg[n].buf = m.buf
-            seg[n].buf_len = m.buf_len
-            seg[n].data_off = m.data_off + skip
-            seg[n].data_len = m.data_len - skip
+            seg[n].buf = start + skip
+            seg[n].buf_len = seg[n].data_len = length - skip
             seg[n].pool = m.pool
             seg[n].direct = m.direct if m.direct != NULL else m
             seg[n].refcnt = 2           # never the last: nobody gives it back
@@ -75,7 +75,7 @@ cdef uint32_t borrow(mbuf_t *seg, const gro_group_t *d, mbuf_t *m) noexcept nogi
             n += 1
             skip = 0
         else:
-            skip -= m.data_len
+            skip -= length
         m = m.next
     return n
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections.abc import Iterator
@@ -181,19 +182,110 @@ def test_shared_frames_and_no_buffer_to_copy_to() -> None:
         assert pool.in_use == 0
 
 
-def test_a_frame_that_is_changed_while_it_is_held(pool: Mempool) -> None:
-    """What was looked at is no longer there: nothing is merged, nothing read outside."""
-    for change in ("adj", "trim", "append", "prepend"):
-        for which in range(3):
-            frames = frames_of(F(), 3)
-            burst = pool.alloc_burst(3, frames)
-            mine = list(burst)
-            gro = Gro(timeout=100)
-            assert len(gro.coalesce(burst)) == 0
-            getattr(mine[which], change)(80)
-            out = gro.flush()
-            assert [mbuf.tso_segsz for mbuf in out] == [0, 0, 0]
-            assert [bytes(mbuf) for mbuf in out] == [bytes(mbuf) for mbuf in mine]
+@pytest.mark.parametrize("room", [2048, 120])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "let go"])
+@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("moves", ["a", "t", "A", "P", "aA", "Pt", "aaAA", "ta"])
+@pytest.mark.lifetime
+def test_a_frame_that_is_changed_while_it_is_held(
+    moves: str, which: int, shared: bool, room: int
+) -> None:
+    """What was looked at is no longer there, of one length or another: nothing is merged, nothing
+    read outside.  A(ppend), P(repend), a(dj), t(rim)."""
+    names = {"a": "adj", "t": "trim", "A": "append", "P": "prepend"}
+    frames = frames_of(F(), 3)
+    with Mempool(64, room) as pool:
+        burst = pool.alloc_burst(3, frames)
+        mine = list(burst)
+        gro = Gro(timeout=100)
+        assert len(gro.coalesce(burst)) == 0
+        for move in moves:
+            new = getattr(mine[which], names[move])(8)
+            if new is not None:
+                new[:] = b"new bytes"[:8]
+            del new
+        changed = [bytes(mbuf) for mbuf in mine]
+        if not shared:
+            del mine
+        out = gro.flush()
+        assert [mbuf.tso_segsz for mbuf in out] == [0, 0, 0]
+        assert [bytes(mbuf) for mbuf in out] == changed
+        out.free()
+        mine = []
+        assert pool.in_use == 0
+
+
+@pytest.mark.lifetime
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "let go"])
+def test_a_window_that_is_back_in_its_place(pool: Mempool, shared: bool) -> None:
+    """Moved and moved back: the bytes are those that were looked at."""
+    frames = frames_of(F(), 3)
+    burst = pool.alloc_burst(3, frames)
+    mine = list(burst)
+    gro = Gro(timeout=100)
+    assert len(gro.coalesce(burst)) == 0
+    for mbuf, data in zip(mine, frames, strict=True):
+        mbuf.adj(8)
+        mbuf.prepend(8)[:] = data[:8]
+        mbuf.trim(8)
+        mbuf.append(8)[:] = data[-8:]
+    del mbuf
+    if not shared:
+        del mine
+    assert sent(gro.flush()) == expected(frames)
+
+
+@pytest.mark.lifetime
+def test_segments_that_somebody_holds(pool: Mempool) -> None:
+    """A later segment in a program's hand: its chain is cloned, not taken apart."""
+    frames = frames_of(F(), 4, 200)
+    with Mempool(64, 128) as small:
+        burst = small.alloc_burst(4, frames)
+        parts = [mbuf.next for mbuf in burst]
+        out = Gro().coalesce(burst)
+        assert sent(out) == expected(frames)
+        out.free()
+        assert [bytes(part) for part in parts if part] == [frame[128:] for frame in frames]
+        del parts
+        assert small.in_use == 0
+
+
+@pytest.mark.lifetime
+def test_frames_that_others_resize_meanwhile() -> None:
+    """Threads move the windows of frames while these are merged: whatever comes out is a frame with
+    the lengths it says, and its slots come back."""
+    frames = frames_of(F(), 4, 60)
+    with Mempool(256, 128) as pool:
+        stop = threading.Event()
+        mine: list[Mbuf] = []
+
+        def resize(seed: int) -> None:
+            r = random.Random(seed)
+            while not stop.is_set():
+                for mbuf in mine[-8:]:
+                    how = r.choice(("adj", "trim", "append", "prepend"))
+                    with contextlib.suppress(ValueError):
+                        getattr(mbuf, how)(r.choice((4, 40, 70)))
+
+        threads = [threading.Thread(target=resize, args=(n,)) for n in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(300):
+                burst = pool.alloc_burst(4, frames)
+                mine = list(burst)
+                out = Gro().coalesce(burst)
+                for mbuf in out:
+                    if mbuf.tso_segsz:
+                        assert mbuf.pkt_len == sum(s.data_len for s in segments(mbuf))
+                del mbuf
+                out.free()
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        mine = []
+        assert pool.in_use == 0
 
 
 # ---- across calls
