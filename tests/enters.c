@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Preloaded by test_worker_joint.py: tells of how many queues' writes an io_uring_enter has, and
- * makes a kernel that does not take them all.
+ * Preloaded by test_worker_joint.py and test_ring_cut.py: tells of how many queues' writes an
+ * io_uring_enter has, and makes a kernel that does not take all writes, or all reads.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -20,6 +20,8 @@ enum fault {
 	FULL,	 /* the writes of one queue go to a full socket: EAGAIN */
 	GONE,	 /* they go to a descriptor that is closed: EBADF */
 	CUT,	 /* the kernel refuses to go on half-way through the entries */
+	READS,	 /* the same with reads */
+	NOTHING, /* it takes no reads at all */
 };
 
 static enum fault fault;
@@ -37,7 +39,8 @@ static void fill(void)
 	full = ends[0];
 }
 
-/* Starts to count; the fault is for the first so many enters with writes of several frames. */
+/* Starts to count; the fault is for the first so many enters with writes (or reads) of several
+ * frames. */
 void watch(int kind, int enters)
 {
 	fill();
@@ -65,6 +68,12 @@ static bool is_write(const struct io_uring_sqe *sqe)
 	       sqe->opcode == IORING_OP_WRITEV;
 }
 
+static bool is_read(const struct io_uring_sqe *sqe)
+{
+	return sqe->opcode == IORING_OP_READ || sqe->opcode == IORING_OP_READ_FIXED ||
+	       sqe->opcode == IORING_OP_READV;
+}
+
 static void tamper(struct io_uring_sqe *sqe, int file)
 {
 	if (fault == REFUSED && ++writes % 7 == 0) {
@@ -82,7 +91,7 @@ int io_uring_submit(struct io_uring *ring)
 {
 	static int (*next)(struct io_uring *);
 	unsigned mask = *ring->sq.kring_mask, begin = ring->sq.sqe_head, end = ring->sq.sqe_tail;
-	unsigned n = 0, i;
+	unsigned n = 0, reads = 0, left, i;
 	int files[FILES_MAX], n_files = 0, k;
 
 	if (next == NULL)
@@ -90,6 +99,7 @@ int io_uring_submit(struct io_uring *ring)
 	for (i = begin; i != end; i++) {
 		const struct io_uring_sqe *sqe = &ring->sq.sqes[i & mask];
 
+		reads += is_read(sqe);
 		if (!is_write(sqe))
 			continue;
 		n++;
@@ -100,17 +110,21 @@ int io_uring_submit(struct io_uring *ring)
 	}
 	if (n_files > most)
 		most = n_files;
-	if (fault == NONE || n < 2 || times == 0)
+	if (fault == READS || fault == NOTHING)
+		n = reads;
+	if (fault == NONE || n < (fault == NOTHING ? 1 : 2) || times == 0)
 		return next(ring);
 	times--;
 	for (i = begin; i != end; i++)
 		if (is_write(&ring->sq.sqes[i & mask]))
 			tamper(&ring->sq.sqes[i & mask], files[n_files / 2]);
-	if (fault != CUT)
+	if (fault < CUT)
 		return next(ring);
 	hits++;
-	ring->sq.sqe_tail -= (end - begin) / 2;
-	next(ring);
+	left = fault == NOTHING ? end - begin : (end - begin) / 2;
+	ring->sq.sqe_tail -= left;
+	if (left < end - begin)
+		next(ring);
 	ring->sq.sqe_tail = end;
 	return -EINVAL;
 }

@@ -15,8 +15,8 @@ import pytest
 from rings import BIG, receive, send_all
 from support import Tap, Task, child_place, eventually, frame, links, seq_of
 
-from rtap import Burst, Mempool, NetNS
-from rtap._ring import TxQueue
+from rtap import Burst, DeviceStateError, Mempool, NetNS
+from rtap._ring import RxQueue, TxQueue
 
 pytestmark = pytest.mark.root
 
@@ -288,3 +288,42 @@ def test_more_queues_than_a_ring_has_places_for(tap: Tap, engine: str) -> None:
             ]
     for tx in queues:
         tx.close()
+
+
+def test_a_pool_stays_while_a_burst_reads_into_it(tap: Tap, engine: str) -> None:
+    """New buffers are for the next burst: those that the present one waits with are not let go."""
+    old, new, newer = Mempool(64), Mempool(64, 4096), Mempool(64, 4096)
+    rx = tap.rx(old, engine=engine)
+
+    def wait() -> Burst:
+        while True:
+            with contextlib.suppress(DeviceStateError):  # the other thread is looking
+                return rx.rx_burst(8, 30)
+
+    waiter = Task(wait)
+    eventually(lambda: is_in_use(rx), "a thread waits in the queue")
+    rx.resize(4000, new)
+    rx.resize(4000, newer)
+    for pool in (old, new, newer):
+        with pytest.raises(BufferError, match="1 rx queues or stages"):
+            pool.close()
+    tap.packets().send(frame(1))
+    got = waiter.result()
+    assert [bytes(m) for m in got] == [frame(1)]
+    assert newer.in_use == 1
+    rx.resize(4000)  # nobody bursts: the others can go
+    old.close()
+    new.close()
+    with pytest.raises(BufferError):
+        newer.close()
+    got.free()
+    rx.close()
+    newer.close()
+
+
+def is_in_use(rx: RxQueue) -> bool:
+    try:
+        rx.rx_burst(1)
+    except DeviceStateError as exc:
+        return "in use by another thread" in str(exc)
+    return False
