@@ -11,7 +11,17 @@ from rigs import HOST_A, HOST_B, Shape, bridged, iproute, label
 from support import ENGINES, frame, pattern, settle, skip_without_devices, skip_without_engine
 
 import rtap
-from rtap import Burst, MacAddr, Mbuf, MbufFlag, Mempool, NetNS, RxOffload, TxOffload
+from rtap import (
+    Burst,
+    MacAddr,
+    Mbuf,
+    MbufFlag,
+    Mempool,
+    NetNS,
+    RxOffload,
+    TxOffload,
+    offload,
+)
 
 OFFLOADS = TxOffload.UDP_CKSUM | TxOffload.TCP_CKSUM | TxOffload.TCP_TSO | TxOffload.UDP_TSO
 INSERT = TxOffload.VLAN_INSERT | TxOffload.QINQ_INSERT
@@ -106,6 +116,32 @@ def test_where_the_room_is(rig: Rig, headroom: int, flag: MbufFlag) -> None:
         assert rig.dev.tx_burst(0, Burst([ask(mbuf, flag)])) == 1
         del mbuf
         assert rig.bridge.arriving(1) == [tagged(frame(1, 100), flag)]
+        assert settle(pool) == 0
+
+
+@asked
+@pytest.mark.parametrize("headroom", [16, 3, 0])
+def test_the_place_of_an_unfinished_checksum_moves_with_its_bytes(
+    rig: Rig, headroom: int, flag: MbufFlag
+) -> None:
+    """A super-frame made here, which is sent under a header of its own or split: tags go in front
+    of the frame, or behind its addresses where there is no headroom."""
+    shape = Shape()
+    payload = pattern(4, 360)
+    frames = shape.segments(payload, 120)
+    with Mempool(8, 512, headroom=16) as pool:
+        burst = Burst()
+        for f in frames:
+            mbuf = pool.alloc(f[16 - headroom :])
+            mbuf.prepend(16 - headroom)[:] = f[: 16 - headroom]
+            burst.append(mbuf)
+        del mbuf
+        out = offload.Gro().coalesce(burst)
+        assert len(out) == 1
+        assert (out[0].headroom, out[0].tso_segsz, out[0].nb_segs) == (headroom, 120, 3)
+        ask(out[0], flag)
+        assert rig.dev.tx_burst(0, out) == 1  # nobody else sees it: the tags go into it
+        assert rig.bridge.arriving(3) == [tagged(f, flag) for f in frames]
         assert settle(pool) == 0
 
 
