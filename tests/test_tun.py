@@ -244,6 +244,21 @@ def test_open_tells_what_the_machine_lacks(netns: NetNS, monkeypatch: pytest.Mon
     assert rtap.devices() == []
 
 
+@pytest.mark.parametrize("other", ["/dev/zero", "/dev/null", "file"])
+def test_another_file_in_the_place_of_the_device(
+    netns: NetNS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, other: str
+) -> None:
+    if other == "file":
+        other = str(tmp_path / "tun")
+        Path(other).touch()
+    monkeypatch.setattr(tun, "DEV_PATH", other)
+    before = fds()
+    for mode in ("tap", "tun"):
+        with pytest.raises(OSError, match=f"{other} is not the tun driver's device"):
+            rtap.open("t0", netns=netns, mode=mode)
+    assert fds() == before
+
+
 # ---- requests on a descriptor
 
 

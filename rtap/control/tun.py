@@ -200,7 +200,13 @@ def get_features(fd: int) -> QueueFlag:
     try:
         raw = fcntl.ioctl(fd, TUNGETFEATURES, bytes(_INT))
     except OSError as exc:
-        _fail(exc, "TUNGETFEATURES")
+        if exc.errno in (errno.ENOTTY, errno.EINVAL):
+            raise OSError(
+                exc.errno,
+                f"{DEV_PATH} is not the tun driver's device, another file stands in its place "
+                f"(mknod {DEV_PATH} c 10 200)",
+            ) from None
+        _fail(exc, f"TUNGETFEATURES of {DEV_PATH}")
     return QueueFlag(struct.unpack("I", raw)[0])
 
 
