@@ -18,6 +18,8 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+from rtap.threads import start_thread
+
 if TYPE_CHECKING:
     from rtap.ethdev import EthDev
 
@@ -108,9 +110,7 @@ class _Dispatcher:
         with self._lock:
             if self._queue is None:
                 items: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
-                threading.Thread(
-                    target=self._run, args=(items,), name="rtap-events", daemon=True
-                ).start()
+                start_thread(self._run, items, name="rtap-events")
                 self._queue = items
             self._handles.add(handle)
             owner.append(handle)

@@ -12,14 +12,13 @@ import contextlib
 import ctypes
 import os
 import subprocess
-import sys
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
 
 from rtap.errors import raise_errno
+from rtap.threads import start_thread
 
 __all__ = ["NetNS", "NetNSLike", "call_in", "open_netns"]
 
@@ -42,14 +41,12 @@ def _open_own() -> int:
 
 
 def _is_own(fd: int) -> bool:
-    there, here = os.fstat(fd), os.stat(_OWN_NETNS)
+    there = os.fstat(fd)
+    try:
+        here = os.stat(_OWN_NETNS)
+    except OSError:
+        return False  # no /proc, after chroot: nobody can tell
     return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
-
-
-def _loop_running() -> bool:
-    # Importing asyncio is slow, and nobody can be running a loop before it is imported.
-    asyncio = sys.modules.get("asyncio")
-    return asyncio is not None and asyncio._get_running_loop() is not None
 
 
 def _in_thread(fn: Callable[[], _T], name: str) -> _T:
@@ -62,9 +59,7 @@ def _in_thread(fn: Callable[[], _T], name: str) -> _T:
         except BaseException as exc:  # noqa: BLE001 - raised in the caller's thread
             failure.append(exc)
 
-    thread = threading.Thread(target=body, name=name, daemon=True)
-    thread.start()
-    thread.join()
+    start_thread(body, name=name).join()
     if failure:
         try:
             raise failure[0]
@@ -76,14 +71,14 @@ def _in_thread(fn: Callable[[], _T], name: str) -> _T:
 def call_in(netns: int, fn: Callable[..., _T], *args: Any, own_thread: bool = False) -> _T:
     """Run ``fn(*args)`` in the network namespace of descriptor `netns` and return its result.
 
-    Runs in the calling thread where that is already there, otherwise (or with `own_thread`, or
-    under a running asyncio loop, which pyroute2's calls cannot be nested in) in a thread of its
-    own. Exceptions of `fn` come back as they are.
+    Runs in the calling thread where that is already there, otherwise (or with `own_thread`) in a
+    thread of its own. Exceptions of `fn` come back as they are.
 
-    Raises OSError (PermissionError without CAP_SYS_ADMIN) when the namespace cannot be entered.
+    Raises OSError (PermissionError without CAP_SYS_ADMIN) when the namespace cannot be entered,
+    and RuntimeError where threads are green ones (:mod:`rtap.threads`).
     """
     inside = _is_own(netns)
-    if inside and not own_thread and not _loop_running():
+    if inside and not own_thread:
         return fn(*args)
 
     def body() -> _T:

@@ -8,13 +8,13 @@ import socket
 import struct
 from typing import Any
 
-import pyroute2
 import pytest
 from rigs import MAC_A, MAC_B, Shape
 from support import PacketSocket, Tap, frame, python, settle, skip_without_devices
 
 import rtap
 from rtap import Burst, Mempool, NetNS
+from rtap.control.channel import hold
 
 pytestmark = pytest.mark.root
 
@@ -147,44 +147,48 @@ def test_submit_that_fails_frees_nothing() -> None:
 
 
 class Stale:
-    """Stands for ``pyroute2.IPRoute``: sockets in which answers to earlier requests wait."""
+    """Stands for a channel's socket, in which answers to earlier requests wait."""
 
     REQUEST = struct.Struct("=IHHII BxHiII")  # struct nlmsghdr, struct ifinfomsg
     RTM_GETLINK, NLM_F_REQUEST, LOOPBACK = 18, 1, 1
 
-    def __init__(self) -> None:
-        self.real = pyroute2.IPRoute
+    def __init__(self, real: Any) -> None:
+        self.real = real
         self.sent = 0
 
-    def __call__(self) -> Any:
-        ipr = self.real()
-        ipr.link("get", index=self.LOOPBACK)
-        with socket.socket(fileno=os.dup(ipr.fileno())) as raw:
-            for sequence in (1, 2, 0xDEAD):
-                raw.send(
-                    self.REQUEST.pack(
-                        self.REQUEST.size,
-                        self.RTM_GETLINK,
-                        self.NLM_F_REQUEST,
-                        sequence,
-                        0,
-                        socket.AF_UNSPEC,
-                        0,
-                        self.LOOPBACK,
-                        0,
-                        0,
-                    )
+    def send(self, message: bytearray) -> int:
+        for sequence in (0, 0xDEAD, 0xFFFFFFFF):
+            self.real.send(
+                self.REQUEST.pack(
+                    self.REQUEST.size,
+                    self.RTM_GETLINK,
+                    self.NLM_F_REQUEST,
+                    sequence,
+                    0,
+                    socket.AF_UNSPEC,
+                    0,
+                    self.LOOPBACK,
+                    0,
+                    0,
                 )
-                self.sent += 1
-        return ipr
+            )
+            self.sent += 1
+        return int(self.real.send(message))
+
+    def recvfrom(self, size: int) -> Any:
+        return self.real.recvfrom(size)
+
+    def close(self) -> None:
+        self.real.close()
 
 
 def test_a_late_answer_is_not_taken_for_the_right_one(
     netns: NetNS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with rtap.open("t0", netns=netns, mac=MAC_A) as dev:
-        stale = Stale()
-        monkeypatch.setattr(pyroute2, "IPRoute", stale)
+        with hold(netns.fd) as channel:
+            stale = Stale(channel._sock)
+            monkeypatch.setattr(channel, "_sock", stale)
         assert dev.mac == MAC_A
         dev.mac = MAC_B
         assert dev.mac == MAC_B

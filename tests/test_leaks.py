@@ -35,7 +35,7 @@ from support import (
 import rtap
 from rtap import DeviceGone, EthConf, EthDev, Mempool, NetNS, RxOffload, registry
 from rtap import opening as opening_module
-from rtap.control import netlink, tun
+from rtap.control import channel, tun
 from rtap.drivers import descriptors, net_rtap
 
 MB = 1 << 20
@@ -357,7 +357,7 @@ class Injector:
         for owner, name in (
             (fcntl, "ioctl"),
             (tun, "open_control"),
-            (netlink, "_request"),
+            (channel.Channel, "request"),
             (net_rtap, "RxQueue"),
             (net_rtap, "TxQueue"),
             (net_rtap, "open_netns"),

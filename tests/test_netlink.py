@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pyroute2
 import pytest
 from support import fds, ip, link, links
 
+import rtap
 from rtap import DeviceGone, MacAddr, NetNS
 from rtap.control import tun
 from rtap.control.netlink import IFF_ALLMULTI, IFF_PROMISC, Control, LinkState, find_link
@@ -245,54 +246,129 @@ def test_many_threads_at_once(netns: NetNS, control: Control) -> None:
 
 
 class Broken:
-    """Stands for ``pyroute2.IPRoute``: the first requests end in an error."""
+    """Stands in for a channel's socket: its first reads fail."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *failures: Exception) -> None:
-        self.failures = list(failures)
-        self.opened = self.closed = 0
-        self.real = pyroute2.IPRoute
-        monkeypatch.setattr(pyroute2, "IPRoute", self.open)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, control: Control, *codes: int) -> None:
+        control.get()
+        self.codes = list(codes)
+        self.sent = 0
+        self.real = control._channel._sock
+        monkeypatch.setattr(control._channel, "_sock", self)
 
-    def open(self) -> Broken:
-        self.opened += 1
-        self.socket = self.real()
-        return self
+    def send(self, message: bytearray) -> int:
+        assert self.real is not None
+        self.sent += 1
+        return self.real.send(message)
 
-    def link(self, *args: Any, **kwargs: Any) -> Any:
-        if self.failures:
-            raise self.failures.pop(0)
-        return self.socket.link(*args, **kwargs)
+    def recvfrom(self, size: int) -> Any:
+        assert self.real is not None
+        if self.codes:
+            raise OSError(self.codes.pop(0), "overrun")
+        return self.real.recvfrom(size)
 
     def close(self) -> None:
-        self.closed += 1
-        self.socket.close()
+        pass
 
 
-@pytest.mark.parametrize("kind", [OSError, pyroute2.NetlinkError])
-@pytest.mark.parametrize("code", [errno.ENOBUFS, errno.EINTR])
-def test_an_overrun_is_answered_with_a_new_socket(
-    control: Control, monkeypatch: pytest.MonkeyPatch, kind: Any, code: int
+@pytest.mark.parametrize("code", [errno.ENOBUFS, errno.EINTR, errno.EAGAIN])
+def test_an_overrun_is_answered_with_the_request_once_more(
+    control: Control, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    broken = Broken(monkeypatch, kind(code, "overrun"), kind(code, "overrun"))
+    broken = Broken(monkeypatch, control, code, code)
     control.set_mtu(1100)
-    assert (broken.opened, broken.closed) == (3, 3)
+    assert broken.sent == 3
     monkeypatch.undo()
     assert control.get().mtu == 1100
 
 
-@pytest.mark.parametrize("kind", [OSError, pyroute2.NetlinkError])
-def test_overruns_without_end(control: Control, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
-    broken = Broken(monkeypatch, *[kind(errno.ENOBUFS, "overrun")] * 99)
+def test_overruns_without_end(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Broken(monkeypatch, control, *[errno.ENOBUFS] * 99)
     with pytest.raises(OSError, match="set the MTU to 1100 on tap0") as caught:
         control.set_mtu(1100)
     assert caught.value.errno == errno.ENOBUFS
-    assert broken.opened == broken.closed <= 5
+    assert broken.sent <= 5
 
 
 def test_other_errors_are_not_tried_again(
     control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = Broken(monkeypatch, pyroute2.NetlinkError(errno.EPERM, "no"))
-    with pytest.raises(PermissionError, match="set the MTU to 1100 on tap0"):
+    broken = Broken(monkeypatch, control, errno.EIO)
+    with pytest.raises(OSError, match="set the MTU to 1100 on tap0") as caught:
         control.set_mtu(1100)
-    assert (broken.opened, broken.closed) == (1, 1)
+    assert (caught.value.errno, broken.sent) == (errno.EIO, 1)
+
+
+class Interrupted(Exception):
+    """What a signal handler raises."""
+
+
+def test_an_exception_between_request_and_answer(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(size: int) -> Any:
+        raise Interrupted
+
+    broken = Broken(monkeypatch, control)
+    monkeypatch.setattr(broken, "recvfrom", interrupt)
+    with pytest.raises(Interrupted):
+        control.set_mtu(1100)
+    with pytest.raises(Interrupted):
+        control.get()
+    monkeypatch.undo()
+    # Two late answers wait in the socket.
+    assert control.get().mtu == 1100
+    control.set_mtu(1200)
+    assert control.get().mtu == 1200
+
+
+def test_a_request_inside_a_request(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a signal handler or a finalizer: neither takes the other's answer."""
+    inner: list[LinkState] = []
+    broken = Broken(monkeypatch, control)
+    real = broken.recvfrom
+
+    def nested(size: int) -> Any:
+        monkeypatch.setattr(broken, "recvfrom", real)
+        inner.append(control.get())
+        return real(size)
+
+    monkeypatch.setattr(broken, "recvfrom", nested)
+    control.set_mtu(1100)
+    assert [state.mtu for state in inner] == [1100]
+    assert not control._channel._answers
+    assert not control._channel._waiting
+
+
+def test_devices_of_a_namespace_share_a_socket(netns: NetNS, netns2: NetNS) -> None:
+    def sockets() -> int:
+        count = 0
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+                count += os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
+        return count
+
+    before = sockets()
+    with rtap.open("a0", netns=netns) as first:
+        one = sockets() - before
+        with rtap.open("b0", netns=netns) as second, rtap.open("c0", netns=netns2) as third:
+            for dev in (first, second, third):
+                dev.stats(), dev.xstats(), dev.link(), dev.info()
+            assert sockets() - before == 2 * one
+        assert sockets() - before == one
+        first.stats()
+    assert sockets() == before
+
+
+def test_looking_makes_no_socket_and_no_thread(
+    netns: NetNS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rtap.open("t0", netns=netns) as dev:
+
+        def refuse(*_: object, **__: object) -> Any:
+            raise AssertionError("a socket or a thread was made")
+
+        monkeypatch.setattr("rtap.control.channel._open", refuse)
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        dev.stats(), dev.xstats(), dev.link(), dev.info()
+        dev.mtu = 1300
+        assert dev.mtu == 1300

@@ -188,7 +188,7 @@ def test_call_in_stays_in_the_thread_when_already_there(netns: NetNS) -> None:
         async def inside_a_loop() -> int:
             return call_in(current.fd, threading.get_ident)
 
-        assert asyncio.run(inside_a_loop()) != threading.get_ident()
+        assert asyncio.run(inside_a_loop()) == threading.get_ident()
     assert call_in(netns.fd, here) == netns.inode
 
 

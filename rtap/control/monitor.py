@@ -9,12 +9,12 @@ late, merged and repeated notifications all alike, and an overrun (ENOBUFS) a hi
 
 from __future__ import annotations
 
+import _socket  # not the module socket, which gevent and eventlet replace
 import contextlib
 import errno
 import logging
 import os
 import select
-import socket
 import struct
 import sys
 import threading
@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rtap.netns import call_in
+from rtap.threads import require_native, start_thread
 
 __all__ = ["Watch", "watch"]
 
@@ -63,7 +64,7 @@ class Watch:
 class _Socket:
     """A netlink socket and the interfaces of its namespace that are watched."""
 
-    sock: socket.socket
+    sock: _socket.socket
     watches: set[Watch] = field(default_factory=set)
 
 
@@ -71,12 +72,15 @@ class _Loop:
     """What the thread sleeps on."""
 
     def __init__(self, monitor: _Monitor) -> None:
+        require_native()
         self.epoll = select.epoll()
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.epoll.register(self.wake, select.EPOLLIN)
-        self.thread = threading.Thread(
-            target=monitor.run, args=(self,), name="rtap-netlink", daemon=True
-        )
+        try:
+            self.thread = start_thread(monitor.run, self, name="rtap-netlink")
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         self.epoll.close()
@@ -88,11 +92,13 @@ def _netns_id(netns: int) -> _NetnsId:
     return there.st_dev, there.st_ino
 
 
-def _open_socket() -> socket.socket:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+def _open_socket() -> _socket.socket:
+    sock = _socket.socket(
+        _socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _socket.NETLINK_ROUTE
+    )
     try:
         sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RCVBUF)
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVBUF, _RCVBUF)
         sock.bind((0, _RTMGRP_LINK))
     except BaseException:
         sock.close()
@@ -124,14 +130,8 @@ class _Monitor:
             there.watches.add(watch)
 
     def _start(self) -> _Loop:
-        loop = _Loop(self)
-        try:
-            loop.thread.start()
-        except BaseException:
-            loop.close()
-            raise
-        self._loop = loop
-        return loop
+        self._loop = _Loop(self)
+        return self._loop
 
     def _end(self) -> threading.Thread | None:
         loop, self._loop = self._loop, None
@@ -195,7 +195,7 @@ class _Monitor:
         self.__init__()  # type: ignore[misc]
 
 
-def _read_indexes(sock: socket.socket) -> set[int] | None:
+def _read_indexes(sock: _socket.socket) -> set[int] | None:
     """Which interfaces the waiting notifications are about; None when some were lost."""
     changed: set[int] = set()
     lost = False

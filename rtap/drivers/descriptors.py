@@ -13,6 +13,7 @@ from functools import partial
 
 from rtap.control import tun
 from rtap.control.attach import DYING_S, POLL_S, adopt, attach_first
+from rtap.control.channel import hold
 from rtap.control.netlink import MOVES, Control, LinkState, find_link
 from rtap.control.tun import QueueFlag, TunFeature
 from rtap.drivers.options import IfaceOptions
@@ -42,7 +43,9 @@ class Descriptors:
         # Kept alive without descriptors for a moment, see negotiate_header.
         self._kept_alive = False
         self._detached: set[int] = set()
+        channel = None
         try:
+            channel = hold(ns.fd)  # one socket for all of this
             if options.fd is None:
                 fd, iface = attach_first(ns, ifname, mode, vnet_hdr)
             else:
@@ -63,6 +66,9 @@ class Descriptors:
             self.close(0)
             ns.close()
             raise
+        finally:
+            if channel is not None:
+                channel.release()
 
     @property
     def first(self) -> int:
@@ -105,17 +111,22 @@ class Descriptors:
         """Whether there is no interface behind one of the descriptors any more."""
         return any(map(self._lost, self.fds))
 
-    def _netns(self) -> NetNS | None:
+    def _netns_fd(self) -> int | None:
         """Where the interface is, for the caller to close; None when it is gone or will not say."""
         if not self.fds:
             return None
         try:
-            fd = tun.device_netns(self.first, self.name)
+            return tun.device_netns(self.first, self.name)
         except (DeviceGone, PermissionError):
             return None
         except OSError as exc:
             if exc.errno != errno.EINVAL:  # Linux before 5.2
                 raise
+            return None
+
+    def _netns(self) -> NetNS | None:
+        fd = self._netns_fd()
+        if fd is None:
             return None
         try:
             return NetNS.from_fd(fd)
@@ -124,11 +135,14 @@ class Descriptors:
 
     def strayed(self, ns: NetNS) -> bool:
         """Whether the interface has left that namespace."""
-        there = self._netns()
-        if there is None:
+        # A plain descriptor: what a signal handler raises is lost in a finalizer, as NetNS has one.
+        fd = self._netns_fd()
+        if fd is None:
             return False
-        with there:
-            return there.inode != ns.inode
+        try:
+            return not os.path.sameopenfile(fd, ns.fd)
+        finally:
+            os.close(fd)
 
     def relocate(self) -> tuple[NetNS, int] | None:
         """Where the interface is now, asked of its descriptor; None when it is gone."""

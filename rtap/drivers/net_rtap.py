@@ -46,6 +46,7 @@ from rtap.netns import NetNSLike, open_netns
 from rtap.ops import DescLim, DevInfo, EthConf, Link, PortConf, Stats
 from rtap.registry import register_driver
 from rtap.stats import queue_stats, queue_xstats
+from rtap.threads import require_native
 
 __all__ = [
     "DEFAULT_IFNAME",
@@ -80,6 +81,7 @@ class NetRtap:
         options: IfaceOptions = NO_OPTIONS,
         vnet_hdr: bool = True,
     ) -> None:
+        require_native()
         self._port = port
         self._mode = mode
         self._conf = EthConf()

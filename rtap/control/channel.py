@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One rtnetlink socket for each network namespace, shared by the process (``rtnetlink(7)``).
+
+It is there while somebody holds the namespace's :class:`Channel`, so requests need no thread, no
+``/proc`` and no right to enter the namespace, which a process may have given up meanwhile.
+
+The kernel handles a request inside ``send(2)``: its answer is there when that returns, and no
+call waits. Answers are told by sequence number. One that an exception (of a signal handler, say)
+left behind is skipped by the next request. A request made in the middle of another one, by a
+signal handler or a finalizer, keeps the other's answer for it.
+"""
+
+from __future__ import annotations
+
+import _socket  # not the module socket, which gevent and eventlet replace
+import errno
+import itertools
+import os
+import struct
+import threading
+from types import TracebackType
+from typing import TypeAlias
+
+from rtap.errors import raise_errno
+from rtap.netns import call_in
+
+__all__ = ["NLMSGHDR", "Channel", "hold"]
+
+#: struct nlmsghdr: length, type, flags, sequence, port.
+NLMSGHDR = struct.Struct("=IHHII")
+_SEQUENCE = struct.Struct("=I")
+_SEQUENCE_AT = 8
+_ERROR = struct.Struct("=i")
+_NLMSG_ERROR = 2  # linux/netlink.h
+_RECV_MAX = 1 << 16
+
+_ATTEMPTS = 3
+# Overrun or interrupted: the kernel asks for the request once more.
+_AGAIN = frozenset((errno.ENOBUFS, errno.EINTR))
+
+_Answer: TypeAlias = tuple[int, bytes]
+
+
+def _open() -> _socket.socket:
+    sock = _socket.socket(
+        _socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _socket.NETLINK_ROUTE
+    )
+    try:
+        sock.setblocking(False)
+        sock.bind((0, 0))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Channel:
+    """Requests to the kernel in one network namespace, from any thread.
+
+    The socket is made by the first request, and anew after a fork.
+    """
+
+    def __init__(self, key: tuple[int, int] | None = None) -> None:
+        self._key = key
+        self.users = 0
+        self._sequences = itertools.count(1)
+        self._reset()
+
+    def _reset(self) -> None:
+        # Reentrant: signal handlers and finalizers make requests in the middle of one.
+        self._lock = threading.RLock()
+        self._sock: _socket.socket | None = None
+        self._waiting: set[int] = set()
+        self._answers: dict[int, _Answer] = {}
+
+    def request(
+        self, message: bytearray, operation: str, ifname: str, netns: int | None = None
+    ) -> bytes:
+        """The payload of the answer to `message`, empty for an acknowledgement.
+
+        `netns` is a descriptor of the namespace, for when a socket has to be made; None stands for
+        the calling thread's. Raises what :func:`raise_errno` makes of the kernel's refusal.
+        """
+        for attempt in range(_ATTEMPTS):
+            try:
+                with self._lock:
+                    kind, payload = self._ask(message, netns)
+            except OSError as exc:
+                if exc.errno in _AGAIN and attempt + 1 < _ATTEMPTS:
+                    continue
+                raise_errno(exc.errno or errno.EIO, operation, ifname)
+            if kind != _NLMSG_ERROR:
+                return payload
+            code = -_ERROR.unpack_from(payload)[0]
+            if code == 0:
+                return b""
+            if attempt + 1 < _ATTEMPTS:
+                if code in _AGAIN:
+                    continue
+                # The kernel looks at who made the socket, too. We may be somebody else by now.
+                if code == errno.EPERM and attempt == 0 and self._renew(netns):
+                    continue
+            raise_errno(code, operation, ifname)
+        raise AssertionError("unreachable")
+
+    def _make(self, netns: int | None) -> _socket.socket:
+        return _open() if netns is None else call_in(netns, _open)
+
+    def _renew(self, netns: int | None) -> bool:
+        """Replace the socket; False, and the old one stays, where none can be made."""
+        try:
+            new = self._make(netns)
+        except (OSError, RuntimeError):
+            return False
+        with self._lock:
+            old, self._sock = self._sock, new
+            if old is not None:
+                old.close()
+        return True
+
+    def _ask(self, message: bytearray, netns: int | None) -> _Answer:
+        if self._sock is None:
+            self._sock = self._make(netns)
+        sequence = next(self._sequences) & 0xFFFFFFFF
+        _SEQUENCE.pack_into(message, _SEQUENCE_AT, sequence)
+        self._waiting.add(sequence)
+        try:
+            self._sock.send(message)
+            while sequence not in self._answers:
+                self._read()
+            return self._answers[sequence]
+        finally:
+            self._waiting.discard(sequence)
+            self._answers.pop(sequence, None)
+
+    def _read(self) -> None:
+        """Keep the answers of one datagram that somebody waits for."""
+        assert self._sock is not None
+        try:
+            data, (port, _) = self._sock.recvfrom(_RECV_MAX)
+        except BlockingIOError:
+            raise OSError(errno.ENOBUFS, "the kernel's answer was lost") from None
+        if port != 0:
+            return  # not from the kernel
+        at = 0
+        while at + NLMSGHDR.size <= len(data):
+            length, kind, _, sequence, _ = NLMSGHDR.unpack_from(data, at)
+            if length < NLMSGHDR.size:
+                return
+            if sequence in self._waiting:
+                self._answers[sequence] = kind, data[at + NLMSGHDR.size : at + length]
+            at += length + 3 & ~3
+
+    def close(self) -> None:
+        with self._lock:
+            sock, self._sock = self._sock, None
+            if sock is not None:
+                sock.close()
+
+    def release(self) -> None:
+        """Undo one :func:`hold`; the last one closes the socket."""
+        with _channels.lock:
+            self.users -= 1
+            if self.users > 0:
+                return
+            if self._key is not None and _channels.by_netns.get(self._key) is self:
+                del _channels.by_netns[self._key]
+        self.close()
+
+    def forked(self) -> None:
+        """In a forked child: the parent's socket is the parent's."""
+        sock = self._sock
+        self._reset()
+        if sock is not None:
+            sock.close()
+
+    def __enter__(self) -> Channel:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+class _Channels:
+    def __init__(self) -> None:
+        # Reentrant: the garbage collector may close a forgotten device in the middle of anything.
+        self.lock = threading.RLock()
+        self.by_netns: dict[tuple[int, int], Channel] = {}
+
+    def forked(self) -> None:
+        self.lock = threading.RLock()
+        for channel in self.by_netns.values():
+            channel.forked()
+
+
+_channels = _Channels()
+os.register_at_fork(after_in_child=_channels.forked)
+
+
+def hold(netns: int) -> Channel:
+    """The channel of the namespace of descriptor `netns`, to be :meth:`~Channel.release`\\ d."""
+    there = os.fstat(netns)
+    key = there.st_dev, there.st_ino
+    with _channels.lock:
+        channel = _channels.by_netns.get(key)
+        if channel is None:
+            channel = _channels.by_netns[key] = Channel(key)
+        channel.users += 1
+    return channel
