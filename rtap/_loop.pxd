@@ -26,6 +26,7 @@ cdef struct target_t:
     bint owns                   # of the targets that are one tx queue, one gives it back
     uint32_t n                  # frames in hand
     mbuf_t **frames             # room for a burst
+    tx_share_t *share           # of the send in progress; NULL: it has none
     uint64_t packets
     uint64_t bytes
     uint64_t drops

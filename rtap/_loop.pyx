@@ -95,6 +95,8 @@ cdef void target_leave(worker_t *w, target_t *ended) noexcept nogil:
             if r.targets[j].tx == ended.tx:
                 r.targets[j].owns = True
                 return
+    if ended.tx.waiting != 0:   # nobody is there to send it
+        ended.tx.abandon(ended.tx)
     _compat.store(&ended.tx.gate.owned, 0)
 
 
@@ -182,6 +184,17 @@ cdef bint in_hand(const route_t *r) noexcept nogil:
     return False
 
 
+cdef bint to_send(const route_t *r) noexcept nogil:
+    """Frames wait at a target, or in its queue: pieces of a super-frame, for which no other frame
+    has to come."""
+    cdef uint32_t i
+    if r.active != 0:
+        for i in range(r.n_targets):
+            if r.targets[i].n > 0 or r.targets[i].tx.waiting != 0:
+                return True
+    return False
+
+
 cdef inline bint unfinished(const route_t *r) noexcept nogil:
     """Frames wait at a target or in a stage: no others are taken."""
     return in_hand(r) or r.n_stages > 0 and chain_holds(r.stages, r.n_stages)
@@ -206,10 +219,9 @@ cdef void shares_send(tx_share_t *shares, uint32_t n) noexcept nogil:
         done += served
 
 
-cdef bint route_settle(worker_t *w, route_t *r, tx_share_t **sent) noexcept nogil:
-    """What follows a send of all that the route had in hand, in the shares from ``sent`` on; true
-    when frames moved."""
-    cdef tx_share_t *s = sent[0]
+cdef bint route_settle(worker_t *w, route_t *r) noexcept nogil:
+    """What follows a send of all that the route had in hand; true when frames moved."""
+    cdef tx_share_t *s
     cdef uint32_t failed = 0, i
     cdef uint64_t cycles = 0
     cdef bint moved = False
@@ -217,10 +229,11 @@ cdef bint route_settle(worker_t *w, route_t *r, tx_share_t **sent) noexcept nogi
     cdef target_t *t
     for i in range(r.n_targets):
         t = &r.targets[i]
-        if t.n == 0:
+        s = t.share
+        if s == NULL:
             continue
         t.n -= s.sent
-        moved |= s.sent > 0
+        moved |= s.sent > 0 or s.bytes > 0
         cycles += s.cycles
         _compat.counter_add(&t.packets, s.sent - s.lost)
         _compat.counter_add(&t.bytes, s.bytes)
@@ -234,12 +247,12 @@ cdef bint route_settle(worker_t *w, route_t *r, tx_share_t **sent) noexcept nogi
             w.starved = True
         else:
             drop_rest(t)
-        s += 1
+        if t.tx.waiting != 0:
+            w.starved = True
     if moved:
         _compat.counter_add(&r.cycles, cycles)
     if error != 0:
         route_end(w, r, error, failed)
-    sent[0] = s
     return moved
 
 
@@ -252,16 +265,18 @@ cdef bint routes_send(worker_t *w, route_t **routes, uint32_t k) noexcept nogil:
     for i in range(k):
         for j in range(routes[i].n_targets):
             t = &routes[i].targets[j]
-            if t.n > 0:
+            t.share = NULL
+            if routes[i].active != 0 and (t.n > 0 or t.tx.waiting != 0):
                 s.q = t.tx
                 s.v = t.frames
                 s.n = t.n
+                s.ready = s.sent = s.lost = 0
                 s.error = 0
+                t.share = s
                 s += 1
     shares_send(w.shares, <uint32_t>(s - w.shares))
-    s = w.shares
     for i in range(k):          # their routes end only when every share is settled with the kernel
-        moved |= route_settle(w, routes[i], &s)
+        moved |= route_settle(w, routes[i])
     return moved
 
 
@@ -328,7 +343,7 @@ cdef bint route_serve(worker_t *w, route_t *r) noexcept nogil:
         moved = run_stages(w, r, 0)
     if moved:
         _compat.counter_add(&r.cycles, _compat.cycles() - began)
-    if in_hand(r):
+    if to_send(r):
         moved |= routes_send(w, &r, 1)
     return moved
 
@@ -392,7 +407,8 @@ cdef void sort_out(worker_t *w, uint32_t park_after) noexcept nogil:
     cdef route_t *r
     for i in range(w.n_busy):
         r = &w.routes[w.busy[i]]
-        if r.active == 0 or (r.empties >= park_after and park(w, w.busy[i])):
+        if r.active == 0 or (r.empties >= park_after and not to_send(r)
+                             and park(w, w.busy[i])):
             continue
         w.busy[kept] = w.busy[i]
         kept += 1
@@ -410,7 +426,7 @@ cdef void scan_parked(worker_t *w, uint64_t now) noexcept nogil:
     w.scanned = now
     for i in range(w.n_routes):
         r = &w.routes[i]
-        if r.active != 0 and r.parked != 0 and route_runs(w, r) and r.rx.revisit:
+        if r.active != 0 and r.parked != 0 and route_runs(w, r) and (r.rx.revisit or to_send(r)):
             unpark(w, r)
             r.woken = False
             w.busy[w.n_busy] = i

@@ -20,10 +20,10 @@ from rtap._segment cimport (
     FITS, MISFITS, MISFIT_SUPER, complete as complete_frame, gso_mbuf, misfit_t, plan_mbuf,
     plan_segments, plan_t, segment_payload, vnet_t, write_segment,
 )
-from rtap._vnet cimport RX_LRO
 from rtap._verify cimport (
-    RX_CKSUM_MASK, RX_IP_CKSUM_BAD, RX_IP_CKSUM_GOOD, RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD,
-    RX_L4_CKSUM_NONE, RX_OUTER_IP_CKSUM_BAD, RX_OUTER_L4_CKSUM_BAD, fill_frame, verify_frame,
+    RX_IP_CKSUM_BAD, RX_IP_CKSUM_GOOD, RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD,
+    RX_L4_CKSUM_NONE, RX_OUTER_IP_CKSUM_BAD, RX_OUTER_L4_CKSUM_BAD, fill_frame,
+    fill_unfinished, note_verdict, unfinished_at, verify_frame,
 )
 
 cdef enum:
@@ -198,7 +198,7 @@ def verify_burst(Burst burst not None, *, bint l2=True):
         with nogil:
             for i in range(loan.n):
                 flags = verify_frame(loan.v[i], l2)
-                loan.v[i].ol_flags = loan.v[i].ol_flags & ~RX_CKSUM_MASK | flags
+                note_verdict(loan.v[i], flags)
                 p[i] = <uint8_t>status_of(flags, True, True)
     finally:
         loan.end()
@@ -273,22 +273,22 @@ def fill(frame, *, bint l2=True):
 
 def fill_burst(Burst burst not None, *, bint l2=True):
     """Writes the checksums of every frame in place, like :func:`fill`; whoever shares a frame sees
-    that.  Super-frames keep the checksum that the kernel expects.
+    that.  A super-frame, and a frame whose checksum is left to the kernel, gets what that is
+    finished from, the sum of its pseudo-header.
 
     Returns how many frames got theirs; a malformed frame is left as it is."""
     cdef _Loan loan = _Loan(burst)
     cdef Py_ssize_t i, done = 0
+    cdef uint32_t start
     cdef mbuf_t *m
     try:
         with nogil:
             for i in range(loan.n):
                 m = loan.v[i]
-                if m.ol_flags & RX_LRO or fill_frame(m, l2) != 0:
-                    continue
-                if m.ol_flags & RX_L4_CKSUM_NONE == RX_L4_CKSUM_NONE:
-                    m.ol_flags &= ~RX_L4_CKSUM_NONE
-                    m.vnet_flags &= ~VIRTIO_NET_HDR_F_NEEDS_CSUM
-                done += 1
+                if unfinished_at(m, &start):
+                    done += fill_unfinished(m, l2) == 0
+                else:
+                    done += fill_frame(m, l2) == 0
     finally:
         loan.end()
     return done

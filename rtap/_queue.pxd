@@ -44,9 +44,10 @@ cdef struct rx_share_t:         # of a kernel entry that serves several queues
 cdef struct tx_share_t:
     txq_t *q
     mbuf_t **v
-    uint32_t n
-    uint32_t sent               # as of a burst: v[0] is then the first unsent one
-    uint32_t lost               # of these, consumed unsent
+    uint32_t n                  # 0: only what waits in the queue is sent
+    uint32_t ready              # of these, from the front: already prepared for it; 0 before
+    uint32_t sent               # as of a burst: v[0] is then the first unsent one; 0 before
+    uint32_t lost               # of these, consumed unsent; 0 before
     int error                   # 0 before
     uint64_t bytes              # sent
     uint64_t cycles
@@ -91,15 +92,22 @@ cdef struct txq_t:
     # The same for several shares at once, in this order, of queues that all have this function:
     # serves at least the first and returns how many.  NULL where that gains nothing.
     uint32_t (*many)(tx_share_t *shares, uint32_t k) noexcept nogil
+    # Counts what waits as unsent, and forgets it.  NULL where nothing ever waits.
+    void (*abandon)(txq_t *q) noexcept nogil
     int fd
     gate_t gate
     uint32_t unplugged          # the link is down: whatever is sent is lost
+    # Pieces of super-frames that it has taken: any burst, also an empty one, sends them first.
+    uint32_t waiting
+    int why                     # errno of the last frame that was consumed unsent
     uint64_t packets
     uint64_t bytes
-    uint64_t errors             # frames consumed unsent: for one of the next three reasons
+    uint64_t errors             # frames consumed unsent: for one of the next four reasons
+    uint64_t piece_errors       # of these, pieces of super-frames; the others came in a burst
     uint64_t bad_request        # it asks for what does not fit it, or has a header that does not
     uint64_t refused            # by the kernel: EINVAL and whatever else speaks against one frame
     uint64_t down               # the link or the interface (EIO) was down
+    uint64_t unsent             # they waited when the queue was stopped, or left by a worker
     uint64_t tso                # super-frames
     uint64_t checksum           # checksums left to the kernel, or done here for want of a header
     uint64_t multiseg
@@ -158,3 +166,8 @@ cdef class TxQueueBase(QueueBase):
 cdef int gil_mode(str name) except -1
 cdef void tx_alone(tx_share_t *s) noexcept nogil
 cdef uint32_t tx_lost(txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil
+
+
+cdef inline uint64_t tx_lost_frames(const txq_t *q) noexcept nogil:
+    """Frames of bursts, of a queue's errors."""
+    return q.errors - q.piece_errors

@@ -7,11 +7,12 @@ raise.  A queue belongs to one thread while that thread bursts; a second one get
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport ENOSYS, EPERM
+from libc.errno cimport EIO, ENETDOWN, ENOSYS, EPERM
 from libc.stdint cimport uint32_t, uint64_t
 
 cimport rtap._compat as _compat
 from rtap._burst cimport Burst, burst_make
+from rtap._chain cimport LAYER_ETHERNET, LAYER_IP
 from rtap._linux cimport POLLIN, poll, pollfd, usleep
 from rtap._mbuf cimport check_range
 from rtap._mempool cimport Mempool, alloc_one
@@ -335,6 +336,7 @@ cdef bint wait_readable(rxq_t *q, uint64_t deadline) noexcept nogil:
 cdef uint32_t tx_lost(txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil:
     """Consumes a burst for which there is no link."""
     mbuf_free_bulk(v, n)
+    q.why = ENETDOWN
     _compat.counter_add(&q.down, n)
     _compat.counter_add(&q.errors, n)
     return n
@@ -342,9 +344,9 @@ cdef uint32_t tx_lost(txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil:
 
 cdef void tx_alone(tx_share_t *s) noexcept nogil:
     """A share as a burst of its own."""
-    cdef uint64_t errors = s.q.errors, bytes = s.q.bytes
+    cdef uint64_t lost = tx_lost_frames(s.q), bytes = s.q.bytes
     s.sent = s.q.burst(s.q, s.v, s.n, &s.error)
-    s.lost = <uint32_t>min(s.q.errors - errors, <uint64_t>s.sent)
+    s.lost = <uint32_t>(tx_lost_frames(s.q) - lost)
     s.bytes = s.q.bytes - bytes
 
 
@@ -370,8 +372,11 @@ cdef class TxQueueBase(QueueBase):
 
         Those are consumed, ``burst[0]`` is then the first unsent one.  A full kernel queue is a
         short count, not an error; a frame that the kernel refuses is consumed and counted in
-        ``errors``.  DeviceGone (with ``.sent``) when the interface is deleted, RuntimeError when
-        the queue is stopped or used by another thread.
+        ``errors``.  Pieces of a super-frame that was split here and that the kernel had no room for
+        leave first with the next burst, also an empty one.
+
+        DeviceGone (with ``.sent``) when the interface is deleted, RuntimeError when the queue is
+        stopped or used by another thread.
         """
         cdef mbuf_t **v
         cdef Py_ssize_t n, capacity
@@ -386,27 +391,58 @@ cdef class TxQueueBase(QueueBase):
             raise_errno(error, "tx_burst", self.label(), sent, hint=refusal(error))
         return sent
 
+    @property
+    def waiting(self):
+        """Frames that wait to be sent, pieces of a super-frame that was split here: the next burst
+        sends them first, also an empty one."""
+        self.checked()
+        return _compat.load(&self.q.waiting)
+
     def send(self, frame, Mempool pool not None):
         """Sends one frame, any bytes-like object, from a buffer of ``pool``: a burst of one
-        without the objects around it.  False when the kernel takes no more now."""
+        without the objects around it.
+
+        True when the kernel took it; False when it takes no more now, or the link or the interface
+        is down (counted in ``down``).  ValueError for a frame shorter than its header, OSError
+        for one that the kernel refuses (counted in ``errors``)."""
+        cdef uint32_t least = (14 if self.layer == LAYER_ETHERNET else
+                               20 if self.layer == LAYER_IP else 1)
+        cdef txq_t *q
         cdef mbuf_t *m
-        cdef uint32_t sent
-        cdef int error = 0
+        cdef uint32_t sent, length
+        cdef uint64_t lost
+        cdef int error = 0, why
         if frame is None:
             raise TypeError("a frame is a bytes-like object, not None")
         m = alloc_one(pool, frame)
+        length = m.pkt_len
         try:
             self.own(thread_number())
         except BaseException:
             mbuf_free(m)
             raise
+        q = self.q
+        if length < least:
+            self.disown()
+            mbuf_free(m)
+            raise ValueError(f"send: a frame of {length} bytes is none: {self!r} takes "
+                             + ("Ethernet frames, with a header of 14 bytes" if least == 14 else
+                                "IP packets, with a header of 20 bytes or more" if least == 20 else
+                                "at least one byte"))
+        lost = tx_lost_frames(q)
         sent = self.run(&m, 1, &error)
+        lost = tx_lost_frames(q) - lost
+        why = q.why
         self.disown()
         if sent == 0:
             mbuf_free(m)
         if error != 0:
             raise_errno(error, "send", self.label(), sent, hint=refusal(error))
-        return sent == 1
+        if lost == 0:
+            return sent == 1
+        if why == EIO or why == ENETDOWN:
+            return False
+        raise_errno(why, f"send a frame of {length} bytes", self.label())
 
     cdef uint32_t run(self, mbuf_t **v, uint32_t n, int *error) noexcept:
         cdef txq_t *q = self.q
@@ -424,8 +460,9 @@ cdef class TxQueueBase(QueueBase):
         """Totals since the start or the last reset, as a dict of name to int.
 
         packets, bytes (frames the kernel took); errors = refused (by the kernel, or for a request
-        that does not fit the frame) + down (the link or the interface was down); full (bursts cut
-        short by the kernel)."""
+        that does not fit the frame) + down (the link or the interface was down) + unsent (pieces
+        of super-frames that waited when the queue was stopped); full (bursts cut short by the
+        kernel)."""
         return since(self.zero_of(False), self.totals())
 
     cdef dict totals(self):
@@ -437,6 +474,7 @@ cdef class TxQueueBase(QueueBase):
             "errors": _compat.counter_read(&q.errors),
             "refused": _compat.counter_read(&q.refused) + _compat.counter_read(&q.bad_request),
             "down": _compat.counter_read(&q.down),
+            "unsent": _compat.counter_read(&q.unsent),
             "full": _compat.counter_read(&q.full),
         }
 
@@ -451,6 +489,7 @@ cdef class TxQueueBase(QueueBase):
             "bad_request_packets": _compat.counter_read(&q.bad_request),
             "kernel_refused_packets": _compat.counter_read(&q.refused),
             "link_down_packets": _compat.counter_read(&q.down),
+            "unsent_packets": _compat.counter_read(&q.unsent),
             "gro_merged_packets": _compat.counter_read(&q.gro),
         }
 

@@ -93,7 +93,8 @@ cdef int take_requests(mbuf_t **frame, bint l2) noexcept nogil:
     checksum and pseudo-header sum written, checksum place and segment size noted.
 
     0; -EINVAL when the frame is not what l2_len and l3_len say, or has no place for tags; -ENOBUFS
-    when it is shared and there is no buffer to copy it to."""
+    when it is shared and there is no buffer to copy it to.  A flag goes when what it asks for is
+    done: the frame is judged the same at every look, and nothing is done twice."""
     cdef uint64_t asked = frame[0].ol_flags
     cdef int rc = 0
     if make_private(frame) != 0:
@@ -101,8 +102,12 @@ cdef int take_requests(mbuf_t **frame, bint l2) noexcept nogil:
     frame[0].ol_flags &= ~TX_REQUESTS
     if asked & (TX_VLAN | TX_QINQ):
         rc = insert_tags(frame[0], asked) if l2 else -EINVAL
+        if rc == 0:
+            asked &= ~(TX_VLAN | TX_QINQ)
     if rc == 0 and asked & TX_CKSUM_REQUESTS:
         rc = take_checksum(frame[0], asked)
+    if rc != 0:
+        frame[0].ol_flags |= asked & TX_REQUESTS
     return rc
 
 
@@ -132,6 +137,7 @@ cdef int take_checksum(mbuf_t *m, uint64_t asked) noexcept nogil:
     cdef uint8_t *h = mbuf_data(m)
     cdef headers_t ip           # from l3 on
     cdef int version
+    cdef bint whole             # not to be split
     l3 = m.l2_len + (m.outer_l2_len + m.outer_l3_len if asked & TX_TUNNEL_MASK else 0)
     l4 = l3 + m.l3_len
     if l4 > m.data_len or m.l3_len < 20 or udp == tcp and asked & ~TX_IP_CKSUM & TX_CKSUM_REQUESTS:
@@ -164,6 +170,9 @@ cdef int take_checksum(mbuf_t *m, uint64_t asked) noexcept nogil:
     m.l4_len = 8 if udp else (h[l4 + 12] >> 4) * 4
     if m.l4_len < least or m.l4_len > l4_bytes:
         return -EINVAL
+    whole = asked & (TX_TCP_SEG | TX_UDP_SEG) == 0 or l4_bytes <= <uint32_t>m.l4_len + m.tso_segsz
+    if not whole and (m.tso_segsz == 0 or asked & TX_TUNNEL_MASK):
+        return -EINVAL
     cut(m, l4 + l4_bytes)       # the kernel sums to the end of what it is given
     m.csum_offset = UDP_CSUM_OFFSET if udp else TCP_CSUM_OFFSET
     m.csum_at = m.data_off + l4
@@ -171,9 +180,7 @@ cdef int take_checksum(mbuf_t *m, uint64_t asked) noexcept nogil:
     m.ol_flags = m.ol_flags & ~RX_LRO | RX_L4_CKSUM_NONE
     put_be16(h + l4 + m.csum_offset, l4_pseudo_sum(
         h + l3, version, 0, ip.final, protocol, l4_bytes))
-    if asked & (TX_TCP_SEG | TX_UDP_SEG) and l4_bytes > <uint32_t>m.l4_len + m.tso_segsz:
-        if m.tso_segsz == 0 or asked & TX_TUNNEL_MASK:
-            return -EINVAL
+    if not whole:
         m.ol_flags |= RX_LRO
         if udp:
             m.gso_type = VIRTIO_NET_HDR_GSO_UDP_L4

@@ -25,7 +25,9 @@ from rtap._rx cimport (
     rx_uring_many, tap_rxq_t,
 )
 from rtap._rx_gso cimport rx_gso_create, rx_gso_destroy, rx_gso_drop
-from rtap._tx cimport tap_txq_t, tx_checked, tx_forget, tx_syscall, tx_uring, tx_uring_many
+from rtap._tx cimport (
+    tap_txq_t, tx_abandon, tx_checked, tx_forget, tx_syscall, tx_uring, tx_uring_many,
+)
 from rtap._tx_gro cimport tx_gro_create, tx_gro_destroy
 from rtap._uring cimport (
     ENGINE_AUTO, ENGINE_SYSCALL, ENGINE_URING, RING_ENTRIES, fork_generation, uring_costs,
@@ -381,6 +383,7 @@ engine='auto', gil='auto')\n--\n
         self.serve(&q.base)
         q.send = tx_syscall if number == ENGINE_SYSCALL else tx_uring
         q.base.burst = tx_checked
+        q.base.abandon = tx_abandon
         if number != ENGINE_SYSCALL and not gro and not ordered:
             q.base.many = tx_uring_many
         q.base.fd = fd
@@ -418,12 +421,12 @@ engine='auto', gil='auto')\n--\n
         close_queue(self, &self.gate.state, self.generation, self.tap.file_id)
 
     def stop(self):
-        """Refuses further bursts, once the one in progress is over; gives back frames that were
-        still to be sent for a super-frame."""
+        """Refuses further bursts, once the one in progress is over; pieces of a super-frame that
+        waited to be sent are lost, and counted in ``unsent``."""
         TxQueueBase.stop(self)
         if (self.generation == fork_generation()
                 and _compat.cas(&self.gate.owned, 0, thread_number())):
-            tx_forget(self.tap)
+            tx_abandon(self.q)
             self.disown()
 
     @property

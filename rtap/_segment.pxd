@@ -8,12 +8,13 @@ by itself.  Every read and write inside the frames.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from rtap._parse cimport headers_t
-from rtap._pool cimport mbuf_t, pool_t
+from rtap._pool cimport mbuf_t, mbuf_window, pool_t
 
 
 cdef enum:
     UDP_SEGMENTS_MAX = 128      # UDP_MAX_SEGMENTS of linux/udp.h
     SPLIT_MAX = 2048            # most frames of one: 65535 bytes at the least segment size
+    HEADER_ROOM = 1024          # longest headers of a frame that is split
     REFERENCE_MIN = 16384       # shortest payload, and piece of it, that is not copied
 
 
@@ -62,6 +63,11 @@ cdef struct plan_t:
     bint udp
 
 
+cdef struct cursor_t:           # a place in a chain
+    const mbuf_t *seg
+    uint32_t offset
+
+
 cdef misfit_t check_completion(const uint8_t *p, uint32_t n, uint32_t pkt_len, bint l2,
                                const vnet_t *hdr, uint32_t *end) noexcept nogil
 cdef misfit_t complete(uint8_t *p, uint32_t n, bint l2, const vnet_t *hdr) noexcept nogil
@@ -72,11 +78,13 @@ cdef void write_header(const plan_t *plan, uint8_t *out, uint32_t i, uint32_t pa
 cdef void write_segment(const plan_t *plan, const uint8_t *p, uint32_t i,
                         uint8_t *out) noexcept nogil
 
+cdef bint cursor_read(cursor_t *c, uint8_t *dst, uint32_t n, uint32_t *total) noexcept nogil
 cdef misfit_t plan_mbuf(const mbuf_t *m, bint l2, plan_t *plan) noexcept nogil
 cdef int gso_whole(mbuf_t *m, pool_t *pool, bint l2, bint refer, mbuf_t **out,
                    uint32_t room) noexcept nogil
 cdef int gso_part(mbuf_t *m, pool_t *pool, bint l2, bint refer, uint32_t first, mbuf_t **out,
                   uint32_t room, uint32_t *left) noexcept nogil
+cdef int plan_split(const mbuf_t *m, bint l2, plan_t *plan) noexcept nogil
 cdef int gso_check(const mbuf_t *m, const pool_t *pool, bint l2, uint32_t most) noexcept nogil
 
 
@@ -92,3 +100,17 @@ cdef inline uint32_t segment_payload(const plan_t *plan, uint32_t i) noexcept no
     if i + 1 < plan.count:
         return plan.gso_size
     return plan.payload - i * plan.gso_size
+
+
+cdef inline uint32_t cursor_piece(cursor_t *c, uint8_t **start) noexcept nogil:
+    """Where the next bytes are, and how many of them are in one piece; 0 at the end."""
+    cdef uint32_t n
+    while True:
+        n = mbuf_window(c.seg, start)
+        if c.offset < n:
+            start[0] += c.offset
+            return n - c.offset
+        if c.seg.next == NULL:
+            return 0
+        c.offset -= n
+        c.seg = c.seg.next

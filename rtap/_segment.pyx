@@ -24,7 +24,7 @@ from rtap._parse cimport (
 )
 from rtap._pool cimport (
     MBUF_SEGS_MAX, csum_place, mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_guard, mbuf_ref,
-    mbuf_reset, mbuf_t, mbuf_tailroom, mbuf_window, mbuf_write, pool_get, pool_t,
+    mbuf_reset, mbuf_t, mbuf_tailroom, mbuf_write, pool_get, pool_t,
 )
 from rtap._request cimport (
     TX_CKSUM_REQUESTS, TX_L4_MASK, TX_TCP_SEG, TX_UDP_SEG, finish_checksum, private_of,
@@ -35,7 +35,6 @@ from rtap._vnet cimport RX_LRO
 cdef enum:
     TCP_FIN_PSH = 0x09          # in the low byte of the flags word
     TCP_CWR = 0x80
-    HEADER_ROOM = 1024          # longest headers of a frame of several segments, see plan_split
 
 
 cdef misfit_t check_completion(const uint8_t *p, uint32_t n, uint32_t pkt_len, bint l2,
@@ -203,25 +202,6 @@ cdef void write_segment(const plan_t *plan, const uint8_t *p, uint32_t i,
 
 
 # ---- mbufs
-
-
-cdef struct cursor_t:           # a place in a chain
-    const mbuf_t *seg
-    uint32_t offset
-
-
-cdef inline uint32_t cursor_piece(cursor_t *c, uint8_t **start) noexcept nogil:
-    """Where the next bytes are, and how many of them are in one piece; 0 at the end."""
-    cdef uint32_t n
-    while True:
-        n = mbuf_window(c.seg, start)
-        if c.offset < n:
-            start[0] += c.offset
-            return n - c.offset
-        if c.seg.next == NULL:
-            return 0
-        c.offset -= n
-        c.seg = c.seg.next
 
 
 cdef bint cursor_read(cursor_t *c, uint8_t *dst, uint32_t n, uint32_t *total) noexcept nogil:
@@ -503,7 +483,7 @@ cdef bint never_fits(const plan_t *plan, const pool_t *pool) noexcept nogil:
             + slots_of(plan, plan.count - 1, pool) > pool.size)
 
 
-cdef inline int plan_split(const mbuf_t *m, bint l2, plan_t *plan) noexcept nogil:
+cdef int plan_split(const mbuf_t *m, bint l2, plan_t *plan) noexcept nogil:
     """0 or -EINVAL."""
     return -EINVAL if plan_mbuf(m, l2, plan) != FITS or plan.hdr_len > HEADER_ROOM else 0
 

@@ -4,6 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from rtap._pool cimport mbuf_t
 from rtap._queue cimport tx_share_t, txq_t
 from rtap._tx_gro cimport tx_gro_t
+from rtap._tx_split cimport tx_split_t
 
 
 cdef enum:
@@ -27,13 +28,13 @@ cdef struct tap_txq_t:
     bint ordered                # link the writes: the kernel may stop taking them half-way
     uint32_t software           # GSO_* that the kernel refuses: split here
     uint64_t probe_after        # CLOCK_MONOTONIC ns; until then no probe
-    mbuf_t **held               # frames of a super-frame that are still to be sent, first of all
-    uint32_t n_held
+    tx_split_t *split           # NULL until a super-frame has been split here
     void (*refused)(tap_txq_t *q, uint32_t kind) noexcept nogil     # told of each in `software`
     void *owner                 # for `refused`
 
 
 cdef void tx_forget(tap_txq_t *q) noexcept nogil
+cdef void tx_abandon(txq_t *base) noexcept nogil
 cdef uint32_t tx_uring(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil
 cdef uint32_t tx_uring_many(tx_share_t *shares, uint32_t k) noexcept nogil
 cdef uint32_t tx_checked(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil

@@ -7,7 +7,7 @@ sending never writes into bytes that somebody else can see.
 """
 
 from libc.errno cimport EAGAIN, EBADF, EINTR, EINVAL, EIO, ENOBUFS, ENOMEM, errno
-from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memmove, memset
 
@@ -27,11 +27,11 @@ from rtap._pool cimport (
     mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_t, mbuf_window, pool_t,
 )
 from rtap._probe cimport PROBE_MAX, probe_frame
-from rtap._queue cimport tx_alone, tx_lost, tx_share_t, txq_t
+from rtap._queue cimport tx_lost, tx_lost_frames, tx_share_t, txq_t
 from rtap._request cimport TX_REQUESTS, TX_SPECIAL, finish_checksum, take_requests
-from rtap._segment cimport gso_mbuf
 from rtap._traffic cimport count_frames
 from rtap._tx_gro cimport tx_gro
+from rtap._tx_split cimport split_begin, split_drop, split_more, tx_split_t
 from rtap._uring cimport (
     ENGINE_AUTO, RING_ENTRIES, RING_HEADERS, RING_IOVECS, uring_buffer, uring_enter, uring_file,
     uring_leave, uring_run, uring_t,
@@ -40,7 +40,6 @@ from rtap._vnet cimport RX_LRO, VNET_HDR_LEN, keeps_vnet_hdr, vnet_hdr_fits, vne
 
 cdef enum:
     IOVECS_MAX = 1024           # UIO_MAXIOV: writev(2) refuses more
-    HELD_MAX = 1024             # most frames one super-frame is split into here
     PROBE_NS = 1_000_000_000    # between probes of what the kernel can split
     TO_SPLIT = 1
 
@@ -180,36 +179,61 @@ cdef inline uint32_t gso_kind(const mbuf_t *m) noexcept nogil:
 
 
 cdef int tx_split(tap_txq_t *q, mbuf_t *m) noexcept nogil:
-    """Splits a super-frame into frames that are held, to be sent next; 0, or -errno: -EINVAL when
-    it is malformed or makes too many, -ENOBUFS when there are no buffers for now."""
+    """Takes over a super-frame whose pieces are to be sent next; 0, or -errno: -EINVAL when it is
+    malformed, -ENOBUFS when another one's pieces wait, or there is no memory for now."""
     cdef int n
-    if q.n_held != 0:
+    if q.base.waiting != 0:
         return -ENOBUFS
-    if q.held == NULL:
-        q.held = <mbuf_t **>malloc(HELD_MAX * sizeof(mbuf_t *))
-        if q.held == NULL:
+    if q.split == NULL:
+        q.split = <tx_split_t *>malloc(sizeof(tx_split_t))
+        if q.split == NULL:
             return -ENOBUFS
-    n = gso_mbuf(m, m.pool, q.l2, q.held, min(<uint32_t>HELD_MAX, m.pool.size))
+    n = split_begin(q.split, m, q.l2)
     if n < 0:
-        return n if n == -ENOBUFS else -EINVAL
-    q.n_held = <uint32_t>n
+        return n
+    _compat.store(&q.base.waiting, <uint32_t>n)
     _compat.counter_add(&q.base.software_gso, 1)
     return 0
 
 
 cdef bint tx_flush(tap_txq_t *q, int *error) noexcept nogil:
-    """Sends what is held; true when nothing is left."""
-    if q.n_held != 0:
-        q.n_held -= q.send(&q.base, q.held, q.n_held, error)
-    return q.n_held == 0
+    """Sends the pieces that wait; true when none is left."""
+    cdef tx_split_t *s = q.split
+    cdef uint64_t errors = q.base.errors
+    cdef uint32_t sent = 1
+    while q.base.waiting != 0 and sent != 0 and error[0] == 0:
+        if s.n == 0 and split_more(s) == 0:
+            tx_discard(q, &q.base.bad_request)
+            break
+        sent = q.send(&q.base, s.v, s.n, error)
+        s.n -= sent
+        _compat.store(&q.base.waiting, q.base.waiting - sent)
+    q.base.piece_errors += q.base.errors - errors
+    return q.base.waiting == 0
+
+
+cdef void tx_discard(tap_txq_t *q, uint64_t *reason) noexcept nogil:
+    """Forgets the pieces that wait; they are errors for that reason."""
+    cdef uint32_t n = q.base.waiting
+    _compat.counter_add(reason, n)
+    _compat.counter_add(&q.base.errors, n)
+    _compat.store(&q.base.waiting, 0)
+    split_drop(q.split)
+
+
+cdef void tx_abandon(txq_t *base) noexcept nogil:
+    cdef tap_txq_t *q = <tap_txq_t *>base
+    cdef uint32_t n = base.waiting
+    if n != 0:
+        tx_discard(q, &base.unsent)
+        base.piece_errors += n
 
 
 cdef void tx_forget(tap_txq_t *q) noexcept nogil:
-    """Gives back what is held."""
-    mbuf_free_bulk(q.held, q.n_held)
-    free(q.held)
-    q.held = NULL
-    q.n_held = 0
+    """Before a queue goes, in a forked child too."""
+    if q.base.waiting != 0:
+        split_drop(q.split)
+    free(q.split)
 
 
 cdef void tx_probe(tap_txq_t *q, uint32_t kind, uint8_t gso_type) noexcept nogil:
@@ -236,7 +260,7 @@ cdef void tx_probe(tap_txq_t *q, uint32_t kind, uint8_t gso_type) noexcept nogil
 
 cdef int tx_fall_back(tap_txq_t *q, mbuf_t *m, int *error) noexcept nogil:
     """The kernel has answered a frame with EINVAL.  0 when it was a super-frame, and has been sent
-    or is held in pieces; else the errno that it is to be judged by."""
+    or waits in pieces; else the errno that it is to be judged by."""
     cdef uint32_t kind = gso_kind(m)
     cdef uint8_t gso_type = m.gso_type
     cdef int rc
@@ -262,6 +286,7 @@ cdef bint tx_failed(tap_txq_t *q, mbuf_t *m, int code, bint *retry, int *error) 
     if code == EBADFD or code == EBADF:
         error[0] = code
         return False
+    q.base.why = code
     if code == EIO:
         _compat.counter_add(&q.base.down, 1)
     else:
@@ -296,7 +321,7 @@ cdef uint32_t tx_sort_out(tap_txq_t *q, mbuf_t **v, uint32_t n, const int32_t *r
         v[consumed + i] = unsent[i]
     if retry:
         _compat.counter_add(&q.base.full, 1)
-    stop[0] = retry or error[0] != 0 or q.n_held != 0
+    stop[0] = retry or error[0] != 0 or q.base.waiting != 0
     return consumed
 
 
@@ -336,22 +361,43 @@ cdef uint32_t tx_uring(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept
 
 
 cdef bint tx_joins(tx_share_t *s, uint32_t *entries, uint32_t *iovecs) noexcept nogil:
-    """Whether a share can go with others: all of it, in what is left of a ring's entries and
-    iovecs, with nothing to be sent before it or in the place of its frames."""
+    """Prepares a share; whether it can go with others: all of it, in what is left of a ring's
+    entries and iovecs, with nothing to be sent before it or in the place of its frames."""
     cdef tap_txq_t *q = <tap_txq_t *>s.q
     cdef uint32_t need = 0, i
-    if (s.n > min(entries[0], q.entries) or q.n_held != 0
-            or _compat.load_relaxed(&q.base.unplugged) != 0):
+    if (s.n == 0 or s.n > min(entries[0], q.entries) or q.base.waiting != 0
+            or _compat.load_relaxed(&q.base.unplugged) != 0 or not tx_share_ready(q, s)):
         return False
     for i in range(s.n):
-        if s.v[i].ol_flags & TX_SPECIAL and tx_special(q, &s.v[i]) != 0:
-            return False        # its burst will come to the same result
         need += min(<uint32_t>s.v[i].nb_segs, <uint32_t>IOVECS_MAX) + 1
     if need > iovecs[0]:
         return False
     entries[0] -= s.n
     iovecs[0] -= need
     return True
+
+
+cdef inline bint tx_share_ready(tap_txq_t *q, tx_share_t *s) noexcept nogil:
+    """Prepares what is not prepared yet; false at a frame that cannot be, or when no other is
+    left.  Those that do not fit are consumed."""
+    cdef uint32_t seen = s.ready, unfit
+    cdef int why = 0
+    s.ready = tx_ready(q, s.v, s.n, s.ready, &seen, &why)
+    unfit = seen - s.ready
+    if unfit > 0:
+        memmove(s.v + s.ready, s.v + seen, (s.n - seen) * sizeof(mbuf_t *))
+        s.n -= unfit
+        s.sent += unfit
+        s.lost += unfit
+    return why == 0 and s.n > 0
+
+
+cdef void tx_share_alone(tx_share_t *s) noexcept nogil:
+    """A share as a burst of its own."""
+    cdef uint64_t lost = tx_lost_frames(s.q), bytes = s.q.bytes
+    s.sent += tx_rest(<tap_txq_t *>s.q, s.v, s.n, s.ready, &s.error)
+    s.lost += <uint32_t>(tx_lost_frames(s.q) - lost)
+    s.bytes = s.q.bytes - bytes
 
 
 cdef uint32_t tx_uring_many(tx_share_t *shares, uint32_t k) noexcept nogil:
@@ -362,7 +408,8 @@ cdef uint32_t tx_uring_many(tx_share_t *shares, uint32_t k) noexcept nogil:
     cdef int32_t results[RING_ENTRIES]
     cdef uint32_t entries = RING_ENTRIES, iovecs = RING_IOVECS
     cdef uint32_t served = 0, at = 0, took, failed, want, i
-    cdef uint64_t errors, bytes
+    cdef uint64_t lost, bytes
+    cdef uint32_t sent
     cdef bint stop = False
     cdef uring_t *r = NULL
     cdef tx_share_t *s
@@ -373,7 +420,7 @@ cdef uint32_t tx_uring_many(tx_share_t *shares, uint32_t k) noexcept nogil:
     if served > 1:
         r = uring_enter(&rc)
     if r == NULL:
-        tx_alone(&shares[0])
+        tx_share_alone(&shares[0])
         return 1
     iovecs = 0
     for i in range(served):
@@ -387,17 +434,18 @@ cdef uint32_t tx_uring_many(tx_share_t *shares, uint32_t k) noexcept nogil:
         s = &shares[i]
         q = <tap_txq_t *>s.q
         want = min(s.n, took - min(took, at))
-        errors = s.q.errors
+        lost = tx_lost_frames(s.q)
         bytes = s.q.bytes
         if failed < took:
-            s.sent = tx_sort_out(q, s.v, want, results + at, &stop, &s.error)
+            sent = tx_sort_out(q, s.v, want, results + at, &stop, &s.error)
         else:
-            s.sent = tx_sent(q, s.v, want)
-        s.lost = <uint32_t>min(s.q.errors - errors, <uint64_t>s.sent)
+            sent = tx_sent(q, s.v, want)
+        s.lost += <uint32_t>(tx_lost_frames(s.q) - lost)
         s.bytes = s.q.bytes - bytes
+        s.sent += sent
         at += s.n
-        if s.sent < s.n:
-            memmove(s.v, s.v + s.sent, (s.n - s.sent) * sizeof(mbuf_t *))
+        if sent < s.n:
+            memmove(s.v, s.v + sent, (s.n - sent) * sizeof(mbuf_t *))
     return served
 
 
@@ -439,7 +487,7 @@ cdef uint32_t tx_syscall(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexce
             break
         done += 1
         settled = done
-        if error[0] != 0 or q.n_held != 0:
+        if error[0] != 0 or q.base.waiting != 0:
             break
     tx_sent(q, v + settled, done - settled)
     if retry:
@@ -470,11 +518,12 @@ cdef int tx_special(tap_txq_t *q, mbuf_t **frame) noexcept nogil:
     return rc
 
 
-cdef uint32_t tx_ready(tap_txq_t *q, mbuf_t **v, uint32_t n, uint32_t *seen,
+cdef uint32_t tx_ready(tap_txq_t *q, mbuf_t **v, uint32_t n, uint32_t ready, uint32_t *seen,
                        int *why) noexcept nogil:
-    """Makes frames of ``v[:n]`` ready from ``seen`` on, and moves them to its front: how many.
-    ``why`` is 0 at the end, TO_SPLIT at a frame that is to be split here, or -ENOBUFS."""
-    cdef uint32_t kept = 0, i
+    """Prepares frames of ``v[:n]`` from ``seen`` on, once each, and moves them to the ``ready``
+    ones in front: how many these are then.  What does not fit is consumed.  ``why`` is 0 at the
+    end, TO_SPLIT at a frame that is to be split here, or -ENOBUFS."""
+    cdef uint32_t i
     cdef int rc = 0
     for i in range(seen[0], n):
         if v[i].ol_flags & TX_SPECIAL:
@@ -482,51 +531,59 @@ cdef uint32_t tx_ready(tap_txq_t *q, mbuf_t **v, uint32_t n, uint32_t *seen,
             if rc == TO_SPLIT or rc == -ENOBUFS:
                 seen[0] = i
                 why[0] = rc
-                return kept
+                return ready
         if rc == 0:
-            v[kept] = v[i]
-            kept += 1
+            v[ready] = v[i]
+            ready += 1
         else:
             tx_unfit(q, v[i])
             rc = 0
     seen[0] = n
     why[0] = 0
-    return kept
+    return ready
 
 
 cdef void tx_unfit(tap_txq_t *q, mbuf_t *m) noexcept nogil:
+    q.base.why = EINVAL
     _compat.counter_add(&q.base.bad_request, 1)
     _compat.counter_add(&q.base.errors, 1)
     mbuf_free(m)
 
 
 cdef uint32_t tx_send(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil:
-    """Nothing overtakes what is held."""
+    """Nothing overtakes what waits."""
     cdef tap_txq_t *q = <tap_txq_t *>base
-    return q.send(base, v, n, error) if q.n_held == 0 else 0
+    return q.send(base, v, n, error) if base.waiting == 0 else 0
 
 
 cdef uint32_t tx_checked(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil:
-    """Every burst's way in: sees to what the application asked of single frames, does in software
-    what the kernel cannot be asked for, then sends."""
-    cdef tap_txq_t *q = <tap_txq_t *>base
-    cdef uint32_t kept = 0, seen = 0, sent = 0
+    """Every burst's way in."""
+    return tx_rest(<tap_txq_t *>base, v, n, 0, error)
+
+
+cdef uint32_t tx_rest(tap_txq_t *q, mbuf_t **v, uint32_t n, uint32_t ready,
+                      int *error) noexcept nogil:
+    """Sends a burst whose first ``ready`` frames are prepared: sees to what the application asked
+    of single frames, does in software what the kernel cannot be asked for, then sends."""
+    cdef txq_t *base = &q.base
+    cdef uint32_t seen = ready, sent = 0
     cdef int why = 0
     if _compat.load_relaxed(&base.unplugged) != 0:
-        if q.n_held != 0:
-            q.n_held -= tx_lost(base, q.held, q.n_held)
+        if base.waiting != 0:
+            base.piece_errors += base.waiting
+            tx_discard(q, &base.down)
         return tx_lost(base, v, n)
-    if not tx_flush(q, error):
+    if base.waiting != 0 and not tx_flush(q, error):
         return 0
     while True:
-        kept = tx_ready(q, v, n, &seen, &why)
+        ready = tx_ready(q, v, n, ready, &seen, &why)
         if q.gro != NULL and _compat.load_relaxed(&q.software) == 0:
-            sent = tx_gro(q.gro, tx_send, base, v, kept, error)
+            sent = tx_gro(q.gro, tx_send, base, v, ready, error)
         else:
-            sent = tx_send(base, v, kept, error)
-        if why != TO_SPLIT or sent < kept or error[0] != 0 or q.n_held != 0:
+            sent = tx_send(base, v, ready, error)
+        if why != TO_SPLIT or sent < ready or error[0] != 0 or base.waiting != 0:
             break
-        kept = sent = 0
+        ready = sent = 0
         why = tx_split(q, v[seen])
         if why == -ENOBUFS:
             break
@@ -538,5 +595,5 @@ cdef uint32_t tx_checked(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexce
     if why == -ENOBUFS:
         _compat.counter_add(&base.full, 1)
     if seen < n:
-        memmove(v + kept - sent, v + seen, (n - seen) * sizeof(mbuf_t *))
-    return seen - kept + sent
+        memmove(v + ready - sent, v + seen, (n - seen) * sizeof(mbuf_t *))
+    return seen - ready + sent

@@ -18,9 +18,13 @@ cdef extern from "rtap_compat.h":
     const uint64_t RX_OUTER_L4_CKSUM_BAD "RTAP_RX_OUTER_L4_CKSUM_BAD"
     const uint64_t RX_OUTER_L4_CKSUM_GOOD "RTAP_RX_OUTER_L4_CKSUM_GOOD"
     const uint64_t RX_CKSUM_MASK "RTAP_RX_CKSUM_MASK"
+    const uint64_t RX_LRO "RTAP_RX_LRO"
 
 
 cdef uint64_t verify_frame(const mbuf_t *m, bint l2) noexcept nogil
 cdef uint64_t verify_parsed(const mbuf_t *m, const uint8_t *p, uint32_t n, const headers_t *h,
                             bint whole, bint layer4) noexcept nogil
+cdef void note_verdict(mbuf_t *m, uint64_t found) noexcept nogil
+cdef bint unfinished_at(const mbuf_t *m, uint32_t *start) noexcept nogil
+cdef int fill_unfinished(mbuf_t *m, bint l2) noexcept nogil
 cdef int fill_frame(mbuf_t *m, bint l2) noexcept nogil

@@ -7,13 +7,13 @@ What is summed is bounded by the IP length, so that Ethernet padding stays out.
 from libc.errno cimport EINVAL
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from rtap._checksum cimport chain_sum, fold16, sum16
+from rtap._checksum cimport chain_sum, fold16, sum16, swap16
 from rtap._linux cimport VIRTIO_NET_HDR_F_NEEDS_CSUM
 from rtap._parse cimport (
     HEADERS_MAX, IPPROTO_TCP, IPPROTO_UDP, TCP_CSUM_OFFSET, UDP_CSUM_OFFSET, be16, headers_of,
-    headers_t, l4_pseudo_sum, parse_headers, put_be16,
+    headers_t, l4_pseudo_sum, parse_headers, parse_outermost, put_be16,
 )
-from rtap._pool cimport mbuf_t, mbuf_write
+from rtap._pool cimport csum_place, mbuf_read, mbuf_t, mbuf_write
 
 cdef enum:
     UNKNOWN
@@ -54,17 +54,57 @@ cdef uint32_t l4_bytes(const uint8_t *p, uint32_t n, const packet_t *q) noexcept
     return 0
 
 
-cdef uint32_t verify_l4(const mbuf_t *m, const uint8_t *p, uint32_t n,
-                        const packet_t *q) noexcept nogil:
-    cdef uint32_t length = l4_bytes(p, n, q)
+cdef bint unfinished_at(const mbuf_t *m, uint32_t *start) noexcept nogil:
+    """Where in a frame whose checksum somebody else is to finish begins what that covers; false
+    for any other frame, and when the place is not in the frame any more."""
+    return (m.vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0
+            and (m.ol_flags & RX_LRO != 0 or m.ol_flags & RX_L4_CKSUM_NONE == RX_L4_CKSUM_NONE)
+            and csum_place(m, start) and start[0] + m.csum_offset + 2 <= m.pkt_len)
+
+
+cdef inline int parse(const mbuf_t *m, const uint8_t *p, uint32_t n, bint l2,
+                      headers_t *h) noexcept nogil:
+    """The headers that a checksum may be in: datagrams that are still to be split are a tunnel's
+    only when they are."""
+    if m.ol_flags & RX_LRO:
+        return parse_outermost(p, n, m.pkt_len, l2, h)
+    return parse_headers(p, n, m.pkt_len, l2, h)
+
+
+cdef inline bint encloses(const packet_t *q, uint32_t length, uint32_t start) noexcept nogil:
+    return q.l4 < start < q.l4 + length
+
+
+cdef uint64_t l4_sum(const mbuf_t *m, const uint8_t *p, const packet_t *q, uint32_t length,
+                     uint32_t start) noexcept nogil:
+    """What a TCP or UDP checksum covers.  Where the unfinished one, of what begins at ``start``, is
+    part of it, as it will be: finished, those bytes sum up to the complement of what is in its
+    place now (Linux: local checksum offload)."""
+    cdef uint64_t total = l4_pseudo_sum(p, q.version, q.l3, q.final, q.protocol, length)
+    cdef uint8_t field[2]
+    cdef uint32_t rest
+    if not encloses(q, length, start):
+        return total + chain_sum(m, q.l4, length)
+    if mbuf_read(m, start + m.csum_offset, field, 2) != 2:
+        return total
+    rest = be16(field) ^ 0xffff
+    return (total + chain_sum(m, q.l4, start - q.l4)
+            + (swap16(rest) if (start - q.l4) & 1 else rest))
+
+
+cdef uint32_t verify_l4(const mbuf_t *m, const uint8_t *p, uint32_t n, const packet_t *q,
+                        uint32_t start) noexcept nogil:
+    """``start``: of what an unfinished checksum covers, or 0."""
+    cdef uint32_t length = l4_bytes(p, n, q), field
     if length == 0:
         return UNKNOWN
-    if q.protocol == IPPROTO_UDP and be16(p + q.l4 + UDP_CSUM_OFFSET) == 0:
+    field = be16(p + q.l4 + (UDP_CSUM_OFFSET if q.protocol == IPPROTO_UDP else TCP_CSUM_OFFSET))
+    if start != 0 and start == q.l4:    # the pseudo-header's sum, or what it gives is wrong
+        return NONE if fold16(<uint64_t>(field ^ 0xffff) + l4_pseudo_sum(
+            p, q.version, q.l3, q.final, q.protocol, length)) in (0, 0xffff) else BAD
+    if q.protocol == IPPROTO_UDP and field == 0:
         return NONE if q.version == 4 else BAD
-    if fold16(<uint64_t>chain_sum(m, q.l4, length) + l4_pseudo_sum(
-            p, q.version, q.l3, q.final, q.protocol, length)) == 0xffff:
-        return GOOD
-    return BAD
+    return GOOD if fold16(l4_sum(m, p, q, length, start)) == 0xffff else BAD
 
 
 cdef inline uint32_t ipv4_sum(const uint8_t *p, uint32_t n, const packet_t *q) noexcept nogil:
@@ -78,62 +118,76 @@ cdef inline bint ipv4_good(const uint8_t *p, uint32_t n, const packet_t *q) noex
 
 cdef uint64_t verify_frame(const mbuf_t *m, bint l2) noexcept nogil:
     """The RX_*_CKSUM_* flags that a frame deserves.  Layer 4 is left unknown where nothing can be
-    summed: fragments, other protocols, bytes that are missing."""
+    summed: fragments, other protocols, bytes that are missing.
+
+    An unfinished checksum is RX_L4_CKSUM_NONE, or bad when its place does not hold the sum of the
+    pseudo-header."""
     cdef uint8_t copy[HEADERS_MAX]
     cdef uint32_t n
     cdef const uint8_t *p = headers_of(m, copy, &n)
     cdef headers_t h
-    cdef bint whole = parse_headers(p, n, m.pkt_len, l2, &h) == 0
+    cdef bint whole = parse(m, p, n, l2, &h) == 0
     return verify_parsed(m, p, n, &h, whole, True)
+
+
+cdef void note_verdict(mbuf_t *m, uint64_t found) noexcept nogil:
+    """Sets the flags of a frame to what ``verify_frame`` found.  One whose checksum is unfinished
+    goes on saying so, or nobody would finish it."""
+    cdef uint32_t start
+    if unfinished_at(m, &start):
+        found |= RX_L4_CKSUM_NONE
+    m.ol_flags = m.ol_flags & ~RX_CKSUM_MASK | found
 
 
 cdef uint64_t verify_parsed(const mbuf_t *m, const uint8_t *p, uint32_t n, const headers_t *h,
                             bint whole, bint layer4) noexcept nogil:
     """The same for a frame whose headers, at ``p``, have been parsed, with success if ``whole``;
     without ``layer4`` only IPv4 headers are looked at."""
-    cdef uint32_t status = UNKNOWN
+    cdef uint32_t status = UNKNOWN, start = 0
     cdef packet_t q
     cdef uint64_t flags = 0
+    cdef bint unfinished = unfinished_at(m, &start)
+    if not unfinished:
+        start = 0
     if h.outer_version != 0:
         q = outer(h)
         if q.version == 4 and not ipv4_good(p, n, &q):
             flags |= RX_OUTER_IP_CKSUM_BAD
         if layer4:
-            status = verify_l4(m, p, n, &q)
+            status = verify_l4(m, p, n, &q, start)
         if status == GOOD:
             flags |= RX_OUTER_L4_CKSUM_GOOD
         elif status == BAD and q.protocol == IPPROTO_UDP and be16(p + q.l4 + 6) != 0:
             flags |= RX_OUTER_L4_CKSUM_BAD      # zero: RFC 6935 allows it for tunnels over IPv6
+    status = UNKNOWN
     q = inner(h)
     if q.version == 4:
         flags |= RX_IP_CKSUM_GOOD if ipv4_good(p, n, &q) else RX_IP_CKSUM_BAD
     if not layer4:
         return flags
-    if (m.vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM
-            and m.ol_flags & RX_L4_CKSUM_NONE == RX_L4_CKSUM_NONE):
-        return flags | RX_L4_CKSUM_NONE
     if whole and not h.fragment:
-        status = verify_l4(m, p, n, &q)
-        if status == GOOD:
-            flags |= RX_L4_CKSUM_GOOD
-        elif status == BAD:
-            flags |= RX_L4_CKSUM_BAD
-        elif status == NONE:
-            flags |= RX_L4_CKSUM_NONE
-    return flags
+        status = verify_l4(m, p, n, &q, start)
+        if status == BAD:
+            return flags | RX_L4_CKSUM_BAD
+        if status == GOOD and not unfinished:
+            return flags | RX_L4_CKSUM_GOOD
+    return flags | RX_L4_CKSUM_NONE if unfinished or status == NONE else flags
 
 
-cdef void fill_l4(mbuf_t *m, const uint8_t *p, const packet_t *q, uint32_t length) noexcept nogil:
+cdef void fill_l4(mbuf_t *m, const uint8_t *p, const packet_t *q, uint32_t length,
+                  uint32_t start) noexcept nogil:
     cdef bint udp = q.protocol == IPPROTO_UDP
     cdef uint32_t at = q.l4 + (UDP_CSUM_OFFSET if udp else TCP_CSUM_OFFSET)
     cdef uint32_t value
     cdef uint8_t field[2]
-    put_be16(field, 0)
-    mbuf_write(m, at, field, 2)
-    value = ~fold16(<uint64_t>chain_sum(m, q.l4, length) + l4_pseudo_sum(
-        p, q.version, q.l3, q.final, q.protocol, length)) & 0xffff
-    if udp and value == 0:
-        value = 0xffff
+    if start != 0 and start == q.l4:
+        value = l4_pseudo_sum(p, q.version, q.l3, q.final, q.protocol, length)
+    else:
+        put_be16(field, 0)
+        mbuf_write(m, at, field, 2)
+        value = ~fold16(l4_sum(m, p, q, length, start)) & 0xffff
+        if udp and value == 0:
+            value = 0xffff
     put_be16(field, value)
     mbuf_write(m, at, field, 2)
 
@@ -151,12 +205,24 @@ cdef int fill_frame(mbuf_t *m, bint l2) noexcept nogil:
 
     0, also when there is nothing to write; -EINVAL when the frame's lengths contradict each other
     or its bytes."""
+    return fill(m, l2, 0)
+
+
+cdef int fill_unfinished(mbuf_t *m, bint l2) noexcept nogil:
+    """The same for a frame whose checksum somebody else is to finish, a super-frame for one: that
+    one's place gets the sum of the pseudo-header, and those around it what is right then.  Of an
+    unfinished checksum that is neither TCP's nor UDP's, only what is around it is written."""
+    cdef uint32_t start
+    return fill(m, l2, start if unfinished_at(m, &start) else 0)
+
+
+cdef int fill(mbuf_t *m, bint l2, uint32_t start) noexcept nogil:
     cdef uint8_t copy[HEADERS_MAX]
     cdef uint32_t n, length
     cdef const uint8_t *p = headers_of(m, copy, &n)
     cdef headers_t h
     cdef packet_t q, o
-    if parse_headers(p, n, m.pkt_len, l2, &h) != 0:
+    if parse(m, p, n, l2, &h) != 0:
         return -EINVAL
     q = inner(&h)
     o = outer(&h)
@@ -165,14 +231,17 @@ cdef int fill_frame(mbuf_t *m, bint l2) noexcept nogil:
         length = l4_bytes(p, n, &q)
         if length == 0:
             return -EINVAL
-        fill_l4(m, p, &q, length)
+        # Around an unfinished checksum it is that of a tunnel unknown here, which may have none.
+        if not encloses(&q, length, start) or be16(p + q.l4 + UDP_CSUM_OFFSET) != 0:
+            fill_l4(m, p, &q, length, start)
     if q.version == 4:
         fill_ipv4(m, p, n, &q)
-    if o.version != 0 and o.protocol == IPPROTO_UDP and be16(p + o.l4 + UDP_CSUM_OFFSET) != 0:
+    if o.version != 0 and o.protocol == IPPROTO_UDP and (
+            start == o.l4 or be16(p + o.l4 + UDP_CSUM_OFFSET) != 0):
         length = l4_bytes(p, n, &o)
         if length == 0:
             return -EINVAL
-        fill_l4(m, p, &o, length)
+        fill_l4(m, p, &o, length, start)
     if o.version == 4:
         fill_ipv4(m, p, n, &o)
     return 0

@@ -384,8 +384,10 @@ class EthDev(EthDevControl):
         """Send `burst` on `queue`, from the front; how many frames were taken.
 
         Those are consumed and leave the burst: ``burst[0]`` is then the first unsent one. A short
-        count is not an error, the kernel has no room at the moment. Raises as :meth:`rx_burst`;
-        DeviceGone tells in `sent` how many frames went before.
+        count is not an error, the kernel has no room at the moment. Of a super-frame that is split
+        in software the kernel may have taken a part: the rest leaves first with the next burst,
+        also an empty one. Raises as :meth:`rx_burst`; DeviceGone tells in `sent` how many frames
+        went before.
         """
         try:
             send = self._tx[queue]
@@ -425,9 +427,12 @@ class EthDev(EthDevControl):
                 return b""
 
     def send(self, frame: Buffer, queue: int = 0) -> bool:
-        """Send one frame (any bytes-like object) on `queue`; False when there is no room for it.
+        """Send one frame (any bytes-like object) on `queue`; True when the kernel took it.
 
-        PoolEmpty when all mbufs of the pool are in the caller's hands.
+        False when there is no room for it now, or the link is down (counted in `oerrors`).
+        ValueError for less than a header, 14 bytes or on a TUN device 20. OSError when the kernel
+        refuses the frame, also in `oerrors`; PoolEmpty when all mbufs of the pool are in the
+        caller's hands.
         """
         txq = self._txq.get(queue)
         if txq is None:

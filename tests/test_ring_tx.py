@@ -43,6 +43,7 @@ def test_sends_whole_frames_in_order(
             "errors": 0,
             "refused": 0,
             "down": 0,
+            "unsent": 0,
             "full": 0,
         }
         kernel = tap.counters()

@@ -55,6 +55,7 @@ TX_NAMES = (
     "bad_request_packets",
     "kernel_refused_packets",
     "link_down_packets",
+    "unsent_packets",
     "gro_merged_packets",
 )
 GROUP = bytes.fromhex("01005e000001")

@@ -7,8 +7,9 @@ cimport rtap._compat as _compat
 from rtap._chain cimport DROP, LAYER_ETHERNET, LAYER_IP, STAGE_WRITES, rtap_burst
 from rtap._pool cimport mbuf_t
 from rtap._verify cimport (
-    RX_CKSUM_MASK, RX_IP_CKSUM_BAD, RX_IP_CKSUM_GOOD, RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD,
-    RX_OUTER_IP_CKSUM_BAD, RX_OUTER_L4_CKSUM_BAD, RX_OUTER_L4_CKSUM_GOOD, fill_frame, verify_frame,
+    RX_IP_CKSUM_BAD, RX_IP_CKSUM_GOOD, RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD,
+    RX_OUTER_IP_CKSUM_BAD, RX_OUTER_L4_CKSUM_BAD, RX_OUTER_L4_CKSUM_GOOD, fill_frame,
+    fill_unfinished, note_verdict, verify_frame,
 )
 from rtap._vnet cimport keeps_vnet_hdr
 from rtap.stages._stage cimport Stage
@@ -33,7 +34,9 @@ cdef int checksum_fill(void *ctx, rtap_burst *burst) noexcept nogil:
     cdef bint l2 = (<checksum_t *>ctx).l2
     cdef uint32_t i
     for i in range(burst.n):
-        if not keeps_vnet_hdr(frames[i]):       # the kernel finishes those, or whoever sends them
+        if keeps_vnet_hdr(frames[i]):           # the kernel finishes those, or whoever sends them
+            fill_unfinished(frames[i], l2)
+        else:
             fill_frame(frames[i], l2)
     return 0
 
@@ -59,10 +62,8 @@ cdef int checksum_verify(void *ctx, rtap_burst *burst) noexcept nogil:
     cdef uint64_t found
     cdef uint32_t i
     for i in range(burst.n):
-        if keeps_vnet_hdr(frames[i]):
-            continue
         found = verify_frame(frames[i], c.l2)
-        frames[i].ol_flags = frames[i].ol_flags & ~RX_CKSUM_MASK | found
+        note_verdict(frames[i], found)
         if count_bad(c, found) and c.drop:
             burst.verdict[i] = DROP
     return 0
@@ -73,8 +74,9 @@ cdef class ChecksumFill(Stage):
 
     Writes every IPv4, TCP and UDP checksum, of a tunnel's inner and outer packet.
 
-    Frames that came with a checksum which the kernel is to finish, and super-frames, keep what they
-    have.  l2: Ethernet frames (TAP), else IP packets (TUN)."""
+    Where a frame came with a checksum that the kernel is to finish, or as a super-frame, its place
+    gets the sum of the pseudo-header, from which that one is finished.
+    l2: Ethernet frames (TAP), else IP packets (TUN)."""
 
     cdef checksum_t how
 
@@ -96,7 +98,8 @@ cdef class ChecksumVerify(Stage):
     ``bad_ip``, ``bad_l4``, ``bad_outer_ip`` and ``bad_outer_l4`` count frames with that checksum
     wrong, over all routes the stage is in; outer ones are a tunnel's.
 
-    Frames whose checksum the kernel left unfinished are intact, and go on as they are.
+    A checksum that the kernel left unfinished is wrong when its place does not hold the sum of the
+    pseudo-header; such frames, and super-frames, keep ``RX_L4_CKSUM_NONE``.
     l2: Ethernet frames (TAP), else IP packets (TUN)."""
 
     cdef checksum_t how
