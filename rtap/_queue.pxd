@@ -23,6 +23,7 @@ cdef enum:
 
     # gate_t.owned: 0, the number of the thread that bursts, or
     OWNED_BY_WORKER = 0xffffffff
+    OWNER_AWAY = 0x80000000     # with its thread's number: it runs signal handlers in its wait
 
     BURST_MAX = 65535
 
@@ -139,6 +140,9 @@ cdef class QueueBase:
     cdef int checked(self) except -1
     cdef int own(self, uint32_t owner) except -1
     cdef void disown(self) noexcept
+    cdef bint move(self, uint32_t value) except -1
+    cdef bint occupied(self) noexcept
+    cdef int may_wait(self, str operation) except -1
     cdef bint set_state(self, uint32_t value) except -1
     cdef str label(self)
     cdef dict zero_of(self, bint extended)
@@ -154,6 +158,8 @@ cdef class RxQueueBase(QueueBase):
     cdef void serve(self, rxq_t *q) noexcept
     cdef int run(self, Burst burst, uint32_t n) except? -1
     cdef bint wait(self, uint64_t deadline) except -1
+    cdef bint wait_buffer(self, uint64_t deadline) except -1
+    cdef int look_up(self) except -1
 
 
 cdef class TxQueueBase(QueueBase):
@@ -164,6 +170,8 @@ cdef class TxQueueBase(QueueBase):
 
 
 cdef int gil_mode(str name) except -1
+cdef int enter_worker() except -1
+cdef int leave_worker() except -1
 cdef void tx_alone(tx_share_t *s) noexcept nogil
 cdef uint32_t tx_lost(txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil
 

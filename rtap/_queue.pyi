@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
+from collections.abc import Iterable
+
 from typing_extensions import Buffer
 
 from rtap._burst import Burst
 from rtap._mempool import Mempool
+
+def in_worker() -> bool: ...
+def may_wait(operation: str, queues: Iterable[object]) -> None: ...
+def refuse(queues: Iterable[object]) -> None: ...
+def occupied(queues: Iterable[object]) -> bool: ...
 
 class QueueBase:
     name: str

@@ -7,6 +7,7 @@ raise.  A queue belongs to one thread while that thread bursts; a second one get
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport EIO, ENETDOWN, ENOSYS, EPERM
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -29,9 +30,53 @@ cdef enum:
     HOLD_NS = 250_000_000       # then it is kept for this long before trying again
     WAIT_SLICE_MS = 20          # a stopped queue's waiter leaves within one
     SIGNAL_SLICE_MS = 60        # between looks at pending signals
-    EMPTY_POOL_US = 1000
+    EMPTY_POOL_US = 1000        # between looks for a free buffer
+    OWNER_POLL_US = 200
 
 cdef dict GIL_MODES = {"auto": GIL_AUTO, "release": GIL_RELEASE, "hold": GIL_HOLD}
+
+
+# Idents of the threads that run a worker's loop.
+cdef set worker_threads = set()
+
+
+cdef int enter_worker() except -1:
+    """This thread owns a worker's queues until it leaves."""
+    worker_threads.add(PyThread_get_thread_ident())
+    return 0
+
+
+cdef int leave_worker() except -1:
+    worker_threads.discard(PyThread_get_thread_ident())
+    return 0
+
+
+def in_worker():
+    """Whether this is a worker's thread: in a stage, that is."""
+    return PyThread_get_thread_ident() in worker_threads
+
+
+def may_wait(str operation, queues):
+    """DeviceStateError when this thread must not wait until the bursts on ``queues`` are over."""
+    for queue in queues:
+        if isinstance(queue, QueueBase):
+            (<QueueBase>queue).may_wait(operation)
+
+
+def refuse(queues):
+    """Has ``queues`` refuse bursts from now on; waits for none in progress.  Queues that are not
+    of this module see to that themselves."""
+    for queue in queues:
+        if isinstance(queue, QueueBase):
+            (<QueueBase>queue).move(QUEUE_STOPPED)
+
+
+def occupied(queues):
+    """Whether somebody is in the middle of a burst on one of ``queues``."""
+    for queue in queues:
+        if isinstance(queue, QueueBase) and (<QueueBase>queue).occupied():
+            return True
+    return False
 
 
 cdef int gil_mode(str name) except -1:
@@ -98,29 +143,50 @@ cdef class QueueBase:
     cdef void disown(self) noexcept:
         _compat.store(&self.gate.owned, 0)
 
-    cdef bint set_state(self, uint32_t value) except -1:
-        """Changes the state and, unless to started, waits until the thread that bursts has left:
-        that takes a burst, or 20 ms for one that waits.  False, and no change, when the queue is
-        closed.
-
-        The caller itself may be in the middle of a burst: a signal handler runs inside its wait."""
-        cdef uint32_t owner, before
+    cdef bint move(self, uint32_t value) except -1:
+        """Changes the state and waits for nobody; false, and no change, when it is closed."""
+        cdef uint32_t before
         if self.generation != fork_generation():
             raise DeviceStateError(f"{self!r} was opened before fork() and belongs to the parent "
                                    "process")
         before = _compat.load(&self.gate.state)
-        # Written before owned is read, as own() does it the other way.
+        # Written before owned is read, as own() and wait() do it the other way.
         while before != QUEUE_CLOSED and not _compat.cas(&self.gate.state, before, value):
             before = _compat.load(&self.gate.state)
-        if before == QUEUE_CLOSED:
+        return before != QUEUE_CLOSED
+
+    cdef bint occupied(self) noexcept:
+        """Whether somebody bursts on it.  Who runs signal handlers in the middle of a wait does
+        not: it looks at the state before it touches the queue again."""
+        cdef uint32_t owner = _compat.load(&self.gate.owned)
+        return owner == OWNED_BY_WORKER or (owner != 0 and not owner & OWNER_AWAY)
+
+    cdef int may_wait(self, str operation) except -1:
+        """DeviceStateError for a thread that would wait for itself: in a burst on this queue, or
+        in a worker's stage, where it may be a worker that waits for this one."""
+        cdef uint32_t owner = _compat.load(&self.gate.owned)
+        if owner == OWNED_BY_WORKER and in_worker():
+            raise DeviceStateError(
+                f"{operation}: {self!r} is in use by a worker, and a stage cannot wait for one. "
+                "Raise an exception to end the route, or have another thread do this")
+        if owner == thread_number():
+            raise DeviceStateError(f"{operation}: this thread is in the middle of a burst on "
+                                   f"{self!r}: let that end first")
+        return 0
+
+    cdef bint set_state(self, uint32_t value) except -1:
+        """Changes the state and, unless to started, waits until the thread that bursts has left:
+        that takes a burst, or 20 ms for one that waits.  False, and no change, when the queue is
+        closed.  Signal handlers run meanwhile; when one raises, the state is changed all the same.
+        """
+        if value != QUEUE_STARTED:
+            self.may_wait("stop")
+        if not self.move(value):
             return False
-        if value == QUEUE_STARTED:
-            return True
-        owner = _compat.load(&self.gate.owned)
-        while owner != 0 and owner != thread_number():
+        while value != QUEUE_STARTED and self.occupied():
             with nogil:
-                usleep(200)
-            owner = _compat.load(&self.gate.owned)
+                usleep(OWNER_POLL_US)
+            PyErr_CheckSignals()
         return True
 
     @cython.critical_section
@@ -193,7 +259,8 @@ cdef class RxQueueBase(QueueBase):
         """Up to ``n`` frames that have arrived, as a :class:`rtap.Burst`, in order.
 
         ``timeout`` in seconds to wait for the first one, None for ever; waiting never holds the
-        GIL and Ctrl-C ends it.  An empty pool gives an empty burst and counts ``nombuf``.
+        GIL and Ctrl-C ends it.  A frame for which the pool has no buffer counts ``nombuf``, and is
+        waited for as well: until there is one, or the time is up.
         DeviceGone when the interface is deleted, RuntimeError when the queue is stopped or used
         by another thread.
         """
@@ -209,12 +276,10 @@ cdef class RxQueueBase(QueueBase):
                 error = self.run(burst, count)
                 if burst.n > 0 or error != 0 or deadline == 0:
                     break
-                if self.q.nombuf != nombuf:
-                    # A frame waits for a buffer that only the caller can give back.
-                    with nogil:
-                        usleep(EMPTY_POOL_US)
-                    break
-                if not self.wait(deadline):
+                if self.q.nombuf != nombuf:     # a frame is there, a buffer is not
+                    if not self.wait_buffer(deadline):
+                        break
+                elif not self.wait(deadline):
                     break
         finally:
             self.disown()
@@ -245,13 +310,41 @@ cdef class RxQueueBase(QueueBase):
         while True:
             with nogil:
                 ready = wait_readable(q, deadline)
-            PyErr_CheckSignals()
-            if _compat.load(&q.gate.state) != QUEUE_STARTED:
-                raise DeviceStateError(f"{self!r} was stopped while waiting")
+            self.look_up()
             if ready:
                 return True
             if _compat.now_ns() >= deadline:
                 return False
+
+    cdef bint wait_buffer(self, uint64_t deadline) except -1:
+        """Waits until the pool has a free buffer; False when the time is up."""
+        cdef uint64_t look
+        while True:
+            look = _compat.now_ns() + <uint64_t>SIGNAL_SLICE_MS * 1000000
+            while True:
+                with nogil:
+                    usleep(EMPTY_POOL_US)
+                if (_compat.now_ns() >= min(look, deadline) or self.pool.available > 0
+                        or _compat.load(&self.q.gate.state) != QUEUE_STARTED):
+                    break
+            self.look_up()
+            if self.pool.available > 0:
+                return True
+            if _compat.now_ns() >= deadline:
+                return False
+
+    cdef int look_up(self) except -1:
+        """In a wait: runs signal handlers, and raises when the queue was stopped, by one of them or
+        by another thread, which does not wait for the handlers."""
+        cdef uint32_t me = thread_number()
+        _compat.store(&self.q.gate.owned, me | OWNER_AWAY)
+        try:
+            PyErr_CheckSignals()
+        finally:
+            _compat.store(&self.q.gate.owned, me)
+        if _compat.load(&self.q.gate.state) != QUEUE_STARTED:
+            raise DeviceStateError(f"{self!r} was stopped while waiting")
+        return 0
 
     def counters(self):
         """Totals since the start or the last reset, as a dict of name to int.

@@ -46,6 +46,7 @@ cdef class Work:
     cdef int open_fds(self) except -1
     cdef int take(self) except -1
     cdef bint give_back(self) except -1
+    cdef int ask_to_stop(self) except -1
     cdef int stop(self) except -1
     cdef bint join(self, timeout) except -1
     cdef int tidy_up(self) except -1

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 import weakref
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -23,7 +24,7 @@ from rtap._linux cimport (
 from rtap._loop cimport (
     FROM_SOURCE, FROM_STAGE, route_t, target_t, worker_alloc, worker_free, worker_loop,
 )
-from rtap._queue cimport OWNED_BY_WORKER, QueueBase, TxQueueBase
+from rtap._queue cimport OWNED_BY_WORKER, QueueBase, TxQueueBase, enter_worker, leave_worker
 from rtap._uring cimport fork_generation
 from rtap.stages._stage cimport Stage, why_failed
 
@@ -35,6 +36,7 @@ from rtap.stats import RouteStats, StageStats, TargetStats, WorkerStats
 logger = logging.getLogger("rtap")
 
 cdef dict at_work = {}          # id -> weak reference
+cdef double EXIT_S = 0.5        # for all workers together, when the interpreter exits
 
 
 cdef list all_at_work():
@@ -44,10 +46,16 @@ cdef list all_at_work():
 
 @atexit.register
 def _stop_all():
-    """The interpreter must not take its objects down under a running worker."""
-    for work in all_at_work():
+    """The interpreter must not take its objects down under a running worker.  One whose stage does
+    not come back is left to the end of the process: its thread keeps what it uses."""
+    cdef double deadline = time.monotonic() + EXIT_S
+    ending = all_at_work()
+    for work in ending:
         with contextlib.suppress(Exception):
-            (<Work>work).stop()
+            (<Work>work).ask_to_stop()
+    for work in ending:
+        with contextlib.suppress(Exception):
+            (<Work>work).join(max(deadline - time.monotonic(), 0))
 
 
 def _after_fork():
@@ -249,6 +257,7 @@ cdef class Work:
         self.n_owned = 0        # the loop does that
         teller = None
         try:
+            enter_worker()
             teller = threading.Thread(target=self._tell, name=f"{self.name}-events", daemon=True)
             teller.start()
             if self.cpu is not None:
@@ -259,6 +268,7 @@ cdef class Work:
         finally:
             with nogil:         # also when it is to end at once: it gives the queues back
                 worker_loop(&self.w)
+            leave_worker()
             self.leave_stages()
             self.let_idle()
             _compat.store(&self.w.finished, 1)
@@ -290,12 +300,16 @@ cdef class Work:
         if stats.error:
             logger.warning("%s: a route of %s has ended: %s", self.name, route.device, stats.error)
 
-    cdef int stop(self) except -1:
+    cdef int ask_to_stop(self) except -1:
         cdef uint64_t one = 1
         with self.lock:
             if self.running():
                 _compat.store(&self.w.stop, 1)
                 write(self.wake_fd, &one, sizeof(one))
+        return 0
+
+    cdef int stop(self) except -1:
+        self.ask_to_stop()
         self.join(None)
         return 0
 

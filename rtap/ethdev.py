@@ -8,10 +8,12 @@ own state and refuse a second thread.
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntFlag
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from rtap import registry
 from rtap._burst import Burst
 from rtap._mempool import Mempool
+from rtap._queue import in_worker, may_wait, occupied, refuse
 from rtap.errors import DeviceStateError, PoolEmpty
 from rtap.ethdev_control import (
     ALIVE,
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 __all__ = ["EthDev"]
 
 _QUEUES_THERE = (CONFIGURED, STARTED, STOPPED)
+#: Between looks whether bursts have ended.
+OWNER_POLL_S = 0.0005
 
 
 def _capable(asked: IntFlag, capa: IntFlag, what: str) -> None:
@@ -71,11 +76,28 @@ class EthDev(EthDevControl):
     are closed, so that the interface still goes away when the parent closes it.
     """
 
-    __slots__ = ("__weakref__", "_deferred", "_running", "_rx", "_tx", "port_id")
+    __slots__ = (
+        "__weakref__",
+        "_deferred",
+        "_ender",
+        "_ending",
+        "_halted",
+        "_left",
+        "_port_id",
+        "_running",
+        "_rx",
+        "_tx",
+    )
 
-    #: A small number, unique among this process's open devices; received mbufs carry it as `port`.
-    port_id: int
-
+    _port_id: int
+    # Ident of the thread that waits, without the lock, for bursts to end; 0 for none. Others that
+    # would change the device's state have their turn after it, and wait at `_left` for that.
+    _ender: int
+    _left: threading.Condition
+    # What refuses bursts already, and the driver was not told of: the device, single queues. Left
+    # behind when a signal handler raised in the wait; whatever comes next goes on from there.
+    _halted: bool
+    _ending: set[tuple[str, int]]
     # Bound methods by queue number: what a burst costs in Python is one lookup here. Being dicts,
     # they refuse negative numbers at no cost.
     _rx: dict[int, Callable[[int, float | None], Burst]]
@@ -99,13 +121,15 @@ class EthDev(EthDevControl):
         self._state = CLOSED
         port = Port(self)
         self._init_control(port)
+        self._ender, self._left = 0, threading.Condition(self._lock)
+        self._halted, self._ending = False, set()
         self._rx, self._tx = {}, {}
         self._running = {"rx": set(), "tx": set()}
         self._deferred = {"rx": set(), "tx": set()}
         if numbered:
-            self.name, self.port_id = registry.reserve_numbered(name)
+            self._name, self._port_id = registry.reserve_numbered(name)
         else:
-            self.name, self.port_id = name, registry.reserve(name)
+            self._name, self._port_id = name, registry.reserve(name)
         port.id = self.port_id
         try:
             with self._lock:
@@ -121,6 +145,102 @@ class EthDev(EthDevControl):
             registry.release(self.name, self.port_id)
             raise
         return self
+
+    @property
+    def port_id(self) -> int:
+        """A small number, unique among the open devices of this process; received mbufs carry it
+        as `port`."""
+        return self._port_id
+
+    # -- ending bursts
+    #
+    # Nobody waits for a burst to end while holding the lock: what bursts may be a worker, and that
+    # in a stage which asks this device something.
+
+    def _queues(self) -> list[RxQueueOps | TxQueueOps]:
+        return [*self._rxq.values(), *self._txq.values()]
+
+    def _turn(self, operation: str, queues: Iterable[object], nested: bool = False) -> None:
+        """Waits until no other thread is ending bursts; then this one may, on `queues`.
+
+        A signal handler that runs while this very thread ends some may stop and close (`nested`).
+        """
+        may_wait(operation, queues)
+        while self._ender not in (0, _thread.get_ident()):
+            if in_worker():
+                raise DeviceStateError(
+                    f"{operation}: another thread is stopping device {self.name}, and a stage "
+                    "cannot wait for that"
+                )
+            self._left.wait(0.1)
+        if self._ender and not nested:
+            raise DeviceStateError(
+                f"{operation}: this thread is in the middle of stopping device {self.name}"
+            )
+
+    def _end_bursts(self, queues: Sequence[object]) -> None:
+        """Has queues refuse bursts, and waits for those in progress without the lock.
+
+        Whoever gets the lock meanwhile may have changed anything. Signal handlers run.
+        """
+        refuse(queues)
+        before, self._ender = self._ender, _thread.get_ident()
+        try:
+            while occupied(queues):
+                self._left.wait(OWNER_POLL_S)
+        finally:
+            self._ender = before
+            self._left.notify_all()
+
+    def _halt(self) -> None:
+        if self._state == STARTED:
+            self._state = STOPPED
+            self._halted = True
+            self._running = {"rx": set(), "tx": set()}
+            self._ending.clear()
+
+    def _finish_stop(self) -> None:
+        """The rest of :meth:`stop`, also of one that was interrupted."""
+        if not self._halted:
+            return
+        self._end_bursts(self._queues())
+        if self._halted and self._state == STOPPED:
+            try:
+                self._ops.dev_stop()
+            except Exception:
+                self._halted = False  # as far as the driver could
+                raise
+            self._halted = False
+
+    def _finish_queue(self, kind: str, queue: int) -> None:
+        """The rest of stopping one queue, also of one that was interrupted."""
+        if (kind, queue) not in self._ending:
+            return
+        self._end_bursts([(self._rxq if kind == "rx" else self._txq)[queue]])
+        if self._state == STARTED and (kind, queue) in self._ending:
+            (self._ops.rx_queue_stop if kind == "rx" else self._ops.tx_queue_stop)(queue)
+            self._ending.discard((kind, queue))
+            self._port.event(EthEvent.QUEUE_STATE, (kind, queue, False))
+
+    def _stop_queue(self, kind: str, queue: int) -> None:
+        operation = f"{kind}_queue_stop"
+        with self._lock:
+            self._there(operation, kind, queue, STARTED)
+            self._turn(operation, [(self._rxq if kind == "rx" else self._txq)[queue]])
+            self._there(operation, kind, queue, STARTED)
+            if queue in self._running[kind]:
+                self._running[kind].discard(queue)
+                self._ending.add((kind, queue))
+            self._finish_queue(kind, queue)
+
+    def _free(self, operation: str, kind: str, queue: int) -> None:
+        """Nobody uses that queue, which may be there, and it is not running."""
+        there = (self._rxq if kind == "rx" else self._txq).get(queue)
+        if there is not None:
+            self._turn(operation, [there])
+            self._not_running(kind, queue, operation)
+            self._finish_queue(kind, queue)
+            self._end_bursts([there])
 
     # -- states
 
@@ -138,12 +258,16 @@ class EthDev(EthDevControl):
         with self._lock:
             self._check("configure", UNCONFIGURED, CONFIGURED, STOPPED)
             info = self._caps
-            checked_count(nb_rx_queues, "nb_rx_queues", 1, info.max_rx_queues)
-            checked_count(nb_tx_queues, "nb_tx_queues", 1, info.max_tx_queues)
+            self._queue_count(nb_rx_queues, "nb_rx_queues", info.max_rx_queues)
+            self._queue_count(nb_tx_queues, "nb_tx_queues", info.max_tx_queues)
             _capable(conf.rx_offloads, info.rx_offload_capa, "rx_offloads")
             _capable(conf.tx_offloads, info.tx_offload_capa, "tx_offloads")
             if conf.mtu is not None:
                 checked_count(conf.mtu, "mtu", info.min_mtu, info.max_mtu)
+            self._turn("configure", self._queues())
+            self._finish_stop()
+            self._end_bursts(self._queues())
+            self._check("configure", UNCONFIGURED, CONFIGURED, STOPPED)
             try:
                 self._ops.dev_configure(nb_rx_queues, nb_tx_queues, conf)
             except (ValueError, TypeError):
@@ -154,8 +278,18 @@ class EthDev(EthDevControl):
             self._conf = conf
             self._forget_queues(CONFIGURED, nb_rx_queues, nb_tx_queues)
 
+    def _queue_count(self, n: int, what: str, most: int) -> None:
+        if most == 1 and isinstance(n, int) and n > 1 and not self._caps.multi_queue:
+            raise ValueError(
+                f"{what} must be 1, got {n}: {self._caps.ifname or self.name} is a single-queue "
+                "interface, made without multi_queue"
+            )
+        checked_count(n, what, 1, most)
+
     def _forget_queues(self, state: str, nb_rx: int, nb_tx: int) -> None:
         self._state = state
+        self._halted = False
+        self._ending.clear()
         self._nb_queues = (nb_rx, nb_tx)
         self._rxq, self._txq = {}, {}
         self._rx, self._tx = {}, {}
@@ -192,7 +326,8 @@ class EthDev(EthDevControl):
             checked_count(nb_desc, "nb_desc", limits.nb_min, limits.nb_max)
             if not isinstance(pool, Mempool):
                 raise TypeError(f"pool must be a Mempool, got {type(pool).__name__}")
-            self._drop_rx(queue)
+            self._free("rx_queue_setup", "rx", queue)
+            self._check("rx_queue_setup", *_QUEUES_THERE)
             rxq = self._ops.rx_queue_setup(queue, nb_desc, pool, bool(deferred_start))
             self._usable(rxq, "rx_queue_setup", "rx_burst")
             self._rxq[queue] = rxq
@@ -210,7 +345,8 @@ class EthDev(EthDevControl):
             self._not_running("tx", queue, "tx_queue_setup")
             limits = self._caps.tx_desc_lim
             checked_count(nb_desc, "nb_desc", limits.nb_min, limits.nb_max)
-            self._drop_tx(queue)
+            self._free("tx_queue_setup", "tx", queue)
+            self._check("tx_queue_setup", *_QUEUES_THERE)
             txq = self._ops.tx_queue_setup(queue, nb_desc, bool(deferred_start))
             self._usable(txq, "tx_queue_setup", "tx_burst", "send")
             self._txq[queue] = txq
@@ -225,6 +361,8 @@ class EthDev(EthDevControl):
         with self._lock:
             self._there("rx_queue_release", "rx", queue, *_QUEUES_THERE)
             self._not_running("rx", queue, "rx_queue_release")
+            self._free("rx_queue_release", "rx", queue)
+            self._check("rx_queue_release", *_QUEUES_THERE)
             self._drop_rx(queue)
 
     def tx_queue_release(self, queue: int) -> None:
@@ -232,6 +370,8 @@ class EthDev(EthDevControl):
         with self._lock:
             self._there("tx_queue_release", "tx", queue, *_QUEUES_THERE)
             self._not_running("tx", queue, "tx_queue_release")
+            self._free("tx_queue_release", "tx", queue)
+            self._check("tx_queue_release", *_QUEUES_THERE)
             self._drop_tx(queue)
 
     def rx_queue_start(self, queue: int) -> None:
@@ -242,6 +382,9 @@ class EthDev(EthDevControl):
         with self._lock:
             self._there("rx_queue_start", "rx", queue, STARTED)
             if queue not in self._running["rx"]:
+                self._turn("rx_queue_start", ())
+                self._finish_queue("rx", queue)
+                self._there("rx_queue_start", "rx", queue, STARTED)
                 self._ops.rx_queue_start(queue)
                 self._running["rx"].add(queue)
                 self._port.event(EthEvent.QUEUE_STATE, ("rx", queue, True))
@@ -253,30 +396,23 @@ class EthDev(EthDevControl):
         what still waited in it is lost. The next :meth:`stop` and :meth:`start` start it again,
         unless its start is deferred.
         """
-        with self._lock:
-            self._there("rx_queue_stop", "rx", queue, STARTED)
-            if queue in self._running["rx"]:
-                self._running["rx"].discard(queue)
-                self._ops.rx_queue_stop(queue)
-                self._port.event(EthEvent.QUEUE_STATE, ("rx", queue, False))
+        self._stop_queue("rx", queue)
 
     def tx_queue_start(self, queue: int) -> None:
         """Let one queue of a started device send. No effect when it does already."""
         with self._lock:
             self._there("tx_queue_start", "tx", queue, STARTED)
             if queue not in self._running["tx"]:
+                self._turn("tx_queue_start", ())
+                self._finish_queue("tx", queue)
+                self._there("tx_queue_start", "tx", queue, STARTED)
                 self._ops.tx_queue_start(queue)
                 self._running["tx"].add(queue)
                 self._port.event(EthEvent.QUEUE_STATE, ("tx", queue, True))
 
     def tx_queue_stop(self, queue: int) -> None:
         """Stop one transmit queue while the others run. No effect when it is stopped already."""
-        with self._lock:
-            self._there("tx_queue_stop", "tx", queue, STARTED)
-            if queue in self._running["tx"]:
-                self._running["tx"].discard(queue)
-                self._ops.tx_queue_stop(queue)
-                self._port.event(EthEvent.QUEUE_STATE, ("tx", queue, False))
+        self._stop_queue("tx", queue)
 
     def _usable(self, queue: object, operation: str, *needs: str) -> None:
         """Raises unless the driver gave a queue."""
@@ -310,6 +446,11 @@ class EthDev(EthDevControl):
             self._check("start", CONFIGURED, STARTED, STOPPED)
             if self._state == STARTED:
                 return
+            self._turn("start", self._queues() if self._halted else ())
+            self._finish_stop()
+            self._check("start", CONFIGURED, STARTED, STOPPED)
+            if self._state == STARTED:
+                return
             for what, n, there in (
                 ("rx", self._nb_queues[0], self._rxq.keys()),
                 ("tx", self._nb_queues[1], self._txq.keys()),
@@ -331,21 +472,33 @@ class EthDev(EthDevControl):
         """Take the link down and end bursts, also those that wait in other threads.
 
         Addresses and routes of the interface stay, and so do the counters. No effect when
-        stopped already.
+        stopped already. Waits for bursts in progress and for workers to let go, which takes the
+        stage they are in; other threads may ask the device things meanwhile, and signal handlers
+        run. When one raises the device is stopped, and the next call does the rest.
+
+        DeviceStateError in a stage of a worker: it cannot wait for one.
         """
         with self._lock:
             self._check("stop", STARTED, STOPPED)
-            if self._state == STARTED:
-                self._state = STOPPED
-                self._running = {"rx": set(), "tx": set()}
-                self._ops.dev_stop()
+            if self._state == STARTED or self._halted:
+                self._turn("stop", self._queues(), nested=True)
+                self._check("stop", STARTED, STOPPED)
+                self._halt()
+                self._finish_stop()
 
     def close(self) -> None:
         """Stop and release everything; returns when the interface is gone, unless it persists.
 
         Idempotent. Bursts, mbufs, views and the pool live on as long as they are referred to.
+        Waits as :meth:`stop` does, and is refused in a stage as that is; when a signal handler
+        raises meanwhile, the device is stopped and can be closed again.
         """
         with self._lock:
+            if self._state in (CLOSED, INHERITED):
+                return
+            self._turn("close", self._queues(), nested=True)
+            self._halt()
+            self._end_bursts(self._queues())
             if self._state in (CLOSED, INHERITED):
                 return
             self._state = CLOSED
@@ -359,11 +512,16 @@ class EthDev(EthDevControl):
 
     def _forked(self) -> None:
         """In a forked child; see the class. No lock: its holder may not exist here."""
-        self._lock = self._port.lock = threading.RLock()
+        self._new_lock()
         if self._state not in (CLOSED, INHERITED):
             self._state = INHERITED
             self._rx, self._tx = {}, {}
             self._ops.dev_forked()
+
+    def _new_lock(self) -> None:
+        """Who held the old one, or waits for bursts to end, is no more."""
+        self._lock = self._port.lock = threading.RLock()
+        self._ender, self._left = 0, threading.Condition(self._lock)
 
     # -- packets
 
@@ -371,8 +529,10 @@ class EthDev(EthDevControl):
         """Up to `n` frames that arrived on `queue`, in order; empty when there are none.
 
         `timeout` is in seconds: 0 does not wait, None waits for ever, without the interpreter
-        lock; Ctrl-C ends it. Raises DeviceGone when the interface was deleted, DeviceStateError
-        when the device is not started or another thread is using the queue.
+        lock; Ctrl-C ends it. A frame that comes while the pool is empty is waited for in the same
+        way, until somebody gives an mbuf back. Raises DeviceGone when the interface was
+        deleted, DeviceStateError when the device is not started or another thread is using the
+        queue.
         """
         try:
             burst = self._rx[queue]
@@ -417,14 +577,16 @@ class EthDev(EthDevControl):
 
         Waits for ever by default. PoolEmpty when all mbufs of the pool are in the caller's hands.
         """
+        wait: float | None = 0
         while True:
-            for mbuf in self.rx_burst(queue, 1, timeout):
+            for mbuf in self.rx_burst(queue, 1, wait):
                 return bytes(mbuf)
             rxq = self._rxq.get(queue)
             if rxq is not None and rxq.pool.available == 0:
                 raise PoolEmpty(f"recv: no free mbuf in the pool of device {self.name}")
-            if timeout is not None:
+            if wait == timeout and timeout is not None:
                 return b""
+            wait = timeout
 
     def send(self, frame: Buffer, queue: int = 0) -> bool:
         """Send one frame (any bytes-like object) on `queue`; True when the kernel took it.
@@ -495,8 +657,10 @@ class EthDev(EthDevControl):
             self._ops.rx_queue_intr_enable(queue)
 
     def rx_queue_intr_disable(self, queue: int) -> None:
-        """Let the descriptor of `queue` signal no more. Idempotent."""
+        """Let the descriptor of `queue` signal no more. Idempotent, also when closed."""
         with self._lock:
+            if self._state == CLOSED:
+                return
             self._there("rx_queue_intr_disable", "rx", queue, *_QUEUES_THERE)
             self._ops.rx_queue_intr_disable(queue)
 
@@ -521,8 +685,29 @@ class EthDev(EthDevControl):
             warnings.warn(f"unclosed device {self!r}", ResourceWarning, stacklevel=2, source=self)
             if sys.is_finalizing():
                 # Threads caught in the middle of something stay there for ever, with their locks.
-                self._lock = self._port.lock = threading.RLock()
-            self.close()
+                self._new_lock()
+                refuse(self._queues())
+                if not occupied(self._queues()):  # else the kernel closes it in a moment
+                    self.close()
+            else:
+                self._close_forgotten()
+
+    def _close_forgotten(self) -> None:
+        """Closes without waiting: this may be anywhere, also in a stage or under some lock."""
+        if self._lock.acquire(blocking=False):
+            try:
+                refuse(self._queues())
+                if not self._ender and not occupied(self._queues()):
+                    self.close()
+                    return
+            finally:
+                self._lock.release()
+        # Another thread waits for whoever is in a burst. Not one of threading's, which take locks.
+        with contextlib.suppress(RuntimeError):  # the process ends, and the kernel closes it
+            _thread.start_new_thread(self.close, ())
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(f"{self!r} cannot be copied or pickled: a device has one owner")
 
     def __repr__(self) -> str:
         text = f"<rtap.EthDev {self.name}"

@@ -59,6 +59,7 @@ class EthDevControl:
         "_lock",
         "_mac_addrs",
         "_mc_addr_list",
+        "_name",
         "_nb_queues",
         "_ops",
         "_port",
@@ -66,12 +67,9 @@ class EthDevControl:
         "_rxq",
         "_state",
         "_txq",
-        "name",
     )
 
-    #: The device's name in this process, "net_rtap0" for instance (see :func:`rtap.device`).
-    name: str
-
+    _name: str
     _state: str
     _lock: threading.RLock
     _port: Port
@@ -113,6 +111,11 @@ class EthDevControl:
         raise DeviceStateError(
             f"{operation}: device {self.name} is {state}, expected {' or '.join(states)}"
         )
+
+    @property
+    def name(self) -> str:
+        """The device's name in this process, "net_rtap0" for instance (see :func:`rtap.device`)."""
+        return self._name
 
     @property
     def state(self) -> str:

@@ -152,7 +152,7 @@ class _Dispatcher:
             if handle in self._handles:
                 try:
                     handle.fn(dev, handle.event, data)
-                except Exception:
+                except BaseException:  # sys.exit() too: the thread is everybody's
                     log.exception("callback for %s of %s", handle.event.name, dev.name)
             del item, handle, dev, data  # the thread keeps no device alive while it waits
 

@@ -253,7 +253,10 @@ class EthDevOps(Protocol):
     def rx_queue_setup(
         self, queue_id: int, nb_desc: int, pool: Mempool, deferred_start: bool
     ) -> RxQueueOps:
-        """A queue that is stopped; `dev_start` starts it unless its start is deferred."""
+        """A queue that is stopped; `dev_start` starts it unless its start is deferred.
+
+        It takes the place of one that is there, which is released once nothing can fail any more.
+        """
 
     def rx_queue_release(self, queue_id: int) -> None: ...
     def rx_queue_start(self, queue_id: int) -> None: ...

@@ -312,6 +312,7 @@ def test_wrong_states(netns: NetNS, engine: str) -> None:
             with pytest.raises(TypeError, match="queue must be an int"):
                 call("0")  # type: ignore[arg-type]
         dev.close()
-        for call in calls:
+        for call in calls[:2]:
             with pytest.raises(DeviceStateError, match="closed"):
                 call(0)
+        dev.rx_queue_intr_disable(0)  # as close() does: what is closed signals no more

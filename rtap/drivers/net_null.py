@@ -116,6 +116,8 @@ class NetNull:
             nb_desc=nb_desc,
             gil=self._conf.gil,
         )
+        if queue_id in self._rxq:
+            self.rx_queue_release(queue_id)
         self._rxq[queue_id] = rxq
         if deferred_start:
             self._deferred.add(rxq)
@@ -157,6 +159,8 @@ class NetNull:
             gil=self._conf.gil,
         )
         txq.set_plugged(self._up)
+        if queue_id in self._txq:
+            self.tx_queue_release(queue_id)
         self._txq[queue_id] = txq
         if deferred_start:
             self._deferred.add(txq)

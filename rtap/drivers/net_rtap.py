@@ -393,6 +393,8 @@ class NetRtap:
             gil=conf.gil,
         )
         self._filter.apply(rxq)
+        if queue_id in self._rxq:
+            self.rx_queue_release(queue_id)
         self._rxq[queue_id] = rxq
         if deferred_start:
             self._deferred.add(rxq)
@@ -461,6 +463,8 @@ class NetRtap:
         )
         txq.set_plugged(self._seen.carrier)
         txq.software_gso = self._software_gso
+        if queue_id in self._txq:
+            self.tx_queue_release(queue_id)
         self._txq[queue_id] = txq
         if deferred_start:
             self._deferred.add(txq)
