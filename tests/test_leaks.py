@@ -468,7 +468,7 @@ def test_open_that_fails_at_any_step(
 
     steps = failing_at_each_step(monkeypatch, error, lambda: None, work, check)
     check(None)
-    assert {"ioctl", "open_control", "RxQueue", "TxQueue", "Mempool", "_request"} <= set(steps)
+    assert {"ioctl", "open_control", "RxQueue", "TxQueue", "Mempool", "request"} <= set(steps)
     assert len(steps) >= (50 if "queues" in options else 20)
 
 

@@ -270,7 +270,11 @@ class Control:
         moved = self._relocate() if self._relocate is not None else None
         if moved is None:
             return False
-        channel = hold(moved[0].fd)
+        try:
+            channel = hold(moved[0].fd)
+        except BaseException:
+            moved[0].close()
+            raise
         old, (self.netns, self.index) = self.netns, moved
         channel, self._channel = self._channel, channel
         channel.release()

@@ -43,7 +43,7 @@ class Descriptors:
         # Kept alive without descriptors for a moment, see negotiate_header.
         self._kept_alive = False
         self._detached: set[int] = set()
-        channel = None
+        channel = control = None
         try:
             channel = hold(ns.fd)  # one socket for all of this
             if options.fd is None:
@@ -60,10 +60,13 @@ class Descriptors:
             if link is None:
                 raise DeviceGone(errno.ENODEV, f"{iface.name} vanished", iface.name)
             self._persists = link.persist
-            self.control = Control(ns, link.index, iface.name, self.relocate, self.strayed)
+            control = Control(ns, link.index, iface.name, self.relocate, self.strayed)
+            self.control = control
             self._apply_options()
         except BaseException:
             self.close(0)
+            if control is not None:
+                control.close()
             ns.close()
             raise
         finally:
