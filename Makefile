@@ -4,21 +4,24 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-freethreading race build debug lint bench soak fuzz docs wheel clean setup
+.PHONY: help demo test test-freethreading race sanitize sanitized build debug lint bench soak fuzz docs wheel clean setup
 
 BIN := .venv/bin
 PYTHON3 := $(BIN)/python
 CHECKED := build/debug
+SANITIZED := build/sanitize
 FREE := build/freethreading/venv
 CHECKED_ENV := PYTHONPATH=$(CURDIR)/$(CHECKED) RTAP_TEST_BUILD=$(CHECKED)
 ARGS ?=
 
 help:
 	@echo 'make demo     forward TCP between two network namespaces, and compare with a veth pair'
-	@echo 'make test     the test suite on the release build, the lifetime tests on the checked build'
+	@echo 'make test     the test suite on the release build, the lifetime tests on the checked build,'
+	@echo '              the shortest tests of native code under the sanitizers'
 	@echo 'make test-freethreading'
 	@echo '              the test suite on a Python without a GIL, which it builds (ten minutes) once'
 	@echo 'make race     the parallel tests under ThreadSanitizer'
+	@echo 'make sanitize the tests of native code under AddressSanitizer and UBSan, ten minutes'
 	@echo 'make build    compile in place and install into .venv'
 	@echo 'make debug    the checked build (bounds checks, assertions) in $(CHECKED)'
 	@echo 'make lint     ruff, cython-lint, mypy, stubtest and the rules of the tree'
@@ -45,9 +48,10 @@ debug: setup
 demo: build
 	@$(BIN)/rtap demo $(ARGS)
 
-test: build debug
+test: build debug sanitized
 	@$(BIN)/pytest $(ARGS)
 	@$(CHECKED_ENV) $(BIN)/pytest -m lifetime
+	@tools/sanitize --short
 
 # The newest hypothesis there is a wheel of: its source may need a Rust compiler.
 test-freethreading:
@@ -59,6 +63,14 @@ test-freethreading:
 race: setup
 	@RTAP_DEBUG=tsan $(PYTHON3) setup.py -q build --build-lib build/race
 	@tools/race $(ARGS)
+
+# The Python files are copied anew, as in debug.
+sanitized: setup
+	@if [ -d $(SANITIZED) ]; then find $(SANITIZED) -type f ! -name '*.so' -delete; fi
+	@RTAP_DEBUG=asan $(PYTHON3) setup.py -q build --build-lib $(SANITIZED)
+
+sanitize: sanitized
+	@tools/sanitize $(ARGS)
 
 lint: build
 	@$(PYTHON3) tools/lint.py

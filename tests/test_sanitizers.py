@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The build for AddressSanitizer and UBSan sees what it is there for.
+
+A write that leaves its slot stays inside the arena, one mapping of the process: the sanitizer sees
+it only because the pool poisons what no frame owns. A module made here writes where it is told.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import child_place
+
+#: Where a frame of 60 bytes and its slot are, and a C function that writes one byte.
+SCENE = """
+import ctypes, sys
+import rtap
+pool = rtap.Mempool(4, data_room=100, headroom=64)
+frame = pool.alloc(bytes(60))
+start = ctypes.addressof(ctypes.c_char.from_buffer(frame.data))
+write = ctypes.CFUNCTYPE(None, ctypes.c_size_t)(("plant", ctypes.CDLL(sys.argv[1])))
+"""
+
+PLANT = """
+void plant(unsigned long at) { *(volatile char *)at = 1; }
+"""
+
+
+@pytest.fixture(scope="module")
+def plant(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library whose one function writes a byte, compiled as the build is."""
+    place = tmp_path_factory.mktemp("plant")
+    (place / "plant.c").write_text(PLANT)
+    library = place / "plant.so"
+    command = ["gcc", "-shared", "-fPIC", "-fsanitize=address", "-o", str(library)]
+    subprocess.run([*command, str(place / "plant.c")], check=True, timeout=60)
+    return library
+
+
+def outcome(plant: Path, code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", SCENE + code, str(plant)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **child_place(),
+    )
+
+
+@pytest.mark.parametrize("offset", [0, 59])
+def test_a_write_into_the_frame_passes(plant: Path, offset: int) -> None:
+    done = outcome(plant, f"write(start + {offset})")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("offset", [60, -1, 100, -65, 192])
+def test_a_write_beside_the_frame_is_seen(plant: Path, offset: int) -> None:
+    done = outcome(plant, f"write(start + {offset})")
+    assert done.returncode != 0
+    assert "use-after-poison" in done.stderr
+
+
+def test_a_write_into_a_slot_that_was_freed_is_seen(plant: Path) -> None:
+    done = outcome(plant, "frame = None; write(start)")
+    assert done.returncode != 0
+    assert "use-after-poison" in done.stderr
+
+
+def test_the_build_has_both() -> None:
+    """A sanitizer that is not in the process reports nothing."""
+    process = ctypes.CDLL(None)
+    assert process.__asan_region_is_poisoned is not None
+    with open("/proc/self/maps") as maps:
+        assert "libubsan" in maps.read()
