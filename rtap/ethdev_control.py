@@ -2,7 +2,7 @@
 """The control methods of a device: what it tells of itself, what can be set, whom it calls back.
 
 They are :class:`rtap.EthDev`'s, which inherits them; states, queues and packets are in
-:mod:`rtap.ethdev`.
+:mod:`rtap.ethdev_states` and :mod:`rtap.ethdev`.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class EthDevControl:
         "_nb_queues",
         "_ops",
         "_port",
+        "_port_id",
         "_promiscuous",
         "_rxq",
         "_state",
@@ -70,6 +71,7 @@ class EthDevControl:
     )
 
     _name: str
+    _port_id: int
     _state: str
     _lock: threading.RLock
     _port: Port
@@ -116,6 +118,12 @@ class EthDevControl:
     def name(self) -> str:
         """The device's name in this process, "net_rtap0" for instance (see :func:`rtap.device`)."""
         return self._name
+
+    @property
+    def port_id(self) -> int:
+        """A small number, unique among the open devices of this process; received mbufs carry it
+        as `port`."""
+        return self._port_id
 
     @property
     def state(self) -> str:
