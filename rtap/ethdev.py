@@ -242,7 +242,7 @@ class EthDev(EthDevStates):
 
     def _close_forgotten(self) -> None:
         """Closes without waiting: this may be anywhere, also in a stage or under some lock."""
-        if self._lock.acquire(blocking=False):
+        if self._lock.acquire(timeout=0.1):  # the netlink thread has it for a moment now and then
             try:
                 refuse(self._queues())
                 if not self._ender and not occupied(self._queues()):

@@ -323,8 +323,9 @@ def test_forgotten_worker_keeps_its_queues_alive(netns: NetNS, netns2: NetNS, en
         worker = rtap.Worker()
         worker.forward((a, 0), (b, 0))
         worker.start()
-        del worker
-        gc.collect()
+        with pytest.warns(ResourceWarning, match="forgotten worker"):
+            del worker
+            gc.collect()
         with pytest.raises(RuntimeError, match="worker"):
             a.rx_burst(0)
 
