@@ -326,7 +326,7 @@ def test_forgotten_worker_keeps_its_queues_alive(netns: NetNS, netns2: NetNS, en
         worker.start()
         with pytest.warns(ResourceWarning, match="forgotten worker"):
             del worker
-            gc.collect()
+        gc.collect()
         with pytest.raises(RuntimeError, match="worker"):
             a.rx_burst(0)
 
