@@ -155,7 +155,9 @@ class _Monitor:
             if not self._sockets:
                 thread = self._end()
         if thread is not None and thread is not threading.current_thread():
-            thread.join()  # soon: it waits for no lock on behalf of a cancelled watch
+            # Soon: it waits for no lock on behalf of a cancelled watch. Not for ever: the collector
+            # may have come here while this very thread is in add(), with the lock that it wants.
+            thread.join(1)
 
     def run(self, loop: _Loop) -> None:
         try:
