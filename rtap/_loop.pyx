@@ -208,7 +208,9 @@ cdef void shares_send(tx_share_t *shares, uint32_t n) noexcept nogil:
         while end < n and shares[end].q.many == shares[done].q.many:
             end += 1
         each = _compat.cycles()
-        if shares[done].q.many == NULL or end == done + 1:
+        # What could not go with those before may be prepared already: its queue knows.
+        if shares[done].q.many == NULL or (
+                end == done + 1 and shares[done].ready + shares[done].sent == 0):
             tx_alone(&shares[done])
             served = 1
         else:
