@@ -402,7 +402,7 @@ def test_not_such_a_descriptor(netns: NetNS) -> None:
     no_device = "is not one of /dev/net/tun"
     with socket.socket() as tcp, open(os.devnull) as null:
         for fd, says in (
-            (unattached, "is not attached to an interface"),
+            (unattached.fileno(), "is not attached to an interface"),
             (read_end, no_device),
             (tcp.fileno(), no_device),
             (null.fileno(), no_device),
@@ -412,7 +412,8 @@ def test_not_such_a_descriptor(netns: NetNS) -> None:
                 rtap.open(fd=fd)
             with pytest.raises(ValueError, match=f"fd: descriptor {fd} {says}"):
                 rtap.probe(f"net_rtap0,fd={fd}")
-    for fd in (unattached, read_end, write_end):
+    unattached.close()
+    for fd in (read_end, write_end):
         os.close(fd)
     assert rtap.devices() == []
     assert fds() == before
@@ -427,11 +428,10 @@ def test_descriptor_of_a_deleted_interface(netns: NetNS) -> None:
 
 
 def test_descriptor_with_a_protocol_prefix(netns: NetNS) -> None:
-    fd = netns.call(tun.open_control)
-    tun.attach_queue(fd, "t0", QueueFlag.TAP)
-    with pytest.raises(ValueError, match="IFF_NO_PI"):
-        rtap.open(fd=fd)
-    os.close(fd)
+    with netns.call(tun.open_control) as file:
+        tun.attach_queue(file.fileno(), "t0", QueueFlag.TAP)
+        with pytest.raises(ValueError, match="IFF_NO_PI"):
+            rtap.open(fd=file.fileno())
 
 
 def test_descriptor_that_cannot_be_written(netns: NetNS) -> None:

@@ -4,19 +4,23 @@ descriptor that somebody else attached to one."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import socket
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 from rtap.control import tun
 from rtap.control.netlink import LinkState, find_link
-from rtap.control.tun import QueueFlag, TunIface
+from rtap.control.tun import QueueFile, QueueFlag, TunIface
 from rtap.errors import DeviceGone
 from rtap.netns import NetNS, call_in
 
-__all__ = ["DYING_S", "POLL_S", "adopt", "attach_first", "netns_of"]
+__all__ = ["DYING_S", "POLL_S", "Attached", "adopt", "attach_first", "claimed", "netns_of"]
 
 #: How long an interface that is about to disappear is waited for: a ring lets go of a descriptor
 #: 20 to 40 ms late, that of a killed process too.
@@ -24,59 +28,107 @@ DYING_S = 1.0
 POLL_S = 0.002
 
 
-def attach_first(
-    ns: NetNS, name: str, mode: str, vnet_hdr: bool, fd: int | None = None
-) -> tuple[int, TunIface]:
-    """The first descriptor of interface `name`, which is made, or taken over if it persists.
+@contextlib.contextmanager
+def claimed(netns: int, index: int, deadline: float = 0.0) -> Iterator[None]:
+    """No other device takes interface `index` over meanwhile, in this process or another.
 
-    A new descriptor, or `fd`, whose own interface was deleted.
+    The claim is an abstract Unix socket's name in the interface's network namespace: the kernel
+    gives it to one, and takes it back from a process that dies. Held for the moment between
+    looking whether the interface is free and attaching to it; from then on its queues tell.
+    EBUSY when another has it still at the deadline (``time.monotonic()``).
+    """
+    with call_in(netns, socket.socket, socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
+        while True:
+            try:
+                claim.bind(f"\0rtap/take-over/{index}")
+                break
+            except OSError as exc:
+                if exc.errno != errno.EADDRINUSE:
+                    raise
+            if time.monotonic() > deadline:
+                raise OSError(errno.EBUSY, f"interface {index} is being taken over by another")
+            time.sleep(POLL_S)
+        yield
+
+
+@dataclass
+class Attached:
+    """What came of :func:`attach_first`: `taken_over` from whoever made it persist, or made."""
+
+    iface: TunIface
+    taken_over: bool
+
+
+def attach_first(
+    ns: NetNS, file: QueueFile, name: str, mode: str, *, vnet_hdr: bool, multi_queue: bool | None
+) -> Attached:
+    """Put `file`, opened in `ns`, on interface `name`, which is made, or taken over if it persists.
+
+    `multi_queue` is the kind it has to have; None makes a multi-queue one and takes any.
 
     Never joins an interface that lives by somebody else's descriptor: the kernel would let us,
     and half of that process's frames would be ours. It is waited for, as it may be dying.
     """
     deadline = time.monotonic() + DYING_S
-    attach = partial(tun.open_queue, name, mode, vnet_hdr=vnet_hdr, fd=fd)
+    join = partial(tun.join, file.fileno(), name, mode, vnet_hdr=vnet_hdr)
     while True:
         try:
-            return call_in(ns.fd, partial(attach, exclusive=True))
+            iface = join(exclusive=True, multi_queue=multi_queue is not False)
+            return Attached(iface, taken_over=False)
         except OSError as exc:
             if exc.errno != errno.EBUSY:
                 raise
         link = find_link(ns.fd, name)
-        if link is not None:
-            if link.kind != "tun":
-                raise FileExistsError(
-                    errno.EEXIST, f"{name} is there already and is not a TAP or TUN interface"
-                )
-            free = link.persist and not link.queues
-            if free or not link.tun:  # kernels before 4.20 do not tell
-                try:
-                    return _take_over(attach, ns, link, mode)
-                except OSError as exc:
-                    if exc.errno != errno.EBUSY:
-                        raise
+        if link is not None and _is_free(link, mode, multi_queue):
+            try:
+                with claimed(ns.fd, link.index):
+                    now = find_link(ns.fd, name)
+                    if now is not None and now.index == link.index:
+                        if _is_free(now, mode, multi_queue):
+                            iface = _take_over(join, now, mode, file.fileno())
+                            return Attached(iface, taken_over=True)
+            except OSError as exc:
+                if exc.errno != errno.EBUSY:
+                    raise
         if time.monotonic() > deadline:
             raise OSError(errno.EBUSY, f"{name} is in use by another process or device")
         time.sleep(POLL_S)
 
 
-def _take_over(
-    attach: partial[tuple[int, TunIface]], ns: NetNS, link: LinkState, mode: str
-) -> tuple[int, TunIface]:
+def _is_free(link: LinkState, mode: str, multi_queue: bool | None) -> bool:
+    """Whether nobody uses that interface. FileExistsError for one that is none for us."""
+    if link.kind != "tun":
+        raise FileExistsError(
+            errno.EEXIST, f"{link.name} is there already and is not a TAP or TUN interface"
+        )
+    if not link.tun:  # kernels before 4.20 do not tell
+        return True
     kind = {1: "tun", 2: "tap"}.get(link.tun.get("IFLA_TUN_TYPE", 0), mode)
     if kind != mode:
         raise FileExistsError(
             errno.EEXIST, f"{link.name} is there already in mode {kind}, mode {mode} was asked for"
         )
+    if not link.persist or link.queues:
+        return False
+    if multi_queue not in (None, link.multi_queue):
+        raise FileExistsError(
+            errno.EEXIST, f"{link.name} was made anew by somebody else, of another kind"
+        )
+    return True
+
+
+def _take_over(join: partial[TunIface], link: LinkState, mode: str, fd: int) -> TunIface:
     if link.tun:
-        multi = bool(link.tun.get("IFLA_TUN_MULTI_QUEUE", 0))
-        return call_in(ns.fd, partial(attach, multi_queue=multi))
-    try:
-        return call_in(ns.fd, attach)
-    except OSError as exc:
-        if exc.errno != errno.EINVAL:
-            raise
-        return call_in(ns.fd, partial(attach, multi_queue=False))
+        iface = join(multi_queue=link.multi_queue)
+    else:
+        try:
+            iface = join()
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+            iface = join(multi_queue=False)
+    tun.reset_filters(fd, mode, link.name)
+    return iface
 
 
 # -- descriptors from somebody else
@@ -113,7 +165,7 @@ def netns_of(fd: int) -> NetNS:
         os.close(there)
 
 
-def adopt(ns: NetNS, fd: int, mode: str) -> tuple[int, TunIface]:
+def adopt(ns: NetNS, fd: int, mode: str) -> tuple[QueueFile, TunIface]:
     """A duplicate of `fd`, which is attached to an interface in `ns`, and what that is.
 
     The two share one open file, which is made non-blocking; everything else stays as its maker
@@ -142,14 +194,14 @@ def adopt(ns: NetNS, fd: int, mode: str) -> tuple[int, TunIface]:
             f"fd: frames of descriptor {fd} ({iface.name}) have a protocol prefix, it has to be "
             "attached with IFF_NO_PI"
         )
-    own = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+    own = QueueFile(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0), "r+")
     try:
-        os.set_blocking(own, False)
+        os.set_blocking(own.fileno(), False)
         if iface.flags & QueueFlag.VNET_HDR:
-            tun.set_header(own, iface.name)
+            tun.set_header(own.fileno(), iface.name)
         if iface.flags & QueueFlag.DETACH_QUEUE:
-            tun.set_queue_attached(own, True, iface.name)
+            tun.set_queue_attached(own.fileno(), True, iface.name)
     except BaseException:
-        os.close(own)
+        own.close()
         raise
     return own, iface

@@ -69,6 +69,7 @@ class LinkState:
     kind: str
     tun: dict[str, int]
     dropped: int
+    txqueuelen: int = 0
 
     @property
     def up(self) -> bool:
@@ -79,6 +80,10 @@ class LinkState:
     def persist(self) -> bool:
         """A TUN or TAP device that stays when its last descriptor is closed."""
         return bool(self.tun.get("IFLA_TUN_PERSIST", 0))
+
+    @property
+    def multi_queue(self) -> bool:
+        return bool(self.tun.get("IFLA_TUN_MULTI_QUEUE", 0))
 
     @property
     def queues(self) -> int | None:
@@ -105,6 +110,7 @@ _NLA_TYPE_MASK = 0x3FFF
 _IFLA_ADDRESS = 1
 _IFLA_IFNAME = 3
 _IFLA_MTU = 4
+_IFLA_TXQLEN = 13
 _IFLA_OPERSTATE = 16
 _IFLA_LINKINFO = 18
 _IFLA_STATS64 = 23
@@ -169,6 +175,7 @@ def _link_state(answer: bytes) -> LinkState:
         kind=kind,
         tun=tun,
         dropped=_TX_DROPPED.unpack_from(stats)[0] if len(stats) >= _TX_DROPPED.size else 0,
+        txqueuelen=_number(attrs.get(_IFLA_TXQLEN)),
     )
 
 

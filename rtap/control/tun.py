@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import platform
 import struct
@@ -22,6 +23,7 @@ from rtap.ether import MacAddr
 __all__ = [
     "DEV_PATH",
     "VNET_HDR_LEN",
+    "QueueFile",
     "QueueFlag",
     "TunFeature",
     "TunIface",
@@ -32,8 +34,11 @@ __all__ = [
     "get_iface",
     "get_mac",
     "get_sndbuf",
+    "join",
     "open_control",
+    "open_file",
     "open_queue",
+    "reset_filters",
     "set_carrier",
     "set_group",
     "set_header",
@@ -108,10 +113,14 @@ TUNGETFEATURES = _ioc(_READ, 207, _INT)
 TUNSETOFFLOAD = _ioc(_WRITE, 208, _INT)
 TUNGETIFF = _ioc(_READ, 210, _INT)
 TUNGETSNDBUF = _ioc(_READ, 211, _INT)
+TUNSETTXFILTER = _ioc(_WRITE, 209, _INT)
 TUNSETSNDBUF = _ioc(_WRITE, 212, _INT)
+TUNDETACHFILTER = _ioc(_WRITE, 214, struct.calcsize("HP"))
 TUNSETVNETHDRSZ = _ioc(_WRITE, 216, _INT)
 TUNSETQUEUE = _ioc(_WRITE, 217, _INT)
 TUNSETVNETLE = _ioc(_WRITE, 220, _INT)
+TUNSETSTEERINGEBPF = _ioc(_READ, 224, _INT)
+TUNSETFILTEREBPF = _ioc(_READ, 225, _INT)
 TUNSETCARRIER = _ioc(_WRITE, 226, _INT)
 TUNGETDEVNETNS = _ioc(_NONE, 227, 0)
 SIOCGIFHWADDR = 0x8927  # asm-generic/sockios.h, the same everywhere
@@ -173,14 +182,24 @@ def _set_value(fd: int, request: int, value: int, operation: str, ifname: str) -
         _fail(exc, operation, ifname)
 
 
-def open_control() -> int:
-    """Open ``/dev/net/tun`` (close-on-exec, non-blocking); the caller owns the descriptor.
+class QueueFile(io.FileIO):
+    """An open ``/dev/net/tun``: a descriptor that is closed once, at the latest when forgotten.
+
+    An object from the first moment on, so that an exception of a signal handler loses none.
+    """
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def open_control() -> QueueFile:
+    """Open ``/dev/net/tun`` (close-on-exec, non-blocking).
 
     An interface that is later attached to it is looked for, and made, in the network namespace
     the calling thread is in now.
     """
     try:
-        return os.open(DEV_PATH, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        file = QueueFile(DEV_PATH, "r+")
     except OSError as exc:
         hints = {
             errno.ENOENT: "the tun module is not loaded (modprobe tun), or this container was not "
@@ -193,6 +212,8 @@ def open_control() -> int:
         raise OSError(
             exc.errno, f"open {DEV_PATH}: {exc.strerror}; {hints.get(exc.errno or 0, 'see tun(4)')}"
         ) from None
+    os.set_blocking(file.fileno(), False)
+    return file
 
 
 def get_features(fd: int) -> QueueFlag:
@@ -235,7 +256,8 @@ def attach_queue(fd: int, name: str, flags: QueueFlag) -> TunIface:
     return get_iface(fd)
 
 
-def open_queue(
+def join(
+    fd: int,
     name: str,
     mode: str = "tap",
     *,
@@ -243,16 +265,13 @@ def open_queue(
     vnet_hdr: bool = True,
     napi: bool = False,
     exclusive: bool = False,
-    fd: int | None = None,
-) -> tuple[int, TunIface]:
-    """A new queue descriptor on interface `name`, which is made where it does not exist.
-
-    Or `fd`, whose own interface was deleted, back on one.
+) -> TunIface:
+    """Make `fd`, which has no interface, a queue of interface `name`, which is made where needed.
 
     `name` may hold one ``%d``. Frames carry no protocol information prefix, and with `vnet_hdr`
     a little-endian virtio-net header of 10 bytes where the interface can still be given one:
     look at ``VNET_HDR`` in the flags returned. `exclusive` only makes interfaces, it joins none.
-    Acts in the calling thread's network namespace.
+    Acts in the network namespace that `fd` was opened in.
 
     Raises OSError: EBUSY for a single-queue interface in use, or any with `exclusive`, EINVAL for
     one of another kind (not a TAP, or single-queue against multi-queue), EPERM without the right
@@ -270,16 +289,27 @@ def open_queue(
         flags |= QueueFlag.NAPI
     if exclusive:
         flags |= QueueFlag.TUN_EXCL
-    queue = open_control() if fd is None else fd
+    iface = attach_queue(fd, name, flags)
+    if iface.flags & QueueFlag.VNET_HDR:
+        set_header(fd, name)
+    return iface
+
+
+def open_file(name: str, mode: str = "tap", **how: bool) -> tuple[QueueFile, TunIface]:
+    """A new queue on interface `name`, see :func:`join`, in the calling thread's namespace."""
+    file = open_control()
     try:
-        iface = attach_queue(queue, name, flags)
-        if iface.flags & QueueFlag.VNET_HDR:
-            set_header(queue, name)
+        return file, join(file.fileno(), name, mode, **how)
     except BaseException:
-        if fd is None:
-            os.close(queue)
+        file.close()  # which the traceback refers to
         raise
-    return queue, iface
+
+
+def open_queue(name: str, mode: str = "tap", **how: bool) -> tuple[int, TunIface]:
+    """As :func:`open_file`, but a descriptor for the caller to close."""
+    file, iface = open_file(name, mode, **how)
+    with file:
+        return os.dup(file.fileno()), iface
 
 
 def get_iface(fd: int, ifname: str = "") -> TunIface:
@@ -360,6 +390,30 @@ def get_sndbuf(fd: int, ifname: str = "") -> int | None:
 def set_carrier(fd: int, on: bool, ifname: str = "") -> None:
     """TUNSETCARRIER: the interface's carrier, as a cable plugged in or not (Linux 5.0)."""
     _set_int(fd, TUNSETCARRIER, int(on), "TUNSETCARRIER", ifname)
+
+
+def reset_filters(fd: int, mode: str, ifname: str = "") -> None:
+    """Take off what drops or steers frames before they are read: they stay on an interface.
+
+    The address filter and the socket filter (TAP only), the eBPF filter and the one that selects
+    queues.
+    """
+    nothing = struct.pack("i", -1)
+    requests = [
+        (TUNSETSTEERINGEBPF, nothing, "TUNSETSTEERINGEBPF"),
+        (TUNSETFILTEREBPF, nothing, "TUNSETFILTEREBPF"),
+    ]
+    if mode == "tap":
+        # struct tun_filter and struct sock_fprog, both of no entries.
+        requests += [
+            (TUNSETTXFILTER, bytes(4), "TUNSETTXFILTER"),
+            (TUNDETACHFILTER, bytes(struct.calcsize("HP")), "TUNDETACHFILTER"),
+        ]
+    for request, argument, operation in requests:
+        try:
+            fcntl.ioctl(fd, request, argument)
+        except OSError as exc:
+            _fail(exc, operation, ifname)
 
 
 def set_queue_attached(fd: int, attached: bool, ifname: str = "") -> None:

@@ -12,10 +12,10 @@ import warnings
 from functools import partial
 
 from rtap.control import tun
-from rtap.control.attach import DYING_S, POLL_S, adopt, attach_first
+from rtap.control.attach import DYING_S, POLL_S, adopt, attach_first, claimed
 from rtap.control.channel import hold
 from rtap.control.netlink import MOVES, Control, LinkState, find_link
-from rtap.control.tun import QueueFlag, TunFeature
+from rtap.control.tun import QueueFile, QueueFlag, TunFeature
 from rtap.drivers.options import IfaceOptions
 from rtap.errors import DeviceGone
 from rtap.netns import NetNS, call_in
@@ -38,8 +38,10 @@ class Descriptors:
         self.sndbuf = options.sndbuf
         #: Whether the first one came from somebody else: it cannot be opened anew.
         self.adopted = options.fd is not None
-        self.fds: list[int] = []
+        self._files: list[QueueFile] = []
         self._persists = False
+        # Somebody else made it, and made it persist: its settings are theirs.
+        self._taken_over = False
         # Kept alive without descriptors for a moment, see negotiate_header.
         self._kept_alive = False
         self._detached: set[int] = set()
@@ -47,10 +49,15 @@ class Descriptors:
         try:
             channel = hold(ns.fd)  # one socket for all of this
             if options.fd is None:
-                fd, iface = attach_first(ns, ifname, mode, vnet_hdr)
+                self._files.append(call_in(ns.fd, tun.open_control))
+                attached = attach_first(
+                    ns, self._files[0], ifname, mode, vnet_hdr=vnet_hdr, multi_queue=None
+                )
+                iface, self._taken_over = attached.iface, attached.taken_over
             else:
-                fd, iface = adopt(ns, options.fd, mode)
-            self.fds.append(fd)
+                file, iface = adopt(ns, options.fd, mode)
+                self._files.append(file)
+            fd = self.first
             self.name = iface.name
             self.flags = iface.flags
             if self.sndbuf is None:
@@ -74,11 +81,15 @@ class Descriptors:
                 channel.release()
 
     @property
+    def fds(self) -> list[int]:
+        return [file.fileno() for file in self._files]
+
+    @property
     def first(self) -> int:
         """The first queue's, through which the interface is controlled."""
-        if not self.fds:
+        if not self._files:
             raise DeviceGone(errno.EBADF, f"{self.name} was lost while reopening it", self.name)
-        return self.fds[0]
+        return self._files[0].fileno()
 
     @property
     def vnet_hdr(self) -> bool:
@@ -116,7 +127,7 @@ class Descriptors:
 
     def _netns_fd(self) -> int | None:
         """Where the interface is, for the caller to close; None when it is gone or will not say."""
-        if not self.fds:
+        if not self._files:
             return None
         try:
             return tun.device_netns(self.first, self.name)
@@ -180,32 +191,32 @@ class Descriptors:
     def close(self, keep: int = 0) -> None:
         """Close all but the first `keep`."""
         # From the end: closing an earlier one would move the kernel's last queue into its place.
-        while len(self.fds) > keep:
-            os.close(self.fds.pop())
+        while len(self._files) > keep:
+            self._files.pop().close()
 
     def resize(self, n: int) -> None:
         """Have `n` of them, all attached."""
         for q in sorted(self._detached):
             self.attach(q, True)
         self.close(n)
-        if len(self.fds) < n:
+        if len(self._files) < n:
             self._open(n)
 
     def _open(self, n: int) -> None:
         link = self.control.get()
-        before = len(self.fds)
+        before = len(self._files)
         attach = partial(
-            tun.open_queue,
+            tun.open_file,
             link.name,
             self.mode,
             multi_queue=self.multi_queue,
             vnet_hdr=self.vnet_hdr,
         )
         try:
-            while len(self.fds) < n:
-                fd, _ = call_in(self.control.netns.fd, attach)
-                self.fds.append(fd)
-                self._prepare(fd)
+            while len(self._files) < n:
+                file, _ = call_in(self.control.netns.fd, attach)
+                self._files.append(file)
+                self._prepare(file.fileno())
             queues = self.control.get().queues
             if queues is not None and queues < n:
                 # Renamed or moved meanwhile: these belong to a new interface of the old name.
@@ -248,21 +259,23 @@ class Descriptors:
             return
         link = self.control.get()
         attach = partial(
-            tun.open_queue, link.name, self.mode, multi_queue=self.multi_queue, vnet_hdr=wanted
+            tun.open_file, link.name, self.mode, multi_queue=self.multi_queue, vnet_hdr=wanted
         )
         tun.set_offload(self.first, TunFeature(0), self.name)
-        self._kept_alive = not self.persist
-        try:
-            tun.set_persist(self.first, True, self.name)
-            self.close()
-            fd, iface = call_in(self.control.netns.fd, attach)
-            self.fds.append(fd)
-            self.flags = iface.flags
-            self._prepare(fd)
-            if not link.carrier:
-                tun.set_carrier(fd, False, link.name)  # which attaching had raised
-        finally:
-            self.let_die()
+        # Without queues it looks free to whoever wants to take it over.
+        with claimed(self.control.netns.fd, link.index, time.monotonic() + DYING_S):
+            self._kept_alive = not self.persist
+            try:
+                tun.set_persist(self.first, True, self.name)
+                self.close()
+                file, iface = call_in(self.control.netns.fd, attach)
+                self._files.append(file)
+                self.flags = iface.flags
+                self._prepare(file.fileno())
+                if not link.carrier:  # which attaching had raised
+                    tun.set_carrier(file.fileno(), False, link.name)
+            finally:
+                self.let_die()
         if wanted and not self.vnet_hdr:
             raise OSError(
                 errno.EBUSY, f"offloads need {link.name} for themselves, others have queues of it"
@@ -272,7 +285,7 @@ class Descriptors:
         """Ends what :meth:`negotiate_header` did to keep the interface alive without queues."""
         if not self._kept_alive:
             return
-        if self.fds:
+        if self._files:
             tun.set_persist(self.first, False, self.name)
         else:
             with contextlib.suppress(OSError):
@@ -282,35 +295,54 @@ class Descriptors:
     def revive(self, last: LinkState) -> None:
         """Put the descriptors of a deleted interface on a new one with that name and settings.
 
-        It is made in the namespace the first descriptor was opened in, or taken over when somebody
-        made a persistent one of that name meanwhile. Its carrier is off. The descriptors stay the
-        same, and with them whatever refers to them. Can be tried again when it failed halfway.
+        It is made in the namespace the first descriptor was opened in, of the same kind, or taken
+        over when somebody made a persistent one of that name and kind meanwhile, which then stays
+        persistent. Its carrier is off. The descriptors stay the same, and with them whatever
+        refers to them. Can be tried again when it failed halfway, with the same `last`.
         """
-        attach = partial(
-            tun.open_queue, mode=self.mode, multi_queue=self.multi_queue, vnet_hdr=self.vnet_hdr
-        )
         if self._lost(self.first):
-            ns = self.control.netns
-            _, iface = attach_first(ns, last.name, self.mode, self.vnet_hdr, self.first)
-            self.name = iface.name
-            tun.set_carrier(self.first, False, self.name)
-            kind = QueueFlag.VNET_HDR | QueueFlag.MULTI_QUEUE
-            if iface.flags & kind != self.flags & kind:
+            attached = attach_first(
+                self.control.netns,
+                self._files[0],
+                last.name,
+                self.mode,
+                vnet_hdr=self.vnet_hdr,
+                multi_queue=self.multi_queue,
+            )
+            self._taken_over = attached.taken_over
+            self._persists |= attached.taken_over
+            self.name = attached.iface.name
+            if attached.iface.flags & QueueFlag.VNET_HDR != self.flags & QueueFlag.VNET_HDR:
                 raise OSError(
                     errno.EEXIST, f"{self.name} was made anew by somebody else, of another kind"
                 )
+        tun.set_carrier(self.first, False, self.name)
         for fd in self.fds:
             if self._lost(fd):
-                attach(self.name, fd=fd)
+                tun.join(
+                    fd,
+                    self.name,
+                    self.mode,
+                    multi_queue=self.multi_queue,
+                    vnet_hdr=self.vnet_hdr,
+                )
             self._prepare(fd)
         self._detached.clear()
         tun.set_persist(self.first, self._persists, self.name)
         if not self.control.follow():
             raise DeviceGone(errno.ENODEV, f"{self.name} vanished", self.name)
-        self._apply_options()
         self.control.set_mtu(last.mtu)
         if self.mode == "tap":
             self.control.set_mac(last.mac)
+        if not self._taken_over:
+            self.control.set_txqueuelen(last.txqueuelen)
+            for key, set_to in (
+                ("IFLA_TUN_OWNER", tun.set_owner),
+                ("IFLA_TUN_GROUP", tun.set_group),
+            ):
+                if key in last.tun:
+                    set_to(self.first, last.tun[key], self.name)
+        self._apply_options()
 
     def await_gone(self) -> None:
         """Returns when the interface is gone, its descriptors being closed, or warns."""

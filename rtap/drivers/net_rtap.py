@@ -115,6 +115,8 @@ class NetRtap:
             # As last looked at, see _observe.
             self._seen = self._control.get()
             self._removed = False
+            # What an interface was that is half made anew.
+            self._lost_state: LinkState | None = None
             self._drops = Drops(self._seen.dropped)
             undo.pop_all()
 
@@ -202,14 +204,21 @@ class NetRtap:
     def _revive(self) -> None:
         """Make a deleted interface anew, under the queues there are."""
         self._watch.cancel()
-        self._tap.revive(self._seen)
+        if self._lost_state is None:
+            self._lost_state = self._seen
+        self._tap.revive(self._lost_state)
         self._features = tun.set_offload(self._tap.first, self._features, self._tap.name)
         self._watch = self._new_watch()
         self._removed = False
         self._seen = self._control.get()
         self._drops.restart(self._seen.dropped)
         self._plug(self._seen)
+        self._lost_state = None
         self._port.event(EthEvent.RECOVERY_SUCCESS)
+
+    @property
+    def _must_revive(self) -> bool:
+        return self._lost_state is not None or self._tap.lost
 
     # -- device
 
@@ -273,7 +282,7 @@ class NetRtap:
         self._release_queues()
         self._nb_queues = 0
         self._software_gso = 0
-        if self._tap.lost:
+        if self._must_revive:
             self._revive()
         self._tap.negotiate_header(needs_header(conf))
         self._tap.resize(nb_rx_queues)
@@ -284,7 +293,7 @@ class NetRtap:
         self._nb_queues = nb_rx_queues
 
     def dev_start(self) -> None:
-        if self._tap.lost:
+        if self._must_revive:
             self._revive()
         for q, rxq in self._rxq.items():
             rxq.purge()  # before it is detached: the kernel would not count what it throws away

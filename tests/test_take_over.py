@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Whose an interface is: openers at the same moment, made anew, and what others left on it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from rigs import iproute
+from support import PacketSocket, child_environment, eventually, fds, frame, link, links
+
+import rtap
+from rtap import EthDev, NetNS, RxOffload
+from rtap.control import attach, tun
+from rtap.control.netlink import Control
+
+pytestmark = pytest.mark.root
+
+MAC = "02:00:00:00:00:77"
+
+
+def refused(ns: NetNS, name: str) -> bool:
+    """Whether opening it is refused as in use."""
+    try:
+        rtap.open(name, netns=ns).close()
+    except OSError as exc:
+        return exc.errno == errno.EBUSY
+    return False
+
+
+# ---- at the same moment
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for an interface in use."""
+    monkeypatch.setattr(attach, "DYING_S", 0.02)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("kind", ["multi_queue", ""])
+def test_another_opener_between_the_look_and_the_attach(
+    netns: NetNS, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    iproute(netns, f"tuntap add mode tap p0 {kind}")
+    take_over = attach._take_over
+    others: list[bool] = []
+
+    def slow(*args: Any) -> Any:
+        if not others:
+            others.append(refused(netns, "p0"))
+        return take_over(*args)
+
+    monkeypatch.setattr(attach, "_take_over", slow)
+    with rtap.open("p0", netns=netns) as dev:
+        assert others == [True]
+        assert refused(netns, "p0")
+        assert dev.send(frame())
+    assert not refused(netns, "p0")
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("persist", [False, True])
+def test_another_opener_while_headers_are_negotiated(
+    netns: NetNS, monkeypatch: pytest.MonkeyPatch, persist: bool
+) -> None:
+    """The interface persists then, and has no queue."""
+    others: list[bool] = []
+    with rtap.open("t0", netns=netns, persist=persist) as dev:
+        open_file = tun.open_file
+
+        def slow(*args: Any, **how: Any) -> Any:
+            others.append(refused(netns, "t0"))
+            return open_file(*args, **how)
+
+        dev.stop()
+        with monkeypatch.context() as patch:
+            patch.setattr(tun, "open_file", slow)
+            dev.configure(1, 1, rtap.EthConf(rx_offloads=RxOffload.CHECKSUM))
+        assert others == [True]
+        assert dev.info().vnet_hdr
+
+
+def test_threads_open_one_interface(netns: NetNS, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attach, "DYING_S", 0.1)
+    iproute(netns, "tuntap add mode tap p0 multi_queue")
+    for _ in range(8):
+        barrier = threading.Barrier(4)
+        won: list[EthDev] = []
+        lost: list[int | None] = []
+
+        def work(barrier: threading.Barrier, won: list[EthDev], lost: list[int | None]) -> None:
+            barrier.wait()
+            try:
+                won.append(rtap.open("p0", netns=netns))
+            except OSError as exc:
+                lost.append(exc.errno)
+
+        threads = [threading.Thread(target=work, args=(barrier, won, lost)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for dev in won:
+            assert link(netns, "p0")["linkinfo"]["info_data"]["numqueues"] == 1
+            dev.close()
+        assert (len(won), lost) == (1, [errno.EBUSY] * 3)
+
+
+def test_a_claim_ends_with_its_process(netns: NetNS) -> None:
+    iproute(netns, "tuntap add mode tap p0 multi_queue")
+    index = link(netns, "p0")["ifindex"]
+    code = f"""
+import time
+from rtap import NetNS
+from rtap.control.attach import claimed
+with NetNS.from_name({netns.path!r}) as ns, claimed(ns.fd, {index}):
+    print("claimed", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=child_environment()
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "claimed\n"
+            assert refused(netns, "p0")
+        finally:
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not refused(netns, "p0")
+
+
+# ---- made anew
+
+
+def adopted(ns: NetNS, **options: Any) -> EthDev:
+    fd, _ = ns.call(tun.open_queue, "s0", multi_queue=False)
+    try:
+        return rtap.open(fd=fd, **options)
+    finally:
+        os.close(fd)
+
+
+def taken_over(ns: NetNS, **options: Any) -> EthDev:
+    iproute(ns, "tuntap add mode tap s0 user 4321 group 4322")
+    return rtap.open("s0", netns=ns, **options)
+
+
+def persistent(ns: NetNS, **options: Any) -> EthDev:
+    return rtap.open("s0", netns=ns, queues=2, persist=True, owner=4321, sndbuf=1 << 20, **options)
+
+
+def state(ns: NetNS, dev: EthDev) -> tuple[object, ...]:
+    info, shown = dev.info(), link(ns, "s0")
+    data = shown["linkinfo"]["info_data"]
+    about = [data.get(k) for k in ("type", "multi_queue", "numqueues", "vnet_hdr", "persist")]
+    who = [data.get(k) for k in ("user", "group")]
+    return info.mtu, info.mac, info.persist, info.rx_offloads, shown["txqlen"], about, who
+
+
+@pytest.mark.parametrize("make", [adopted, taken_over, persistent])
+@pytest.mark.parametrize("fails", ["", "set_mtu", "set_mac", "set_txqueuelen", "get"])
+def test_made_anew_as_it_was(
+    netns: NetNS, monkeypatch: pytest.MonkeyPatch, make: Callable[..., EthDev], fails: str
+) -> None:
+    """Of the same kind with the same settings, also when it failed halfway the first time."""
+    with make(netns, mtu=1400, mac=MAC, rx_offloads=RxOffload.CHECKSUM) as dev:
+        iproute(netns, "link set s0 txqueuelen 77")
+        eventually(lambda: dev._ops._seen.txqueuelen == 77, "it has been seen")  # type: ignore[attr-defined]
+        dev.stop()
+        before = state(netns, dev)
+        iproute(netns, "link del s0")
+        if fails:
+
+            def fail(*args: object) -> None:
+                raise OSError(errno.ENOMEM, "injected")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Control, fails, fail)
+                with pytest.raises(OSError, match="injected"):
+                    dev.start()
+            assert dev.state == "stopped"
+        dev.start()
+        assert state(netns, dev) == before
+        with PacketSocket(netns, "s0") as kernel:
+            assert dev.send(frame(1))
+            assert kernel.recv(2000) == frame(1)
+    if "s0" in links(netns):
+        iproute(netns, "link del s0")
+
+
+def test_made_anew_by_somebody_else(netns: NetNS) -> None:
+    """Of the same kind it is used and stays persistent, of another it is left alone."""
+    with rtap.open("s0", netns=netns) as dev:
+        iproute(netns, "link del s0")
+        dev.stop()
+        iproute(netns, "tuntap add mode tap s0")
+        with pytest.raises(FileExistsError, match="of another kind"):
+            dev.start()
+        iproute(netns, "link del s0")
+        iproute(netns, "tuntap add mode tap s0 multi_queue user 4321")
+        dev.start()
+        assert dev.info().persist
+        assert dev.send(frame())
+    data = link(netns, "s0")["linkinfo"]["info_data"]
+    assert (data["persist"], data["user"]) == (True, 4321)
+
+
+# ---- what an earlier owner left
+
+
+def test_filters_of_an_earlier_owner_are_taken_off(netns: NetNS, engine: str) -> None:
+    fd, _ = netns.call(tun.open_queue, "p0")
+    tun.set_persist(fd, True)
+    # One address, and it is nobody's; no packet passes the program "return 0".
+    wanted = struct.pack("HH6s", 0, 1, b"\x02\x00\x00\x00\x00\x55")
+    fcntl.ioctl(fd, tun.TUNSETTXFILTER, wanted)
+    program = bytearray(struct.pack("HBBI", 6, 0, 0, 0))
+    code = (ctypes.c_char * len(program)).from_buffer(program)
+    number = tun._ioc(tun._WRITE, 213, struct.calcsize("HP"))  # TUNATTACHFILTER
+    fcntl.ioctl(fd, number, struct.pack("HP", 1, ctypes.addressof(code)))
+    os.close(fd)
+    with rtap.open("p0", netns=netns, engine=engine) as dev, PacketSocket(netns, "p0") as kernel:
+        dev.rx_queue_stop(0)
+        dev.rx_queue_start(0)  # attaching anew applies what filter there is
+        kernel.send(frame(3))
+        assert dev.recv(5) == frame(3)
+        assert dev.stats().imissed == 0
+
+
+# ---- Ctrl-C
+
+
+@pytest.mark.parametrize("name", ["open_control", "join", "set_sndbuf", "set_offload"])
+def test_interrupted_when_it_has_been_done(
+    netns: NetNS, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The result of a step is lost: nothing stays, and no other descriptor is closed for it."""
+    rtap.open("t0", netns=netns).close()
+    before = fds()
+    function = getattr(tun, name)
+
+    def interrupted(*args: Any, **how: Any) -> Any:
+        function(*args, **how)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tun, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rtap.open("t0", netns=netns, sndbuf=1 << 20)
+    assert links(netns) == ["lo"]
+    assert rtap.devices() == []
+    assert fds() == before
