@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -215,6 +216,68 @@ def test_made_anew_by_somebody_else(netns: NetNS) -> None:
         assert dev.send(frame())
     data = link(netns, "s0")["linkinfo"]["info_data"]
     assert (data["persist"], data["user"]) == (True, 4321)
+
+
+# ---- shared with others
+
+
+@pytest.mark.parametrize("then", ["stop", "close"])
+def test_others_go_on_when_one_of_them_stops(netns: NetNS, engine: str, then: str) -> None:
+    """Of two devices on one interface, the other's frames and its carrier stay."""
+    lent = [netns.call(tun.open_queue, "t0")[0] for _ in range(2)]
+    one, two = (rtap.open(fd=fd, engine=engine) for fd in lent)
+    for fd in lent:
+        os.close(fd)
+    with one, two, PacketSocket(netns, "t0") as kernel:
+        for _ in range(2):
+            getattr(one, then)()
+            assert two.link().link_status
+            assert two.send(frame(1))
+            assert kernel.recv(2000) == frame(1)
+            for n in range(32):  # whatever flows there are
+                kernel.send(frame(n, src=bytes([2, 0, 0, 0, 1, n])))
+                assert two.recv(5) == frame(n, src=bytes([2, 0, 0, 0, 1, n]))
+            if then == "close":
+                break
+            one.start()
+            assert one.send(frame(2))
+            assert kernel.recv(2000) == frame(2)
+        two.stop()
+        assert two.link().link_status is (then == "stop")
+    assert links(netns) == ["lo"]
+
+
+def test_a_name_that_is_not_utf8(netns: NetNS) -> None:
+    """Somebody renames the interface: it is told, and the device goes through all its states."""
+    names: list[str] = []
+    with rtap.open("t0", netns=netns) as dev:
+        handle = dev.callback_register(
+            rtap.EthEvent.RENAME, lambda _dev, _event, to: names.append(to)
+        )
+        iproute(netns, "link set t0 down")
+        with netns.call(socket.socket) as control:
+            fcntl.ioctl(control, 0x8923, struct.pack("16s16s8x", b"t0", b"\xff\xfe"))  # SIOCSIFNAME
+        eventually(lambda: bool(names), "the event")
+        name = os.fsdecode(b"\xff\xfe")
+        assert (names, dev.ifname, dev.info().ifname) == ([name], name, name)
+        repr(dev)
+        dev.stop()
+        dev.mtu = 1400
+        for conf in (rtap.EthConf(rx_offloads=RxOffload.CHECKSUM), rtap.EthConf()):
+            dev.configure(2, 2, conf)
+            pool = rtap.Mempool(64)
+            for q in range(2):
+                dev.rx_queue_setup(q, 8, pool)
+                dev.tx_queue_setup(q, 8)
+            dev.start()
+            assert dev.send(frame())
+            assert len(dev.rx_burst(0)) == 0
+            dev.stop()
+        dev._ops._control.delete()  # type: ignore[attr-defined]
+        dev.start()  # made anew with that name
+        assert dev.ifname == name
+        handle.unregister()
+    assert links(netns) == ["lo"]
 
 
 # ---- what an earlier owner left

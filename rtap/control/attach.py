@@ -83,10 +83,10 @@ def attach_first(
             try:
                 with claimed(ns.fd, link.index):
                     now = find_link(ns.fd, name)
-                    if now is not None and now.index == link.index:
-                        if _is_free(now, mode, multi_queue):
-                            iface = _take_over(join, now, mode, file.fileno())
-                            return Attached(iface, taken_over=True)
+                    same = now is not None and now.index == link.index
+                    if now is not None and same and _is_free(now, mode, multi_queue):
+                        iface = _take_over(join, now, mode, file.fileno())
+                        return Attached(iface, taken_over=True)
             except OSError as exc:
                 if exc.errno != errno.EBUSY:
                     raise

@@ -244,6 +244,13 @@ class Descriptors:
         else:
             self._detached.add(queue_id)
 
+    def is_shared(self) -> bool:
+        """Whether the interface has queues of others, who were there before us."""
+        if not self.adopted:
+            return False
+        queues = self.control.get().queues
+        return queues is not None and queues > len(self._files)
+
     def is_attached(self, queue_id: int) -> bool:
         return queue_id not in self._detached
 

@@ -325,7 +325,18 @@ class NetRtap:
         self._count_drops()
         self._started = False
         with contextlib.suppress(DeviceGone):
-            self.dev_set_link_down()
+            if self._tap.is_shared():
+                self._leave_queues()
+            else:
+                self.dev_set_link_down()
+
+    def _leave_queues(self) -> None:
+        """The carrier is that of others, too: have the kernel send their queues all frames."""
+        for q, rxq in self._rxq.items():
+            if self._tap.is_attached(q):
+                rxq.purge()  # as in dev_start
+                self._tap.attach(q, False)
+        self._observe()
 
     def dev_close(self) -> None:
         self._started = False
