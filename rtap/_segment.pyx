@@ -331,7 +331,10 @@ cdef int write_chain(mbuf_t *head, uint8_t *headers, const plan_t *plan, uint32_
         done += n
     head.pkt_len = plan.hdr_len + k
     write_header(plan, headers, i, k, fold16(total))
-    mbuf_write(head, 0, headers, plan.hdr_len)
+    if plan.hdr_len <= head.data_len:
+        memcpy(mbuf_data(head), headers, plan.hdr_len)
+    else:
+        mbuf_write(head, 0, headers, plan.hdr_len)
     return 0
 
 

@@ -4,7 +4,8 @@
 A function and not an inline one, so that callgrind sees what it costs (bench/instructions.py).
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 cimport rtap._compat as _compat
 from rtap._pool cimport mbuf_t
@@ -26,10 +27,15 @@ cdef extern from "rtap_compat.h" nogil:
 # A shared frame may be resized by another thread while it is counted.
 
 cdef inline uint32_t destination(const mbuf_t *m) noexcept nogil:
-    cdef const uint8_t *d = m.buf + _compat.peek(&m.data_off)
-    if _compat.peek(&m.data_len) < 6 or d[0] & 1 == 0:
+    cdef uint32_t offset = _compat.peek(&m.data_off), head
+    cdef const uint8_t *d = m.buf + offset
+    cdef uint16_t tail
+    # At most one byte behind the slot, where the arena goes on: what costs nothing comes first.
+    if _compat.peek(&m.data_len) < 6 or d[0] & 1 == 0 or offset + 6 > m.buf_len:
         return UNICAST
-    return BROADCAST if d[0] & d[1] & d[2] & d[3] & d[4] & d[5] == 0xff else MULTICAST
+    memcpy(&head, d, 4)
+    memcpy(&tail, d + 4, 2)
+    return BROADCAST if head == <uint32_t>-1 and tail == 0xffff else MULTICAST
 
 
 cdef uint64_t count_one(traffic_t *t, const mbuf_t *m, bint l2) noexcept nogil:

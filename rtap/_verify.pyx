@@ -75,21 +75,26 @@ cdef inline bint encloses(const packet_t *q, uint32_t length, uint32_t start) no
     return q.l4 < start < q.l4 + length
 
 
-cdef uint64_t l4_sum(const mbuf_t *m, const uint8_t *p, const packet_t *q, uint32_t length,
-                     uint32_t start) noexcept nogil:
-    """What a TCP or UDP checksum covers.  Where the unfinished one, of what begins at ``start``, is
-    part of it, as it will be: finished, those bytes sum up to the complement of what is in its
-    place now (Linux: local checksum offload)."""
-    cdef uint64_t total = l4_pseudo_sum(p, q.version, q.l3, q.final, q.protocol, length)
+cdef uint64_t sum_around(const mbuf_t *m, const packet_t *q, uint32_t start) noexcept nogil:
+    """From a TCP or UDP header on, with the unfinished checksum of what begins at ``start`` as it
+    will be: finished, those bytes sum up to the complement of what is in its place now (Linux:
+    local checksum offload)."""
     cdef uint8_t field[2]
     cdef uint32_t rest
-    if not encloses(q, length, start):
-        return total + chain_sum(m, q.l4, length)
     if mbuf_read(m, start + m.csum_offset, field, 2) != 2:
-        return total
+        return 0
     rest = be16(field) ^ 0xffff
-    return (total + chain_sum(m, q.l4, start - q.l4)
+    return (<uint64_t>chain_sum(m, q.l4, start - q.l4)
             + (swap16(rest) if (start - q.l4) & 1 else rest))
+
+
+cdef inline uint64_t l4_sum(const mbuf_t *m, const uint8_t *p, const packet_t *q, uint32_t length,
+                            uint32_t start) noexcept nogil:
+    """What a TCP or UDP checksum covers, an unfinished one in it as if it were finished."""
+    cdef uint64_t total = l4_pseudo_sum(p, q.version, q.l3, q.final, q.protocol, length)
+    if start != 0 and encloses(q, length, start):
+        return total + sum_around(m, q, start)
+    return total + chain_sum(m, q.l4, length)
 
 
 cdef uint32_t verify_l4(const mbuf_t *m, const uint8_t *p, uint32_t n, const packet_t *q,
@@ -199,24 +204,7 @@ cdef void fill_ipv4(mbuf_t *m, const uint8_t *p, uint32_t n, const packet_t *q) 
     mbuf_write(m, q.l3 + 10, field, 2)
 
 
-cdef int fill_frame(mbuf_t *m, bint l2) noexcept nogil:
-    """Writes every IPv4, TCP and UDP checksum of a frame, inner ones first; an outer UDP checksum
-    of zero stays.  The frame may have segments and must be the caller's to write to.
-
-    0, also when there is nothing to write; -EINVAL when the frame's lengths contradict each other
-    or its bytes."""
-    return fill(m, l2, 0)
-
-
-cdef int fill_unfinished(mbuf_t *m, bint l2) noexcept nogil:
-    """The same for a frame whose checksum somebody else is to finish, a super-frame for one: that
-    one's place gets the sum of the pseudo-header, and those around it what is right then.  Of an
-    unfinished checksum that is neither TCP's nor UDP's, only what is around it is written."""
-    cdef uint32_t start
-    return fill(m, l2, start if unfinished_at(m, &start) else 0)
-
-
-cdef int fill(mbuf_t *m, bint l2, uint32_t start) noexcept nogil:
+cdef inline int fill(mbuf_t *m, bint l2, uint32_t start) noexcept nogil:
     cdef uint8_t copy[HEADERS_MAX]
     cdef uint32_t n, length
     cdef const uint8_t *p = headers_of(m, copy, &n)
@@ -245,3 +233,20 @@ cdef int fill(mbuf_t *m, bint l2, uint32_t start) noexcept nogil:
     if o.version == 4:
         fill_ipv4(m, p, n, &o)
     return 0
+
+
+cdef int fill_frame(mbuf_t *m, bint l2) noexcept nogil:
+    """Writes every IPv4, TCP and UDP checksum of a frame, inner ones first; an outer UDP checksum
+    of zero stays.  The frame may have segments and must be the caller's to write to.
+
+    0, also when there is nothing to write; -EINVAL when the frame's lengths contradict each other
+    or its bytes."""
+    return fill(m, l2, 0)
+
+
+cdef int fill_unfinished(mbuf_t *m, bint l2) noexcept nogil:
+    """The same for a frame whose checksum somebody else is to finish, a super-frame for one: that
+    one's place gets the sum of the pseudo-header, and those around it what is right then.  Of an
+    unfinished checksum that is neither TCP's nor UDP's, only what is around it is written."""
+    cdef uint32_t start
+    return fill(m, l2, start if unfinished_at(m, &start) else 0)
