@@ -6,6 +6,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import gc
+import importlib
 import os
 import signal
 import socket
@@ -13,6 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -24,8 +27,11 @@ import rtap
 from rtap import EthDev, NetNS, RxOffload
 from rtap.control import attach, tun
 from rtap.control.netlink import Control
+from rtap.drivers import net_rtap
 
 pytestmark = pytest.mark.root
+
+opening_module = importlib.import_module("rtap.opening")
 
 MAC = "02:00:00:00:00:77"
 
@@ -325,3 +331,26 @@ def test_interrupted_when_it_has_been_done(
     assert links(netns) == ["lo"]
     assert rtap.devices() == []
     assert fds() == before
+
+
+@pytest.mark.parametrize("where", [(net_rtap, "watch"), (opening_module, "NetRtap")])
+def test_interrupted_when_the_device_is_watched(
+    netns: NetNS, monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]
+) -> None:
+    """What nobody got hold of is not kept by the thread that looks for changes."""
+    owner, name = where
+    function = getattr(owner, name)
+
+    def interrupted(*args: Any, **how: Any) -> Any:
+        function(*args, **how)
+        raise KeyboardInterrupt
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                rtap.open("t0", netns=netns)
+        gc.collect()
+    eventually(lambda: links(netns) == ["lo"], "the interface is gone")
+    assert rtap.devices() == []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -123,7 +124,17 @@ class NetRtap:
     # -- the interface, whoever changes it
 
     def _new_watch(self) -> Watch:
-        return watch(self._control.netns.fd, self._control.index, self._hint)
+        # Weak: the monitor would keep an object that nobody else has, and its interface with it.
+        method = weakref.WeakMethod(self._hint)
+
+        def hint(about: Watch) -> None:
+            look = method()
+            if look is None:
+                about.cancel()
+            else:
+                look(about)
+
+        return watch(self._control.netns.fd, self._control.index, hint)
 
     def _hint(self, hint: Watch) -> None:
         """On the netlink thread: something may have happened to the interface."""
