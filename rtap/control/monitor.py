@@ -74,17 +74,31 @@ class _Loop:
     def __init__(self, monitor: _Monitor) -> None:
         require_native()
         self.epoll = select.epoll()
-        self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.epoll.register(self.wake, select.EPOLLIN)
+        self._wake = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)]
         try:
+            self.epoll.register(self.wake, select.EPOLLIN)
             self.thread = start_thread(monitor.run, self, name="rtap-netlink")
-        except BaseException:
+        except Exception:
             self.close()
             raise
+        except BaseException:
+            # Ctrl-C: the thread may run already, and the descriptors are its own then.
+            os.eventfd_write(self.wake, 1)
+            raise
+
+    @property
+    def wake(self) -> int:
+        return self._wake[0]
 
     def close(self) -> None:
+        """By the thread, or where there is none. Once: the number may be somebody else's soon."""
         self.epoll.close()
-        os.close(self.wake)
+        with contextlib.suppress(IndexError):
+            os.close(self._wake.pop())
+
+    def __del__(self) -> None:
+        if getattr(self, "_wake", None):
+            self.close()
 
 
 def _netns_id(netns: int) -> _NetnsId:
