@@ -83,7 +83,9 @@ cdef void target_leave(worker_t *w, target_t *ended) noexcept nogil:
     """Gives up a tx queue: to another route that still uses it, or to nobody.  Whoever stops a
     queue waits for that."""
     cdef route_t *r
+    cdef uint64_t bytes
     cdef uint32_t i, j
+    cdef int error = 0
     if not ended.owns:
         return
     ended.owns = False
@@ -95,8 +97,12 @@ cdef void target_leave(worker_t *w, target_t *ended) noexcept nogil:
             if r.targets[j].tx == ended.tx:
                 r.targets[j].owns = True
                 return
-    if ended.tx.waiting != 0:   # nobody is there to send it
-        ended.tx.abandon(ended.tx)
+    if ended.tx.waiting != 0:   # nobody will be there to send it
+        bytes = ended.tx.bytes
+        ended.tx.burst(ended.tx, NULL, 0, &error)
+        _compat.counter_add(&ended.bytes, ended.tx.bytes - bytes)
+        if ended.tx.waiting != 0:
+            ended.tx.abandon(ended.tx)
     _compat.store(&ended.tx.gate.owned, 0)
 
 

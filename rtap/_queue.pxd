@@ -167,6 +167,8 @@ cdef class TxQueueBase(QueueBase):
 
     cdef void serve(self, txq_t *q) noexcept
     cdef uint32_t run(self, mbuf_t **v, uint32_t n, int *error) noexcept
+    cdef void leave(self) noexcept
+    cdef void settle(self) noexcept
 
 
 cdef int gil_mode(str name) except -1

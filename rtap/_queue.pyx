@@ -478,7 +478,7 @@ cdef class TxQueueBase(QueueBase):
         self.own(thread_number())
         n = burst.lend(&v, &capacity)
         sent = self.run(v, <uint32_t>n, &error)
-        self.disown()
+        self.leave()
         burst.give_back(v, n - sent, capacity)
         if error != 0:
             raise_errno(error, "tx_burst", self.label(), sent, hint=refusal(error))
@@ -526,7 +526,7 @@ cdef class TxQueueBase(QueueBase):
         sent = self.run(&m, 1, &error)
         lost = tx_lost_frames(q) - lost
         why = q.why
-        self.disown()
+        self.leave()
         if sent == 0:
             mbuf_free(m)
         if error != 0:
@@ -536,6 +536,19 @@ cdef class TxQueueBase(QueueBase):
         if why == EIO or why == ENETDOWN:
             return False
         raise_errno(why, f"send a frame of {length} bytes", self.label())
+
+    cdef void leave(self) noexcept:
+        """After a burst.  Who stopped the queue meanwhile, and did not wait, found it owned: what
+        waits is counted by whoever of the two comes last."""
+        self.disown()
+        if _compat.load(&self.q.waiting) != 0 and _compat.load(&self.gate.state) != QUEUE_STARTED:
+            self.settle()
+
+    cdef void settle(self) noexcept:
+        """Counts what waits in a stopped queue, unless somebody has it, who does so."""
+        if self.q.abandon != NULL and _compat.cas(&self.gate.owned, 0, thread_number()):
+            self.q.abandon(self.q)
+            self.disown()
 
     cdef uint32_t run(self, mbuf_t **v, uint32_t n, int *error) noexcept:
         cdef txq_t *q = self.q

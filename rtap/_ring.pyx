@@ -394,6 +394,7 @@ engine='auto', gil='auto')\n--\n
         q.ordered = ordered
         q.shared = shared
         q.l2 = l2
+        q.least = 0 if l2 else 20
         self.layer = LAYER_ETHERNET if l2 else LAYER_IP
         q.owner = <void *>self
         q.refused = tell_refused
@@ -424,10 +425,8 @@ engine='auto', gil='auto')\n--\n
         """Refuses further bursts, once the one in progress is over; pieces of a super-frame that
         waited to be sent are lost, and counted in ``unsent``."""
         TxQueueBase.stop(self)
-        if (self.generation == fork_generation()
-                and _compat.cas(&self.gate.owned, 0, thread_number())):
-            tx_abandon(self.q)
-            self.disown()
+        if self.generation == fork_generation():
+            self.settle()
 
     @property
     def engine(self):

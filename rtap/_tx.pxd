@@ -23,6 +23,7 @@ cdef struct tap_txq_t:
     uint32_t entries            # most frames for each kernel entry
     uint32_t hdr_len            # of the virtio-net header; 0 without
     bint l2                     # Ethernet frames, not IP packets
+    uint32_t least              # bytes of a frame, where the kernel does not look itself
     tx_gro_t *gro               # merges frames before they are sent; NULL: sent as they come
     bint shared                 # somebody else may make the descriptor blocking
     bint ordered                # link the writes: the kernel may stop taking them half-way

@@ -30,7 +30,7 @@ from rtap._probe cimport PROBE_MAX, probe_frame
 from rtap._queue cimport tx_lost, tx_lost_frames, tx_share_t, txq_t
 from rtap._request cimport TX_REQUESTS, TX_SPECIAL, finish_checksum, take_requests
 from rtap._traffic cimport count_frames
-from rtap._tx_gro cimport tx_gro
+from rtap._tx_gro cimport tx_gro, tx_gro_frames
 from rtap._tx_split cimport split_begin, split_drop, split_more, tx_split_t
 from rtap._uring cimport (
     ENGINE_AUTO, RING_ENTRIES, RING_HEADERS, RING_IOVECS, uring_buffer, uring_enter, uring_file,
@@ -42,6 +42,7 @@ cdef enum:
     IOVECS_MAX = 1024           # UIO_MAXIOV: writev(2) refuses more
     PROBE_NS = 1_000_000_000    # between probes of what the kernel can split
     TO_SPLIT = 1
+    ETHERNET_HEADER = 14
 
 
 cdef inline uint8_t *tx_in_place(tap_txq_t *q, mbuf_t *m, uint32_t *length) noexcept nogil:
@@ -162,6 +163,8 @@ cdef uint32_t tx_sent(tap_txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil:
             _compat.counter_add(&q.base.checksum, 1)
             if v[i].ol_flags & RX_LRO:
                 _compat.counter_add(&q.base.tso, 1)
+                if q.gro != NULL and tx_gro_frames(q.gro, v[i]) > 1:
+                    _compat.counter_add(&q.base.gro, tx_gro_frames(q.gro, v[i]))
     _compat.counter_add(&q.base.packets, n)
     _compat.counter_add(&q.base.bytes, count_frames(&q.base.traffic, v, n, q.l2))
     mbuf_free_bulk(v, n)
@@ -276,6 +279,7 @@ cdef int tx_fall_back(tap_txq_t *q, mbuf_t *m, int *error) noexcept nogil:
 
 cdef bint tx_failed(tap_txq_t *q, mbuf_t *m, int code, bint *retry, int *error) noexcept nogil:
     """Judges one failed write: true when the frame is consumed, else it stays for the caller."""
+    cdef uint32_t frames = 1
     if code == EINVAL:
         code = tx_fall_back(q, m, error)
         if code == 0:
@@ -286,12 +290,17 @@ cdef bint tx_failed(tap_txq_t *q, mbuf_t *m, int code, bint *retry, int *error) 
     if code == EBADFD or code == EBADF:
         error[0] = code
         return False
+    if code == EINVAL and m.pkt_len < ETHERNET_HEADER and q.l2:
+        tx_unfit(q, m)
+        return True
     q.base.why = code
+    if q.gro != NULL:
+        frames = tx_gro_frames(q.gro, m)
     if code == EIO:
-        _compat.counter_add(&q.base.down, 1)
+        _compat.counter_add(&q.base.down, frames)
     else:
-        _compat.counter_add(&q.base.refused, 1)
-    _compat.counter_add(&q.base.errors, 1)
+        _compat.counter_add(&q.base.refused, frames)
+    _compat.counter_add(&q.base.errors, frames)
     mbuf_free(m)
     return True
 
@@ -526,7 +535,9 @@ cdef uint32_t tx_ready(tap_txq_t *q, mbuf_t **v, uint32_t n, uint32_t ready, uin
     cdef uint32_t i
     cdef int rc = 0
     for i in range(seen[0], n):
-        if v[i].ol_flags & TX_SPECIAL:
+        if v[i].pkt_len < q.least:
+            rc = -EINVAL
+        elif v[i].ol_flags & TX_SPECIAL:
             rc = tx_special(q, &v[i])
             if rc == TO_SPLIT or rc == -ENOBUFS:
                 seen[0] = i

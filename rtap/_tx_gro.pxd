@@ -22,3 +22,4 @@ cdef tx_gro_t *tx_gro_create(bint udp, bint l2) noexcept nogil
 cdef void tx_gro_destroy(tx_gro_t *t) noexcept nogil
 cdef uint32_t tx_gro(tx_gro_t *t, tx_send_fn send, txq_t *q, mbuf_t **v, uint32_t n,
                      int *error) noexcept nogil
+cdef uint32_t tx_gro_frames(const tx_gro_t *t, const mbuf_t *m) noexcept nogil

@@ -10,7 +10,6 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memmove, memset
 
-cimport rtap._compat as _compat
 from rtap._gro cimport (
     GRO_HEADERS_MAX, GRO_L3, GRO_NONE, GRO_UDP, gro_add, gro_create, gro_describe, gro_destroy,
     gro_drained, gro_flush, gro_group_t, gro_headers, gro_t,
@@ -114,7 +113,12 @@ cdef inline bint ours(const tx_gro_t *t, const mbuf_t *m) noexcept nogil:
     return t.segs <= m < t.segs + PASS_SEGS + GROUPS
 
 
-cdef void settle(tx_gro_t *t, txq_t *q, uint32_t n, uint32_t sent, uint32_t *left) noexcept nogil:
+cdef uint32_t tx_gro_frames(const tx_gro_t *t, const mbuf_t *m) noexcept nogil:
+    """Of how many frames one consists that ``tx_gro`` has its ``send`` function send."""
+    return t.table.done[m.packet_type].count if ours(t, m) else 1
+
+
+cdef void settle(tx_gro_t *t, uint32_t n, uint32_t sent, uint32_t *left) noexcept nogil:
     """After ``sent`` of the ``n`` in ``out`` were dealt with: frees the frames of super-frames
     among these, and puts the frames of all others into ``unsent``."""
     cdef gro_t *g = t.table
@@ -144,7 +148,6 @@ cdef void settle(tx_gro_t *t, txq_t *q, uint32_t n, uint32_t sent, uint32_t *lef
             t.out[gone] = g.items[at].m     # done with: whatever was unsent is in another place
             gone += 1
             at = g.items[at].next
-    _compat.counter_add(&q.gro, gone)
     mbuf_free_bulk(t.out, gone)
 
 
@@ -175,7 +178,7 @@ cdef uint32_t one_pass(tx_gro_t *t, tx_send_fn send, txq_t *q, mbuf_t **v, uint3
     # What it did not consume is in front now.
     for i in range(g.n_done - sent):
         t.out[g.n_done - 1 - i] = t.out[g.n_done - sent - 1 - i]
-    settle(t, q, g.n_done, sent, &left)
+    settle(t, g.n_done, sent, &left)
     for i in range(left):
         v[i] = t.unsent[i]
     gro_drained(g)

@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
+import random
 from contextlib import ExitStack
 
 import pytest
-from support import eventually, netdev, settle
+from rigs import Shape, redirect
+from support import PacketSocket, Tap, eventually, frame, ip, netdev, pattern, settle
+from trains import F, regular
 
 import rtap
 from rtap import Burst, EthDev, MbufFlag, Mempool, NetNS, TxOffload, Worker
+from rtap._ring import TxQueue
 from rtap.drivers.observed import Drops
 
 pytestmark = [pytest.mark.root, pytest.mark.lifetime]
@@ -101,3 +107,208 @@ def test_impossible_requests_to_several_targets(
             assert out.xstats()["tx_q0_bad_request_packets"] == asked[n]
             assert netdev(netns, out.ifname)["rx_packets"] == sent[n]
         assert settle(pool) == 0
+
+
+# ---- pieces that wait
+
+
+PIECES = 60
+
+
+class Slow:
+    """A device ``out`` that splits super-frames itself and whose kernel takes a few frames at a
+    time, and ``feed``, whose frames ask to be split."""
+
+    def __init__(self, stack: ExitStack, ns: NetNS, engine: str, rate: str) -> None:
+        self.out = stack.enter_context(
+            rtap.open(
+                "out",
+                netns=ns,
+                engine=engine,
+                sndbuf=6000,
+                tx_offloads=TxOffload.TCP_CKSUM | TxOffload.TCP_TSO,
+            )
+        )
+        self.feed = stack.enter_context(rtap.open("feed", netns=ns, engine=engine, data_room=9000))
+        stack.enter_context(rtap.open("end", netns=ns))
+        redirect(ns, "out", "end", rate)
+        self.at_feed = stack.enter_context(PacketSocket(ns, "feed", 0x0800))
+        self.shape = Shape()
+        self.queue = self.out._txq[0]
+        self.queue.software_gso = 7
+        ip(ns, "link", "set", "feed", "mtu", "4000")
+
+    def ask(self, burst: Burst) -> None:
+        for mbuf in burst:
+            self.shape.request(mbuf, 50)
+
+    def worker(self, on_full: str) -> Worker:
+        worker = Worker()
+        worker.forward((self.feed, 0), (self.out, 0), stages=[self.ask], on_full=on_full)
+        return worker
+
+    def offer(self) -> None:
+        self.at_feed.send(self.shape.unfinished(pattern(3, 50 * PIECES)))
+
+    def counted(self) -> tuple[int, int]:
+        return self.out.stats().opackets, self.out.xstats()["tx_q0_unsent_packets"]
+
+
+@pytest.mark.parametrize("on_full", ["drop", "retry"])
+def test_a_worker_sends_what_waits_without_new_frames(
+    netns: NetNS, engine: str, on_full: str
+) -> None:
+    with ExitStack() as stack:
+        slow = Slow(stack, netns, engine, "1mbit")
+        with slow.worker(on_full) as worker:
+            slow.offer()
+            eventually(lambda: slow.queue.waiting > 0, "the kernel is full")
+            eventually(lambda: slow.counted() == (PIECES, 0), "all pieces leave")
+            (route,) = worker.stats().routes
+            assert (route.rx_packets, route.tx_packets, route.drops) == (1, 1, 0)
+            eventually(
+                lambda: (
+                    worker.stats().routes[0].tx_bytes
+                    == sum(map(len, slow.shape.segments(pattern(3, 50 * PIECES), 50)))
+                ),
+                "all bytes are counted",
+            )
+        assert slow.queue.waiting == 0
+        assert settle(slow.feed.pool) == 0
+
+
+@pytest.mark.parametrize("end", ["worker", "queue", "device", "close"])
+def test_what_waits_at_the_end_is_counted(netns: NetNS, engine: str, end: str) -> None:
+    """Whatever ends, and whoever owns the queue then."""
+    with ExitStack() as stack:
+        slow = Slow(stack, netns, engine, "8kbit")
+        worker = stack.enter_context(slow.worker("retry"))
+        slow.offer()
+        eventually(lambda: slow.queue.waiting > 0, "the kernel is full")
+        if end == "worker":
+            worker.stop()
+        elif end == "queue":
+            slow.queue.stop()
+        elif end == "device":
+            slow.out.stop()
+        else:
+            slow.out.close()
+        assert slow.queue.waiting == 0
+        counters = slow.queue.counters()
+        assert 0 < counters["packets"] < PIECES
+        assert counters["unsent"] == counters["errors"] == PIECES - counters["packets"]
+        worker.stop()
+        (route,) = worker.stats().routes
+        assert (route.rx_packets, route.tx_packets, route.drops) == (1, 1, 0)
+        assert settle(slow.feed.pool) == 0
+
+
+# ---- descriptors of routes that have ended
+
+
+def watched(epoll: int) -> set[int]:
+    with open(f"/proc/self/fdinfo/{epoll}") as f:
+        return {int(line.split()[1]) for line in f if line.startswith("tfd:")}
+
+
+def epolls() -> set[int]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[eventpoll]":
+                found.add(int(name))
+    return found
+
+
+def test_the_descriptor_of_a_route_that_has_ended_is_not_watched(netns: NetNS, engine: str) -> None:
+    with ExitStack() as stack:
+        a, b, out = (
+            stack.enter_context(rtap.open(name, netns=netns, engine=engine))
+            for name in ("a0", "b0", "out")
+        )
+        worker = Worker()
+        for dev in (a, b):
+            worker.forward((dev, 0), (out, 0))
+        before = epolls()
+        stack.enter_context(worker)
+        (epoll,) = epolls() - before
+        queues = {dev.rx_queue(0).fd for dev in (a, b)}
+        eventually(lambda: queues <= watched(epoll), "both routes are parked")
+        a._rxq[0].stop()
+        assert watched(epoll) & queues == {b.rx_queue(0).fd}
+        out._txq[0].stop()
+        eventually(lambda: not watched(epoll) & queues, "the other route has ended")
+
+
+# ---- frames shorter than a header
+
+
+@pytest.mark.parametrize("mode", ["tap", "tun"])
+def test_runts_are_bad_requests(netns: NetNS, engine: str, mode: str) -> None:
+    """None reaches the kernel, by whichever way; those beside them do."""
+    least = 14 if mode == "tap" else 20
+    good = frame() if mode == "tap" else b"\x45" + bytes(59)
+    lengths = [1, least - 1, least]
+    with ExitStack() as stack:
+        outs = [
+            stack.enter_context(rtap.open(f"r{n}", netns=netns, engine=engine, mode=mode))
+            for n in range(2)
+        ]
+        pool = stack.enter_context(Mempool(64))
+        frames = [good[:n] for n in lengths] + [good]
+        dev = outs[0]
+        assert dev.tx_burst(0, pool.alloc_burst(len(frames), frames)) == 4
+        assert (dev.stats().opackets, dev.stats().oerrors) == (2, 2)
+        assert dev.xstats()["tx_q0_bad_request_packets"] == 2
+        assert netdev(netns, "r0")["rx_packets"] == 2
+        for n in (0, 1, least - 1):
+            with pytest.raises(ValueError, match=f"a frame of {n} bytes is none"):
+                dev.send(good[:n])
+        assert dev.send(good)
+        dev.stats_reset()
+        dev.xstats_reset()
+
+        def cut(burst: Burst) -> list[int]:
+            for n, mbuf in enumerate(burst):
+                mbuf[0:1] = good[:1]
+                if n % 4 < 2:
+                    mbuf.trim(mbuf.pkt_len - least + 1)
+            return [n % 2 for n in range(len(burst))]
+
+        null = source(stack, "net_null0,size=64", pool)
+        kernel = netdev(netns, "r0")["rx_packets"]
+        worker = Worker(burst=8)
+        worker.forward((null, 0), [(out, 0) for out in outs], stages=[cut])
+        with worker:
+            eventually(lambda: worker.stats().rx_packets > 100, "frames are forwarded")
+        (route,) = worker.stats().routes
+        assert (route.rx_packets, route.error) == (route.tx_packets + route.drops, "")
+        assert route.drops * 2 == route.rx_packets
+        for out, target in zip(outs, route.targets, strict=True):
+            assert out.xstats()["tx_q0_bad_request_packets"] == target.drops
+            assert out.stats().opackets == target.packets
+        assert netdev(netns, "r0")["rx_packets"] - kernel == route.targets[0].packets
+
+
+# ---- merged frames
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_a_merged_frame_is_lost_as_the_frames_it_is_made_of(
+    tap: Tap, engine: str, up: bool
+) -> None:
+    frames = [f.build() for f in regular(F(), [500] * 20, random.Random(1))] + [frame()]
+    with Mempool(64) as pool:
+        tx = TxQueue(tap.fd, name="tap", gro=True, engine=engine)
+        tx.start()
+        if not up:
+            tap.set("down")
+        assert tx.tx_burst(pool.alloc_burst(len(frames), frames)) == len(frames)
+        counters, more = tx.counters(), tx.xcounters()
+        lost = 0 if up else len(frames)
+        assert counters["errors"] == counters["down"] == more["link_down_packets"] == lost
+        assert (counters["packets"], more["tso_packets"], more["gro_merged_packets"]) == (
+            (2, 1, 20) if up else (0, 0, 0)
+        )
+        tx.close()
+        assert pool.in_use == 0
