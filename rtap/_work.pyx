@@ -30,6 +30,7 @@ from rtap.stages._stage cimport Stage, why_failed
 
 from rtap.errors import DeviceStateError
 from rtap.events import EthEvent
+from rtap.forks import forget_in_child, renew_in_child
 from rtap.power import limit_resume_latency
 from rtap.stats import RouteStats, StageStats, TargetStats, WorkerStats
 
@@ -58,15 +59,14 @@ def _stop_all():
             (<Work>work).join(max(deadline - time.monotonic(), 0))
 
 
-def _after_fork():
-    """In the child: who held a lock may not exist here."""
+def _forget():
+    """In a forked child, where no worker runs."""
     for work in all_at_work():
-        (<Work>work).lock = threading.RLock()
         (<Work>work).let_idle()
     at_work.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+forget_in_child(_forget)
 
 
 cdef class Route:
@@ -98,8 +98,13 @@ cdef class Work:
         self.routes = []
         self.queues = []
         self.stages = []
-        self.lock = threading.RLock()
+        self._in_child()
+        renew_in_child(self)
         self.generation = fork_generation()
+
+    def _in_child(self):
+        """For :mod:`rtap.forks`."""
+        self.lock = threading.RLock()
 
     def __dealloc__(self):
         worker_free(&self.w)

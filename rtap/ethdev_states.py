@@ -30,6 +30,7 @@ from rtap.ethdev_control import (
 )
 from rtap.events import EthEvent, Port
 from rtap.flags import flag_names
+from rtap.forks import renew_in_child
 from rtap.ops import EthConf, RxQueueOps, TxQueueOps
 
 __all__ = ["QUEUES_THERE", "EthDevStates"]
@@ -85,6 +86,7 @@ class EthDevStates(EthDevControl):
         self._deferred = {"rx": set(), "tx": set()}
         self._ender, self._left = 0, threading.Condition(self._lock)
         self._halted, self._ending = False, set()
+        renew_in_child(self)
 
     # -- ending bursts
     #
@@ -444,11 +446,15 @@ class EthDevStates(EthDevControl):
                 registry.release(self._name, self._port_id)
                 self._port.end()
 
-    def _forked(self) -> None:
-        """In a forked child; see the class. No lock: its holder may not exist here."""
+    def _in_child(self) -> None:
+        """For :mod:`rtap.forks`: it is the parent's device."""
         self._new_lock()
-        if self._state not in (CLOSED, INHERITED):
+        if self._state != CLOSED:
             self._state = INHERITED
+
+    def _forked(self) -> None:
+        """In a forked child, which lets go of its copies."""
+        if self._state == INHERITED:
             self._rx, self._tx = {}, {}
             self._ops.dev_forked()
 

@@ -9,7 +9,6 @@ device, close it, and register and unregister callbacks, itself among them.
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import sys
 import threading
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+from rtap.forks import forget_in_child, renew_in_child
 from rtap.threads import start_thread
 
 if TYPE_CHECKING:
@@ -95,8 +95,14 @@ class _Dispatcher:
     """The events thread, and the handles it serves."""
 
     def __init__(self) -> None:
+        self._in_child()
+        self.forget()
+
+    def _in_child(self) -> None:
         # Reentrant: the garbage collector may close a forgotten device in the middle of anything.
         self._lock = threading.RLock()
+
+    def forget(self) -> None:
         self._handles: set[EventHandle] = set()
         # Of the thread there is; None is its end.
         self._queue: queue.SimpleQueue[_Item | None] | None = None
@@ -160,7 +166,8 @@ class _Dispatcher:
 _dispatcher = _Dispatcher()
 
 # In a forked child there is no thread, and its devices and their callbacks are the parent's.
-os.register_at_fork(after_in_child=_dispatcher.__init__)  # type: ignore[misc]
+renew_in_child(_dispatcher)
+forget_in_child(_dispatcher.forget)
 
 
 def callback_register(event: EthEvent, fn: EventFn) -> EventHandle:

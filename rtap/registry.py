@@ -8,13 +8,13 @@ device is closed or collected.
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rtap.devargs import DevArgs, parse_devargs
+from rtap.forks import forget_in_child, renew_in_child
 
 if TYPE_CHECKING:
     from rtap.ethdev import EthDev
@@ -29,12 +29,22 @@ ProbeFn = Callable[[DevArgs, "Port"], "EthDevOps"]
 _drivers: dict[str, tuple[str, ProbeFn]] = {}
 _devices: dict[str, weakref.ref[EthDev] | None] = {}
 _ports: dict[int, str] = {}
-_lock = threading.RLock()
+
+
+class _Own:
+    def __init__(self) -> None:
+        self._in_child()
+
+    def _in_child(self) -> None:
+        self.lock = threading.RLock()
+
+
+_own = _Own()
 
 
 def register_driver(name: str, probe_fn: ProbeFn, aliases: tuple[str, ...] = ()) -> None:
     """Let devices whose name starts with `name`, or with an alias of it, be made by `probe_fn`."""
-    with _lock:
+    with _own.lock:
         for prefix in (name, *aliases):
             if prefix in _drivers:
                 raise ValueError(f"there is a driver for {prefix!r} already")
@@ -44,12 +54,12 @@ def register_driver(name: str, probe_fn: ProbeFn, aliases: tuple[str, ...] = ())
 
 def driver_names() -> list[str]:
     """Names of the registered drivers, without aliases."""
-    with _lock:
+    with _own.lock:
         return sorted({name for name, _ in _drivers.values()})
 
 
 def _driver_of(name: str) -> ProbeFn:
-    with _lock:
+    with _own.lock:
         fitting = [prefix for prefix in _drivers if name.startswith(prefix)]
         if fitting:
             return _drivers[max(fitting, key=len)][1]
@@ -61,7 +71,7 @@ def _driver_of(name: str) -> ProbeFn:
 
 def reserve(name: str) -> int:
     """Take a device name and the lowest free port number; ValueError if the name is in use."""
-    with _lock:
+    with _own.lock:
         if name in _devices:
             ref = _devices[name]
             held = ref() if ref is not None else None
@@ -76,20 +86,20 @@ def reserve(name: str) -> int:
 
 def reserve_numbered(prefix: str) -> tuple[str, int]:
     """As :func:`reserve`, with `prefix` and the lowest free number for a name."""
-    with _lock:
+    with _own.lock:
         name = next(f"{prefix}{n}" for n in itertools.count() if f"{prefix}{n}" not in _devices)
         return name, reserve(name)
 
 
 def publish(name: str, dev: EthDev) -> None:
     """Make the device of a reserved name visible."""
-    with _lock:
+    with _own.lock:
         _devices[name] = weakref.ref(dev)
 
 
 def release(name: str, port: int) -> None:
     """Free a name and its port number. Idempotent."""
-    with _lock:
+    with _own.lock:
         if _ports.get(port) == name:
             del _ports[port]
             _devices.pop(name, None)
@@ -97,7 +107,7 @@ def release(name: str, port: int) -> None:
 
 def devices() -> list[EthDev]:
     """The open devices of this process, in no particular order."""
-    with _lock:
+    with _own.lock:
         refs = list(_devices.values())
     found = (ref() for ref in refs if ref is not None)
     return [dev for dev in found if dev is not None]
@@ -105,7 +115,7 @@ def devices() -> list[EthDev]:
 
 def device(name: str) -> EthDev:
     """The open device called `name`, such as "net_rtap0". KeyError if there is none."""
-    with _lock:
+    with _own.lock:
         ref = _devices.get(name)
         dev = ref() if ref is not None else None
         if dev is None:
@@ -130,10 +140,8 @@ def probe(devargs: str) -> EthDev:
     return EthDev._create(parsed.name, lambda port: probe_fn(parsed, port))
 
 
-def _after_fork() -> None:
+def _forget() -> None:
     """In a forked child: the parent's devices are unusable, and their names are free."""
-    global _lock
-    _lock = threading.RLock()
     inherited = devices()
     _devices.clear()
     _ports.clear()
@@ -141,4 +149,5 @@ def _after_fork() -> None:
         dev._forked()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+renew_in_child(_own)
+forget_in_child(_forget)

@@ -234,6 +234,7 @@ def ops_of(dev: EthDev) -> FakeOps:
 def bring(dev: EthDev, state: str, pool: Mempool) -> None:
     """Takes a fresh device of one queue pair to a state."""
     if state == "inherited":
+        dev._in_child()
         dev._forked()
     elif state == "closed":
         dev.close()

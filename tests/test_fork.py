@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import os
 import signal
 import sys
@@ -13,13 +14,26 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from support import Tap, Task, frame, links, python, skip_without_devices
 
 import rtap
-from rtap import Burst, EthDev, Mempool, NetNS
+from rtap import (
+    Burst,
+    EthDev,
+    EthEvent,
+    Mempool,
+    NetNS,
+    Worker,
+    _work,
+    callback_register,
+    events,
+)
 from rtap._ring import RxQueue, TxQueue
+from rtap.control import channel, monitor
+from rtap.registry import _own as device_names
 
 pytestmark = [pytest.mark.root, pytest.mark.lifetime]
 
@@ -356,6 +370,125 @@ def test_programs_that_are_started_inherit_nothing(netns: NetNS, engine: str) ->
 
 
 # ---- forks in the middle of things
+
+
+def use_after_fork(dev: EthDev, worker: Worker, netns: NetNS) -> None:
+    """In the child: what takes a lock."""
+    for use in (dev.stats, dev.stop, dev.link, worker.start):
+        with pytest.raises(RuntimeError, match="fork"):
+            use()
+    assert not worker.running
+    worker.stats()
+    worker.stop()
+    dev.close()
+    with rtap.open("t1", netns=netns) as own:
+        own.callback_register(EthEvent.MTU, print)
+        own.mtu = 1400
+        assert own.send(frame(1))
+        own.stats()
+
+
+@contextlib.contextmanager
+def held(lock: Any) -> Iterator[None]:
+    """By another thread."""
+    taken, give = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            taken.set()
+            assert give.wait(20)
+
+    task = Task(hold)
+    assert taken.wait(5)
+    try:
+        yield
+    finally:
+        give.set()
+        task.result()
+
+
+@pytest.mark.parametrize(
+    "what", ["device", "port numbers", "events", "watches", "sockets", "a socket"]
+)
+def test_fork_while_another_thread_has_a_lock(netns: NetNS, what: str) -> None:
+    with rtap.open("t0", netns=netns) as dev:
+        dev.callback_register(EthEvent.MTU, print)
+        worker = Worker()
+        worker.forward((dev, 0), (dev, 0))
+        lock = {
+            "device": lambda: dev._lock,
+            "port numbers": lambda: device_names.lock,
+            "events": lambda: events._dispatcher._lock,
+            "watches": lambda: monitor._monitor._lock,
+            "sockets": lambda: channel._channels.lock,
+            "a socket": lambda: next(iter(channel._channels.by_netns.values()))._lock,
+        }[what]()
+        with held(lock):
+            in_child(lambda: use_after_fork(dev, worker, netns), 5)
+        assert dev.stats().opackets == 0
+        assert links(netns) == ["lo", "t0"]
+
+
+def test_fork_while_another_thread_starts_a_worker(
+    netns: NetNS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starting, go = threading.Event(), threading.Event()
+
+    def slow(microseconds: int) -> int:
+        starting.set()
+        assert go.wait(20)
+        return -1
+
+    monkeypatch.setattr(_work, "limit_resume_latency", slow)
+    with rtap.open("t0", netns=netns) as dev:
+        worker = Worker(resume_latency=100)
+        worker.forward((dev, 0), (dev, 0))
+        starter = Task(worker.start)
+        try:
+            assert starting.wait(5)
+            in_child(lambda: worker.running or worker.stats() or worker.stop(), 5)
+            in_child(lambda: repr(worker), 5)
+        finally:
+            go.set()
+            starter.result()
+        assert worker.running
+        worker.stop()
+
+
+def test_the_child_lets_go_of_a_device_that_another_thread_uses(netns: NetNS) -> None:
+    """It does not close what it has the last reference to: it is the parent's."""
+    inside, go = threading.Event(), threading.Event()
+
+    def callback(*_: object) -> None:
+        inside.set()
+        assert go.wait(20)
+
+    with rtap.open("t0", netns=netns) as kept:
+        dev = rtap.open("t1", netns=netns)
+        kept.callback_register(EthEvent.MTU, callback)
+        handle = callback_register(EthEvent.MTU, lambda *_: None)
+        kept.mtu = 1400
+        assert inside.wait(5)
+        dev.mtu = 1400  # the event waits for the callback, and refers to the device
+        known = [dev]
+        lock = dev._lock
+        del dev
+
+        def child() -> None:
+            assert rtap.devices() == []
+            known.clear()
+            gc.collect()
+            assert links(netns) == ["lo", "t0", "t1"]
+
+        try:
+            with held(lock):
+                in_child(child, 5)
+            known[0].set_link_down()
+            known[0].close()
+        finally:
+            go.set()
+            handle.unregister()
+        assert links(netns) == ["lo", "t0"]
 
 
 def test_fork_while_other_threads_use_the_pool_without_the_lock(

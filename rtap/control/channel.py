@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import TypeAlias
 
 from rtap.errors import raise_errno
+from rtap.forks import forget_in_child, renew_in_child
 from rtap.netns import call_in
 
 __all__ = ["NLMSGHDR", "Channel", "hold"]
@@ -64,11 +65,15 @@ class Channel:
         self._key = key
         self.users = 0
         self._sequences = itertools.count(1)
+        self._in_child()
         self._reset()
+        renew_in_child(self)
 
-    def _reset(self) -> None:
+    def _in_child(self) -> None:
         # Reentrant: signal handlers and finalizers make requests in the middle of one.
         self._lock = threading.RLock()
+
+    def _reset(self) -> None:
         self._sock: _socket.socket | None = None
         self._waiting: set[int] = set()
         self._answers: dict[int, _Answer] = {}
@@ -188,18 +193,21 @@ class Channel:
 
 class _Channels:
     def __init__(self) -> None:
-        # Reentrant: the garbage collector may close a forgotten device in the middle of anything.
-        self.lock = threading.RLock()
+        self._in_child()
         self.by_netns: dict[tuple[int, int], Channel] = {}
 
-    def forked(self) -> None:
+    def _in_child(self) -> None:
+        # Reentrant: the garbage collector may close a forgotten device in the middle of anything.
         self.lock = threading.RLock()
+
+    def forget(self) -> None:
         for channel in self.by_netns.values():
             channel.forked()
 
 
 _channels = _Channels()
-os.register_at_fork(after_in_child=_channels.forked)
+renew_in_child(_channels)
+forget_in_child(_channels.forget)
 
 
 def hold(netns: int) -> Channel:

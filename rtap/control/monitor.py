@@ -21,6 +21,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from rtap.forks import forget_in_child, renew_in_child
 from rtap.netns import call_in
 from rtap.threads import require_native, start_thread
 
@@ -122,10 +123,13 @@ def _open_socket() -> _socket.socket:
 
 class _Monitor:
     def __init__(self) -> None:
-        # Reentrant: the garbage collector may close a forgotten device in the middle of anything.
-        self._lock = threading.RLock()
+        self._in_child()
         self._sockets: dict[_NetnsId, _Socket] = {}
         self._loop: _Loop | None = None
+
+    def _in_child(self) -> None:
+        # Reentrant: the garbage collector may close a forgotten device in the middle of anything.
+        self._lock = threading.RLock()
 
     def add(self, watch: Watch, netns: int) -> None:
         with self._lock:
@@ -201,14 +205,15 @@ class _Monitor:
                     ]
         return hints
 
-    def forked(self) -> None:
+    def forget(self) -> None:
         """In a forked child, which has copies of the descriptors and no thread."""
-        for there in self._sockets.values():
+        sockets, self._sockets = self._sockets, {}
+        loop, self._loop = self._loop, None
+        for there in sockets.values():
             there.sock.close()
-        if self._loop is not None:
+        if loop is not None:
             with contextlib.suppress(OSError):
-                self._loop.close()
-        self.__init__()  # type: ignore[misc]
+                loop.close()
 
 
 def _read_indexes(sock: _socket.socket) -> set[int] | None:
@@ -236,7 +241,8 @@ def _read_indexes(sock: _socket.socket) -> set[int] | None:
 
 
 _monitor = _Monitor()
-os.register_at_fork(after_in_child=_monitor.forked)
+renew_in_child(_monitor)
+forget_in_child(_monitor.forget)
 
 
 def watch(netns: int, index: int, fn: Callable[[Watch], object]) -> Watch:
