@@ -172,8 +172,10 @@ cdef class TxQueueBase(QueueBase):
 
 
 cdef int gil_mode(str name) except -1
-cdef int enter_worker() except -1
+cdef int enter_worker(work) except -1
 cdef int leave_worker() except -1
+cdef object this_worker()
+cdef int forget_workers() except -1
 cdef void tx_alone(tx_share_t *s) noexcept nogil
 cdef uint32_t tx_lost(txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil
 

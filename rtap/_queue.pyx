@@ -36,18 +36,32 @@ cdef enum:
 cdef dict GIL_MODES = {"auto": GIL_AUTO, "release": GIL_RELEASE, "hold": GIL_HOLD}
 
 
-# Idents of the threads that run a worker's loop.
-cdef set worker_threads = set()
+# Ident of each thread that runs a worker's loop -> its Work.
+cdef dict worker_threads = {}
 
 
-cdef int enter_worker() except -1:
+cdef int enter_worker(work) except -1:
     """This thread owns a worker's queues until it leaves."""
-    worker_threads.add(PyThread_get_thread_ident())
+    worker_threads[PyThread_get_thread_ident()] = work
     return 0
 
 
 cdef int leave_worker() except -1:
-    worker_threads.discard(PyThread_get_thread_ident())
+    worker_threads.pop(PyThread_get_thread_ident(), None)
+    return 0
+
+
+cdef object this_worker():
+    """The Work whose loop, and a stage in it, this thread runs; None on any other."""
+    return worker_threads.get(PyThread_get_thread_ident())
+
+
+cdef int forget_workers() except -1:
+    """In a forked child, whose threads may get the idents of the parent's."""
+    work = this_worker()
+    worker_threads.clear()
+    if work is not None:        # a stage forked
+        enter_worker(work)
     return 0
 
 

@@ -23,6 +23,8 @@ cdef class Route:
 cdef class Work:
     cdef worker_t w
     cdef object thread
+    cdef object ended           # set when that one uses nothing any more
+    cdef object teller          # ident of the thread that tells of it while that lives, or None
     cdef object lock            # of all that is here but the loop's own
     cdef object __weakref__
     cdef list routes            # Route
@@ -46,9 +48,11 @@ cdef class Work:
     cdef int open_fds(self) except -1
     cdef int take(self) except -1
     cdef bint give_back(self) except -1
+    cdef int run(self) except -1
     cdef int ask_to_stop(self) except -1
     cdef int stop(self) except -1
-    cdef bint join(self, timeout) except -1
+    cdef Work waiter(self, str operation)
+    cdef bint join(self, str operation, timeout) except -1
     cdef int tidy_up(self) except -1
     cdef int leave_stages(self) except -1
     cdef void close_fds(self) noexcept

@@ -13,6 +13,8 @@ import threading
 import time
 import weakref
 
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uint32_t, uint64_t
 
 cimport rtap._compat as _compat
@@ -24,7 +26,10 @@ from rtap._linux cimport (
 from rtap._loop cimport (
     FROM_SOURCE, FROM_STAGE, route_t, target_t, worker_alloc, worker_free, worker_loop,
 )
-from rtap._queue cimport OWNED_BY_WORKER, QueueBase, TxQueueBase, enter_worker, leave_worker
+from rtap._queue cimport (
+    OWNED_BY_WORKER, QueueBase, TxQueueBase, enter_worker, forget_workers, leave_worker,
+    this_worker,
+)
 from rtap._uring cimport fork_generation
 from rtap.stages._stage cimport Stage, why_failed
 
@@ -37,6 +42,7 @@ from rtap.stats import RouteStats, StageStats, TargetStats, WorkerStats
 logger = logging.getLogger("rtap")
 
 cdef dict at_work = {}          # id -> weak reference
+cdef double LOOK_S = 0.05        # between looks whether who waits for a worker is to end itself
 cdef double EXIT_S = 0.5        # for all workers together, when the interpreter exits
 
 
@@ -56,7 +62,7 @@ def _stop_all():
             (<Work>work).ask_to_stop()
     for work in ending:
         with contextlib.suppress(Exception):
-            (<Work>work).join(max(deadline - time.monotonic(), 0))
+            (<Work>work).join("exit", max(deadline - time.monotonic(), 0))
 
 
 def _forget():
@@ -64,6 +70,7 @@ def _forget():
     for work in all_at_work():
         (<Work>work).let_idle()
     at_work.clear()
+    forget_workers()
 
 
 forget_in_child(_forget)
@@ -129,7 +136,7 @@ cdef class Work:
     cdef bint running(self) except -1:
         with self.lock:
             return (self.thread is not None and self.generation == fork_generation()
-                    and self.thread.is_alive())
+                    and not self.ended.is_set())
 
     cdef int add(self, Route route) except -1:
         cdef Route other
@@ -179,6 +186,8 @@ cdef class Work:
             self.take()
             self.w.stop = self.w.finished = 0
             at_work[id(self)] = weakref.ref(self)
+            # Thread.join() that a signal handler ends may take a thread for dead (CPython 3.11).
+            self.ended = threading.Event()
             self.thread = threading.Thread(target=self._main, args=(self.starts,), name=self.name,
                                            daemon=True)
             self.thread.start()
@@ -256,13 +265,19 @@ cdef class Work:
         return True
 
     def _main(self, uint32_t start):
-        cdef uint64_t one = 1
         if not _compat.cas(&self.awaited, start, 0):
             return              # too late: they are given back
         self.n_owned = 0        # the loop does that
+        try:
+            self.run()
+        finally:
+            self.ended.set()
+
+    cdef int run(self) except -1:
+        cdef uint64_t one = 1
         teller = None
         try:
-            enter_worker()
+            enter_worker(self)
             teller = threading.Thread(target=self._tell, name=f"{self.name}-events", daemon=True)
             teller.start()
             if self.cpu is not None:
@@ -280,12 +295,14 @@ cdef class Work:
             write(self.w.event_fd, &one, sizeof(one))
             if teller is not None and teller.ident is not None:
                 teller.join()
+        return 0
 
     def _tell(self):
         """Tells of routes that give up.  On a thread of its own: the worker's takes no GIL."""
         cdef uint32_t i
         cdef bint last = False
         cdef set known = set()
+        self.teller = PyThread_get_thread_ident()
         while not last:
             os.eventfd_read(self.w.event_fd)
             last = _compat.load(&self.w.finished) != 0
@@ -293,6 +310,7 @@ cdef class Work:
                 if _compat.load(&self.w.routes[i].gave_up) and i not in known:
                     known.add(i)
                     self.tell_of(i)
+        self.teller = None
 
     cdef void tell_of(self, uint32_t i) noexcept:
         """What fails here, a log that cannot be written, keeps nobody from hearing of others."""
@@ -314,17 +332,47 @@ cdef class Work:
         return 0
 
     cdef int stop(self) except -1:
+        self.waiter("stop")
         self.ask_to_stop()
-        self.join(None)
+        self.join("stop", None)
         return 0
 
-    cdef bint join(self, timeout) except -1:
+    cdef Work waiter(self, str operation):
+        """The worker in whose stage this thread is, or None; DeviceStateError for this one's own
+        threads."""
+        cdef Work own = this_worker()
+        if own is self:
+            raise DeviceStateError(
+                f"{operation}: this is a stage of the worker {self.name}, which cannot wait for "
+                "itself. Raise an exception to end the route, or have another thread do this and "
+                "do not wait for it")
+        if self.teller is not None and self.teller == PyThread_get_thread_ident():
+            raise DeviceStateError(
+                f"{operation}: the worker {self.name} waits for this thread, which logs the end of "
+                "a route. Have another thread do this and do not wait for it")
+        return own
+
+    cdef bint join(self, str operation, timeout) except -1:
+        """Waits for the thread; sees signals.  A worker whose stage waits here, and which is to end
+        itself, does not: the other one may wait for it."""
+        cdef Work own = self.waiter(operation)
+        cdef double left = LOOK_S
+        deadline = None if timeout is None else time.monotonic() + timeout
         with self.lock:
-            thread = self.thread
+            thread, ended = self.thread, self.ended
         if thread is not None and self.generation == fork_generation():
-            thread.join(timeout)
-            if thread.is_alive():
-                return False
+            while not ended.is_set():
+                if own is not None and _compat.load(&own.w.stop):
+                    raise DeviceStateError(
+                        f"{operation}: the worker {own.name}, whose stage this is, is to end, and "
+                        f"waits no longer for the worker {self.name}")
+                if deadline is not None:
+                    left = deadline - time.monotonic()
+                ended.wait(min(max(left, 0), LOOK_S))
+                PyErr_CheckSignals()
+                if left <= 0 and not ended.is_set():
+                    return False
+            thread.join()
         with self.lock:
             if self.thread is thread:       # nobody tidied up or started it again meanwhile
                 self.tidy_up()

@@ -167,12 +167,20 @@ name='rtap-worker')\n--\n
         self.made().start()
 
     def stop(self):
-        """Ends the thread after the burst in hand and gives the queues back; idempotent."""
+        """Ends the thread after the burst in hand and gives the queues back; idempotent.
+
+        Ctrl-C ends the wait for a stage that does not return; the thread ends after it all the
+        same.  DeviceStateError in a stage of this worker, and in one of another worker that is to
+        end itself.
+        """
         self.made().stop()
 
     def join(self, timeout=None):
-        """Waits until the thread has ended (seconds, or None); true when it has."""
-        return self.made().join(timeout)
+        """Waits until the thread has ended (seconds, or None); true when it has.
+
+        DeviceStateError as for ``stop``.
+        """
+        return self.made().join("join", timeout)
 
     def __enter__(self):
         self.start()

@@ -186,6 +186,143 @@ def test_stages_that_stop_each_others_devices() -> None:
     )
 
 
+def test_a_stage_cannot_wait_for_its_own_worker() -> None:
+    child(
+        """
+        dev = null(0)
+        said, more = [], threading.Event()
+
+        def stage(burst):
+            if said:
+                more.set()
+                return
+            for call in (worker.stop, worker.join, lambda: worker.join(0), worker.__exit__,
+                         worker.start):
+                try:
+                    call()
+                except rtap.DeviceStateError as exc:
+                    said.append(str(exc))
+
+        worker = rtap.Worker(name="own")
+        worker.forward((dev, 0), (dev, 0), stages=[stage])
+        with worker:
+            assert more.wait(5)
+            assert worker.running  # nothing has changed
+        assert len(said) == 5, said
+        for text in said[:4]:
+            assert "a stage of the worker own, which cannot wait for itself" in text, text
+        assert not worker.running
+        dev.close()
+        """
+    )
+
+
+@pytest.mark.parametrize("call", ["stop", "join"])
+def test_stages_that_wait_for_each_others_worker(call: str) -> None:
+    """Two that stop each other end; two that join each other do once one is stopped."""
+    child(
+        """
+        import logging
+        logging.disable()
+        call = sys.argv[1]
+        both = threading.Barrier(2)
+        said, workers = [], []
+
+        def stage_that_waits(other):
+            def stage(burst):
+                both.wait(5)
+                try:
+                    getattr(workers[other], call)()
+                except rtap.DeviceStateError as exc:
+                    said.append(str(exc))
+                raise EOFError
+            return stage
+
+        devices = [null(n) for n in range(2)]
+        for n, dev in enumerate(devices):
+            workers.append(rtap.Worker(name=f"w{n}"))
+            workers[n].forward((dev, 0), (dev, 0), stages=[stage_that_waits(1 - n)])
+        for worker in workers:
+            worker.start()
+        if call == "join":
+            time.sleep(0.1)
+            assert all(worker.running for worker in workers)
+            Task(workers[0].stop).result(5)
+        for worker in workers:
+            assert Task(worker.join, 5).result(6)
+        # The other one may have seen the end of this one first.
+        assert "is to end, and waits no longer for the worker" in said[0], said
+        for dev in devices:
+            dev.close()
+        """,
+        call,
+    )
+
+
+def test_a_log_handler_cannot_wait_for_the_worker_it_hears_of() -> None:
+    """It runs on a thread that the worker waits for."""
+    child(
+        """
+        import logging
+        said = []
+
+        class Handler(logging.Handler):
+            def emit(self, record):
+                try:
+                    worker.stop()
+                except rtap.DeviceStateError as exc:
+                    said.append(str(exc))
+
+        def stage(burst):
+            raise OSError("that is all")
+
+        logging.getLogger("rtap").addHandler(Handler())
+        dev = null(0)
+        worker = rtap.Worker()
+        worker.forward((dev, 0), (dev, 0), stages=[stage])
+        worker.start()
+        assert Task(worker.join, 5).result(6)
+        assert any("waits for this thread" in text for text in said), said
+        dev.close()
+        """
+    )
+
+
+@pytest.mark.parametrize("call", ["stop", "join"])
+def test_ctrl_c_while_a_worker_is_waited_for(call: str) -> None:
+    child(
+        """
+        dev = null(0)
+        inside, go = threading.Event(), threading.Event()
+
+        def stage(burst):
+            inside.set()
+            assert go.wait(10)
+
+        worker = working(dev, dev, stage)
+        assert inside.wait(5)
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        try:
+            getattr(worker, sys.argv[1])()
+        except KeyboardInterrupt:
+            pass
+        else:
+            sys.exit("not interrupted")
+        assert worker.running
+        assert not worker.join(0)
+        go.set()
+        worker.stop()
+        assert not worker.running
+        worker.start()
+        worker.stop()
+        dev.close()
+        assert pool.in_use == 0
+        """,
+        call,
+    )
+
+
 @pytest.mark.parametrize("cycle", [False, True])
 def test_a_device_is_collected_in_a_stage(cycle: bool) -> None:
     """The finalizer does not wait for the stage that it runs in."""
