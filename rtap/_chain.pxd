@@ -30,6 +30,8 @@ cdef struct held_t:             # frames of a burst that a stage has not come to
     uint32_t *verdict
     uint32_t at
     uint32_t n
+    uint32_t made               # frames that came of the first one, when only some could be made
+    uint32_t left               # and those of it that are still to come
 
 
 cdef struct scratch_t:          # the arrays of a burst, for one thread
@@ -54,7 +56,7 @@ cdef struct stage_t:
     uint64_t packets            # that came to it
     uint64_t bytes
     uint64_t drops
-    uint64_t split              # frames more than there were
+    uint64_t split              # frames more than there were; of those in `held`, the ones made
     uint64_t merged             # frames fewer
     uint64_t cycles
     # When it has failed:
@@ -73,6 +75,7 @@ cdef void scratch_free(scratch_t *s) noexcept nogil
 cdef int stage_alloc(stage_t *stage, uint32_t room) noexcept nogil
 cdef void stage_free(stage_t *stage) noexcept nogil
 cdef bint chain_holds(const stage_t *stages, uint32_t n_stages) noexcept nogil
+cdef void held_drop(stage_t *stage, uint32_t n) noexcept nogil
 cdef void chain_drop(stage_t *stages, uint32_t n_stages) noexcept nogil
 cdef int chain_run(stage_t *stages, uint32_t n_stages, uint32_t n_targets, scratch_t *s,
                    mbuf_t **frames, uint32_t *n, uint32_t *failed) noexcept nogil

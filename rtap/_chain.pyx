@@ -70,16 +70,27 @@ cdef bint chain_holds(const stage_t *stages, uint32_t n_stages) noexcept nogil:
     return False
 
 
+cdef void held_drop(stage_t *stage, uint32_t n) noexcept nogil:
+    """Frees the first ``n`` frames that wait in a stage, and counts them.  What was still to come
+    of one that is begun counts as if it had been made: each frame as one."""
+    cdef held_t *held = &stage.held
+    cdef uint32_t more
+    if n == 0:
+        return
+    more = held.left - 1 if held.made > 0 else 0
+    mbuf_free_bulk(held.frames + held.at, n)
+    held.at += n
+    held.n -= n
+    held.made = 0
+    _compat.counter_add(&stage.split, more)
+    _compat.counter_add(&stage.drops, n + more)
+
+
 cdef void chain_drop(stage_t *stages, uint32_t n_stages) noexcept nogil:
     """Frees the frames that wait in it."""
-    cdef held_t *held
     cdef uint32_t k
     for k in range(n_stages):
-        held = &stages[k].held
-        if held.n > 0:
-            mbuf_free_bulk(held.frames + held.at, held.n)
-            _compat.counter_add(&stages[k].drops, held.n)
-            held.n = 0
+        held_drop(&stages[k], stages[k].held.n)
 
 
 cdef uint32_t keep(scratch_t *s, mbuf_t **frames, uint32_t n, uint32_t n_targets) noexcept nogil:

@@ -21,6 +21,7 @@ from rtap import Burst, MbufFlag, Mempool, NetNS, RouteStats, RxOffload, TxOfflo
 
 LRO = RxOffload.TCP_CKSUM | RxOffload.UDP_CKSUM | RxOffload.TCP_LRO | RxOffload.UDP_LRO
 TSO = TxOffload.TCP_CKSUM | TxOffload.UDP_CKSUM | TxOffload.TCP_TSO | TxOffload.UDP_TSO
+IPV4 = 0x0800
 SHAPES = [Shape(version, proto) for version in (4, 6) for proto in ("tcp", "udp")]
 
 
@@ -110,7 +111,7 @@ def test_far_more_frames_than_came() -> None:
 
 @pytest.mark.parametrize("slots", [0, 4, 5, 14])
 def test_no_buffers(pool: Mempool, slots: int) -> None:
-    """What cannot be split is dropped: the first ones that fit are there, and plain frames."""
+    """As many frames as there are buffers, in order, and plain frames; the others are dropped."""
     shape = Shape()
     with Mempool(max(slots, 1), data_room=1200) as small:
         taken = small.alloc_burst(1 if slots == 0 else 0)
@@ -121,7 +122,7 @@ def test_no_buffers(pool: Mempool, slots: int) -> None:
         stage = stages.Gso(small)
         targets = stage(burst)
         parts = shape.segments(payload, 1000)
-        assert [bytes(m) for m in burst] == slots // 5 * parts + [last]
+        assert [bytes(m) for m in burst] == [*(3 * parts)[:slots], last]
         assert len(targets) == len(burst)
         burst.free()
         taken.free()
@@ -311,38 +312,137 @@ def test_frames_become_super_frames_on_the_way(engine: str) -> None:
         assert route.drops == route.stages[0].drops == 0
 
 
-@pytest.mark.root
-def test_a_target_that_takes_nothing(netns: NetNS, engine: str) -> None:
-    """Frames wait at the target and in the stage, no others are read; a stop frees them all."""
-    skip_without_devices()
-    shape = Shape(4, "tcp")
-    payload = random.Random(5).randbytes(1400 * 40)
-    with ExitStack() as stack:
-        a = stack.enter_context(rtap.open("a0", netns=netns, engine=engine, rx_offloads=LRO))
-        b = stack.enter_context(rtap.open("b0", netns=netns, engine=engine, sndbuf=20_000))
-        near = stack.enter_context(
+class Fed:
+    """A device that receives super-frames, and one that plain frames leave by."""
+
+    SHAPE = Shape(4, "tcp")
+    COUNT = 40  # frames of one
+
+    def __init__(self, netns: NetNS, engine: str, stack: ExitStack, **there: Any) -> None:
+        skip_without_devices()
+        self.a = stack.enter_context(rtap.open("a0", netns=netns, engine=engine, rx_offloads=LRO))
+        self.b = stack.enter_context(rtap.open("b0", netns=netns, engine=engine, **there))
+        self.near = stack.enter_context(
             rtap.open("n0", netns=netns, engine=engine, tx_offloads=TSO, data_room=1 << 16)
         )
-        sink = stack.enter_context(rtap.open("s0", netns=netns))
-        pool = stack.enter_context(Mempool(64))
-        redirect(netns, near.ifname, a.ifname)
-        redirect(netns, b.ifname, sink.ifname, "8kbit")
-        for _ in range(20):
-            mbuf = near.pool.alloc(shape.unfinished(payload))
-            assert near.tx_burst(0, Burst([shape.request(mbuf, 1400)])) == 1
-        del mbuf
+        redirect(netns, "n0", "a0")
+        self.seed = 0
+
+    def super_frame(self) -> list[bytes]:
+        """Sends one; what is to come out of it."""
+        self.seed += 1
+        payload = random.Random(self.seed).randbytes(1400 * self.COUNT)
+        mbuf = self.near.pool.alloc(self.SHAPE.unfinished(payload))
+        assert self.near.tx_burst(0, Burst([self.SHAPE.request(mbuf, 1400)])) == 1
+        return self.SHAPE.segments(payload, 1400)
+
+    def plain(self) -> list[bytes]:
+        self.seed += 1
+        (data,) = frames_of(F(sport=self.seed), 1)
+        assert self.near.send(data)
+        return [data]
+
+    def worker(self, pool: Mempool, on_full: str = "retry") -> Worker:
         worker = Worker()
-        worker.forward((a, 0), (b, 0), stages=[stages.Gso(pool)], on_full="retry")
-        with worker:
-            eventually(lambda: route_of(worker).retries > 2, "the target is full")
-            assert 0 < pool.in_use <= 40
-            held = a.pool.in_use
-            route = route_of(worker)
-            assert route.rx_packets == 20
-            assert route.stages[0].split == 39  # of the first one
-            assert held == 19
+        worker.forward((self.a, 0), (self.b, 0), stages=[stages.Gso(pool)], on_full=on_full)
+        return worker
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as made:
+        yield made
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("slots", [1, 7, 39, 40])
+def test_a_pool_smaller_than_a_super_frame(
+    netns: NetNS, engine: str, stack: ExitStack, slots: int
+) -> None:
+    """It goes in parts, with nothing behind it that would push it on."""
+    fed = Fed(netns, engine, stack)
+    pool = stack.enter_context(Mempool(slots))
+    peer = stack.enter_context(PacketSocket(netns, "b0", IPV4, rcvbuf=1 << 24))
+    wanted = fed.super_frame() + fed.plain() + fed.super_frame() + fed.super_frame()
+    with fed.worker(pool) as worker:
+        assert peer.frames(len(wanted)) == wanted
+        eventually(lambda: route_of(worker).tx_packets == len(wanted), "they are counted")
         route = route_of(worker)
-        assert route.stages[0].drops == 19
-        assert route.drops + route.tx_packets == 40
+        assert (route.drops, route.stages[0].drops) == (0, 0)
+        assert route.stages[0].split == 3 * (Fed.COUNT - 1)
         assert accounted(route)
-        assert (settle(pool), settle(a.pool)) == (0, 0)
+        assert (settle(pool), settle(fed.a.pool)) == (0, 0)
+
+
+@pytest.mark.root
+def test_buffers_that_the_application_keeps(netns: NetNS, engine: str, stack: ExitStack) -> None:
+    """The route waits for none of them: what finds none is dropped, until some come back."""
+    fed = Fed(netns, engine, stack)
+    pool = stack.enter_context(Mempool(64))
+    peer = stack.enter_context(PacketSocket(netns, "b0", IPV4, rcvbuf=1 << 24))
+    some, kept = pool.alloc_burst(10), pool.alloc_burst(54)
+    with fed.worker(pool) as worker:
+        fed.super_frame()
+        fed.super_frame()
+        wanted = fed.plain()
+        assert peer.frames(1) == wanted
+        eventually(lambda: route_of(worker).tx_packets == 1, "it is counted")
+        assert route_of(worker).stages[0].drops == 2
+        assert accounted(route_of(worker))
+        some.free()
+        wanted = fed.super_frame() + fed.plain()
+        assert peer.frames(len(wanted)) == wanted
+        kept.free()
+        wanted = fed.super_frame()
+        assert peer.frames(len(wanted)) == wanted
+        eventually(lambda: route_of(worker).tx_packets == 82, "they are counted")
+        assert route_of(worker).stages[0].drops == 2
+        assert accounted(route_of(worker))
+        assert (settle(pool), settle(fed.a.pool)) == (0, 0)
+
+
+@pytest.mark.root
+def test_frames_that_never_fit(netns: NetNS, engine: str, stack: ExitStack) -> None:
+    """One alone takes more buffers than there are: its super-frame is dropped, others go on."""
+    fed = Fed(netns, engine, stack)
+    pool = stack.enter_context(Mempool(5, data_room=256))
+    peer = stack.enter_context(PacketSocket(netns, "b0", IPV4, rcvbuf=1 << 24))
+    fed.super_frame()
+    wanted = fed.plain()
+    fed.super_frame()
+    wanted += fed.plain()
+    with fed.worker(pool) as worker:
+        assert peer.frames(2) == wanted
+        eventually(lambda: route_of(worker).tx_packets == 2, "they are counted")
+        route = route_of(worker)
+        assert (route.stages[0].drops, route.stages[0].split) == (2, 0)
+        assert accounted(route)
+        assert (settle(pool), settle(fed.a.pool)) == (0, 0)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("slots", [64, 16], ids=["whole", "in parts"])
+def test_a_target_that_takes_nothing(
+    netns: NetNS, engine: str, stack: ExitStack, slots: int
+) -> None:
+    """Frames wait at the target and in the stage, no others are read; a stop frees them all."""
+    fed = Fed(netns, engine, stack, sndbuf=20_000)
+    pool = stack.enter_context(Mempool(slots))
+    stack.enter_context(rtap.open("s0", netns=netns))
+    redirect(netns, "b0", "s0", "8kbit")
+    for _ in range(20):
+        fed.super_frame()
+    with fed.worker(pool) as worker:
+        eventually(lambda: route_of(worker).retries > 2, "the target is full")
+        assert 0 < pool.in_use <= min(slots, Fed.COUNT)
+        route = route_of(worker)
+        assert route.rx_packets == 20
+        assert route.stages[0].split == (39 if slots == 64 else 16)
+        assert fed.a.pool.in_use == (19 if slots == 64 else 20)
+    route = route_of(worker)
+    lost = route.stages[0].drops
+    assert lost == (19 if slots == 64 else 19 + Fed.COUNT - 16)
+    assert route.stages[0].split == 39  # of the first one, the lost ones too
+    assert lost + route.drops + route.tx_packets == 19 + Fed.COUNT
+    assert accounted(route)
+    assert (settle(pool), settle(fed.a.pool)) == (0, 0)

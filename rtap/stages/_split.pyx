@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Super-frames split into the frames that go on a wire."""
 
-from libc.errno cimport EMSGSIZE, ENOBUFS
+from libc.errno cimport E2BIG, EMSGSIZE, ENOBUFS
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cimport rtap._compat as _compat
-from rtap._chain cimport LAYER_ETHERNET, LAYER_IP, STAGE_SPLITS, held_t, scratch_t, stage_t
+from rtap._chain cimport (
+    LAYER_ETHERNET, LAYER_IP, STAGE_SPLITS, held_drop, held_t, scratch_t, stage_t,
+)
 from rtap._mempool cimport Mempool
-from rtap._pool cimport mbuf_free, mbuf_t, pool_t
+from rtap._pool cimport mbuf_t, pool_t
 from rtap._request cimport TX_TCP_SEG, TX_UDP_SEG
-from rtap._segment cimport gso_mbuf
+from rtap._segment cimport gso_part, gso_whole
 from rtap._vnet cimport keeps_vnet_hdr
 from rtap.stages._stage cimport Stage
 
@@ -24,44 +26,63 @@ cdef inline bint is_whole(const mbuf_t *m) noexcept nogil:
     return not keeps_vnet_hdr(m) and m.ol_flags & (TX_TCP_SEG | TX_UDP_SEG) == 0
 
 
+cdef int split_next(split_t *how, held_t *held, mbuf_t **out, uint32_t room,
+                    bint alone) noexcept nogil:
+    """Makes frames of the first that waits: how many, and it waits no more if it is consumed.  As
+    gso_whole; only when no frame before it is left, ``alone``, some of its frames without the
+    others."""
+    cdef mbuf_t *m = held.frames[held.at]
+    cdef pool_t *pool = how.pool if how.pool != NULL else m.pool
+    cdef int rc = -ENOBUFS
+    if held.made == 0 and is_whole(m):
+        out[0] = m
+        held.left = 0
+        return 1
+    if held.made == 0:
+        rc = gso_whole(m, pool, how.l2, True, out, room)
+        held.left = 0
+    if alone and (rc == -ENOBUFS or rc == -E2BIG):
+        rc = gso_part(m, pool, how.l2, True, held.made, out, room, &held.left)
+        if rc > 0:
+            held.made += rc
+    return rc
+
+
 cdef uint32_t split(stage_t *stage, scratch_t *s, mbuf_t **v, uint32_t n) noexcept nogil:
     cdef split_t *how = <split_t *>stage.ctx
     cdef held_t *held = &stage.held
-    cdef uint32_t got = 0, drops = 0, verdict, i
+    cdef uint32_t got = 0, verdict, i
     cdef uint64_t more = 0
-    cdef mbuf_t *m
     cdef int rc
     while got < n and is_whole(v[got]):
         got += 1
     if got < n:                 # from here on they are written anew
         held.at = 0
         held.n = n - got
+        held.made = 0
         memcpy(held.frames, v + got, held.n * sizeof(mbuf_t *))
         memcpy(held.verdict, s.verdict + got, held.n * sizeof(uint32_t))
     while held.n > 0:
-        m = held.frames[held.at]
+        if got == s.room:
+            break
         verdict = held.verdict[held.at]
-        rc = -EMSGSIZE
-        if got < s.room and is_whole(m):
-            v[got] = m
-            rc = 1
-        elif got < s.room:
-            rc = gso_mbuf(m, how.pool if how.pool != NULL else m.pool, how.l2, v + got,
-                          s.room - got)
-        if got > 0 and (rc == -EMSGSIZE or rc == -ENOBUFS):
+        rc = split_next(how, held, v + got, s.room - got, got == 0)
+        if got > 0 and (rc == -EMSGSIZE or rc == -ENOBUFS or rc == -E2BIG):
             break               # when those before it are gone there is room, and buffers
-        held.at += 1
-        held.n -= 1
         if rc < 0:
-            mbuf_free(m)
-            drops += 1
+            held_drop(stage, 1)
             continue
-        more += rc - 1
         for i in range(rc):
             s.verdict[got + i] = verdict
         got += rc
+        more += rc
+        if held.left > 0:
+            break
+        more -= 1
+        held.at += 1
+        held.n -= 1
+        held.made = 0
     _compat.counter_add(&stage.split, more)
-    _compat.counter_add(&stage.drops, drops)
     return got
 
 
@@ -71,9 +92,11 @@ cdef class Gso(Stage):
     Splits super-frames, TCP or UDP, into frames within their segment size, as on a wire: headers
     and checksums complete.  A frame whose checksum was left to the kernel gets it.
 
-    For what comes next and wants plain frames; devices take super-frames as they are.  A
-    super-frame that does not fit what it says of itself, or for which there are no buffers even
-    when nothing is in hand, is dropped.
+    For what comes next and wants plain frames; devices take super-frames as they are.  Where there
+    are too few buffers for all frames of one, even when nothing else is in hand, those for which
+    there are some go first, and the others when these are gone.  Frames for which there is no
+    buffer at all then are dropped, and so is a super-frame that does not fit what it says of
+    itself.
 
     pool: the :class:`rtap.Mempool` of the frames; without, each super-frame's own
     l2:   Ethernet frames (TAP), else IP packets (TUN)
