@@ -363,6 +363,8 @@ def test_what_the_kernel_drops_while_the_link_is_down_is_not_missed(
         iproute(netns, "link set t0 carrier off")
         while told.next() != (EthEvent.INTR_LSC, DOWN):
             pass
+        # DOWN is told first. The kernel sets operstate and closes the queues under one lock.
+        eventually(lambda: link(netns, "t0")["operstate"] == "DOWN", "the queues are closed")
         push(5)
         dev.stop()
         push(5)
