@@ -474,14 +474,15 @@ class FrameMachine(RuleBasedStateMachine):
         made: list[Slot] = []
         for k, head in enumerate(came):
             held.heads = made + came[k:]
-            parts = self.split_one(head, target)
+            parts = self.split_one(head, target, in_parts=drops)
             if parts is not None:
                 made += parts
             elif not drops:
                 return made, came[k:]
         return made, []
 
-    def split_one(self, head: Slot, target: int | None) -> list[Slot] | None:
+    def split_one(self, head: Slot, target: int | None, *, in_parts: bool) -> list[Slot] | None:
+        """The frames made of one; `in_parts`, as many as there are buffers for."""
         try:
             parts = parts_of(head)
         except ValueError:
@@ -495,7 +496,9 @@ class FrameMachine(RuleBasedStateMachine):
                 own.size = 0
             return None if own is None else [own]
         new = [fresh(head.pool if target is None else target, part) for part in parts]
-        return new if self.fits(s.pool for n in new for s in segments(n)) else None
+        while new and not self.fits(s.pool for n in new for s in segments(n)):
+            new = new[:-1] if in_parts else []
+        return new or None
 
     @staticmethod
     def note_flags(held: Held) -> None:
