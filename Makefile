@@ -83,9 +83,11 @@ bench: build
 soak: build
 	@$(PYTHON3) -m bench.soak $(ARGS)
 
-fuzz: build
+fuzz: build sanitized
 	@RTAP_FUZZ=1 tools/setup
 	@$(PYTHON3) tools/fuzz.py $(ARGS)
+	@$(PYTHON3) tools/fuzz_api.py --calls=1e6
+	@tools/sanitize --run $(PYTHON3) tools/fuzz_api.py --calls=1e6
 	@HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -m fuzz --timeout=3600
 
 docs: build
