@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Random sequences of calls of the public API on pools, mbufs, bursts, stages and null devices.
+"""Random sequences of calls of the public API on pools, mbufs, bursts, stages and devices.
 
 Each sequence has a seed and runs in a process of its own, so that a crash or a hang is a finding
-and not the end; from one thread, or from three that share all objects. A fault is death by a
+and not the end; from one thread, or from three that share all objects. One sequence in three has a
+TAP device in a namespace of its own (as root), the others a net_null device. A fault is death by a
 signal or a sanitizer, a hang, SystemError, AssertionError, or a pool that lacks slots at the end.
 
     python tools/fuzz_api.py                       half a million calls, on the release build
+    python tools/fuzz_api.py --seconds 60          as many of them as fit
     python tools/fuzz_api.py --seed 7 --runs 1     sequence 7 again
     tools/sanitize --run .venv/bin/python tools/fuzz_api.py
 """
@@ -17,15 +19,17 @@ import faulthandler
 import gc
 import os
 import random
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import rtap
-from rtap import offload, stages
+from rtap import EthConf, offload, stages
 
 #: Calls of one sequence, and seconds that it may take.
 LENGTH, LIMIT = 2000, 120
@@ -40,14 +44,29 @@ class World:
 
     def __init__(self, seed: int) -> None:
         r = random.Random(seed)
-        shapes = [(r.choice([4, 64, 300]), r.choice([64, 256, 2048])) for _ in range(3)]
+        tap = seed % 3 == 0 and os.geteuid() == 0
+        # A queue of a TAP device takes no pool that could never hold a frame.
+        slots = [64, 300] if tap else [4, 64, 300]
+        shapes = [(r.choice(slots), r.choice([64, 256, 2048])) for _ in range(3)]
         self.pools = [rtap.Mempool(n, room, memfd=r.random() < 0.2) for n, room in shapes]
         self.mbufs: list[rtap.Mbuf] = []
         self.bursts: list[rtap.Burst] = []
         self.views: list[memoryview] = []
         self.gros = [offload.Gro(udp=True), offload.Gro(timeout=0.01)]
-        self.dev = rtap.probe(f"net_null{os.getpid()},size={r.choice([14, 60, 64])}")
-        self.dev.configure(2, 2)
+        self.wire: socket.socket | None = None  # the kernel's end of the device
+        if tap:
+            with rtap.NetNS() as ns:
+                engine = r.choice(["uring", "syscall"])
+                self.dev = rtap.open("fuzz0", queues=2, netns=ns, engine=engine)
+                self.wire = ns.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW)
+                self.wire.bind(("fuzz0", 0))
+                self.wire.setblocking(False)
+            self.dev.stop()
+        else:
+            self.dev = rtap.probe(f"net_null0,size={r.choice([14, 60, 64])}")
+        scatter = rtap.RxOffload.SCATTER if self.wire else rtap.RxOffload(0)  # for any pool
+        self.conf = EthConf(scatter)
+        self.dev.configure(2, 2, self.conf)
         for q in range(2):
             self.dev.rx_queue_setup(q, 64, r.choice(self.pools))
             self.dev.tx_queue_setup(q, 64)
@@ -55,6 +74,8 @@ class World:
 
     def end(self) -> None:
         self.dev.close()
+        if self.wire:
+            self.wire.close()
         for kept in (self.views, self.mbufs, self.bursts, self.gros):
             kept.clear()
         gc.collect()
@@ -211,7 +232,7 @@ class Caller:
             [
                 *[dev.start] * 6,
                 dev.stop,
-                lambda: dev.stop() if r.random() < 0.5 else dev.configure(2, 2),
+                lambda: dev.stop() if r.random() < 0.5 else dev.configure(2, 2, self.w.conf),
                 lambda: dev.rx_queue_setup(r.randrange(2), 64, self.pool()),
                 lambda: dev.tx_queue_setup(r.randrange(2), 64),
                 lambda: dev.rx_queue_stop(r.randrange(2)),
@@ -225,6 +246,10 @@ class Caller:
 
     def call_rx(self) -> None:
         self.keep(self.w.bursts, self.w.dev.rx_burst(self.r.randrange(2), self.n()))
+
+    def call_wire(self) -> None:
+        if self.w.wire:
+            self.w.wire.send(self.data())
 
     def call_tx(self) -> None:
         self.w.dev.tx_burst(self.r.randrange(2), self.burst())
@@ -282,6 +307,7 @@ def run(seed: int, threads: int) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fuzz_api", description=__doc__.partition("\n")[0])
     parser.add_argument("--calls", type=float, default=5e5, help="in all (default 5e5)")
+    parser.add_argument("--seconds", type=float, default=3600, help="begin none later")
     parser.add_argument("--runs", type=int, help="sequences, instead")
     parser.add_argument("--seed", type=int, default=1, help="of the first sequence")
     parser.add_argument("--threads", type=int, choices=(1, 3), help="default: both in turn")
@@ -292,13 +318,22 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     runs = args.runs or max(1, int(args.calls) // LENGTH)
     todo = [(args.seed + n, args.threads or (1, 3)[n % 2]) for n in range(runs)]
-    bad = 0
+    bad, begun = 0, time.monotonic()
+
+    def turn(which: tuple[int, int]) -> str | None:
+        return run(*which) if time.monotonic() - begun < args.seconds else None
+
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for text in pool.map(lambda which: run(*which), todo):
-            if text:
+        for text in pool.map(turn, todo):
+            if text is None:
+                runs -= 1
+            elif text:
                 print(text, flush=True)
                 bad += 1
-    print(f"fuzz_api: {runs * LENGTH} calls in {runs} sequences, {bad} found something")
+    took = time.monotonic() - begun
+    print(
+        f"fuzz_api: {runs * LENGTH} calls in {runs} sequences, {bad} found something, {took:.0f} s"
+    )
     return 1 if bad else 0
 
 
