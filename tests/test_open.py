@@ -215,7 +215,7 @@ def test_multi_queue_interface_with_more_queues(netns: NetNS) -> None:
 
 def test_single_queue_interface_has_one(netns: NetNS) -> None:
     iproute(netns, "tuntap add mode tap p0")
-    with pytest.raises(ValueError, match="nb_rx_queues must be 1 to 1, got 2"):
+    with pytest.raises(ValueError, match="must be 1, got 2: p0 is a single-queue interface"):
         rtap.open("p0", netns=netns, queues=2)
     assert links(netns) == ["lo", "p0"]
     with rtap.open("p0", netns=netns) as dev:
