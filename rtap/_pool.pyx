@@ -24,6 +24,7 @@ cdef enum:
     CACHE_BLOCK = 64            # slots moved between a cache and the shared list at once
     SLOT_ALIGN = 64
     HUGE_PAGE = 1 << 21
+    PAGE = 4096
 
 cdef pool_t *all_pools = NULL
 cdef uint32_t pools_lock = 0
@@ -44,6 +45,11 @@ cdef uint32_t thread_number() noexcept nogil:
 
 cdef inline cache_t *thread_cache(pool_t *p) noexcept nogil:
     return &p.caches[thread_number() % POOL_CACHES]
+
+
+cdef inline size_t mapped(const pool_t *p) noexcept nogil:
+    """Bytes of the arena's mapping: whole pages."""
+    return (p.arena_len + PAGE - 1) & ~<size_t>(PAGE - 1)
 
 
 cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t headroom,
@@ -96,7 +102,7 @@ cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t head
         m.buf = p.arena + i * p.stride
         m.buf_len = headroom + data_room
         p.free_slots[i] = m
-    _compat.poison(p.arena, p.arena_len)
+    _compat.poison(p.arena, mapped(p))
     p.n_free = n
     p.id = _compat.fetch_add(&pools_made, 1) + 1
     _compat.lock(&pools_lock)
@@ -134,7 +140,7 @@ cdef void pool_unmap(pool_t *p) noexcept nogil:
     p.headers = NULL
     p.memfd = -1
     if arena != NULL:
-        _compat.unpoison(arena, p.arena_len)
+        _compat.unpoison(arena, mapped(p))
         munmap(arena, p.arena_len)
     if memfd >= 0:
         close(memfd)
