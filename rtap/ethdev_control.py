@@ -7,7 +7,6 @@ They are :class:`rtap.EthDev`'s, which inherits them; states, queues and packets
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -15,6 +14,7 @@ from rtap.errors import DeviceStateError
 from rtap.ether import MacAddr, MacLike
 from rtap.events import EthEvent, EventFn, EventHandle, Port
 from rtap.ops import DevInfo, EthConf, EthDevOps, Link, RxQueueOps, Stats, TxQueueOps
+from rtap.threads import FairRLock
 
 __all__ = [
     "ALIVE",
@@ -73,7 +73,7 @@ class EthDevControl:
     _name: str
     _port_id: int
     _state: str
-    _lock: threading.RLock
+    _lock: FairRLock
     _port: Port
     _ops: EthDevOps
     _caps: DevInfo

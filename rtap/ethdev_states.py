@@ -32,6 +32,7 @@ from rtap.events import EthEvent, Port
 from rtap.flags import flag_names
 from rtap.forks import renew_in_child
 from rtap.ops import EthConf, RxQueueOps, TxQueueOps
+from rtap.threads import FairRLock
 
 __all__ = ["QUEUES_THERE", "EthDevStates"]
 
@@ -84,7 +85,7 @@ class EthDevStates(EthDevControl):
         self._rx, self._tx = {}, {}
         self._running = {"rx": set(), "tx": set()}
         self._deferred = {"rx": set(), "tx": set()}
-        self._ender, self._left = 0, threading.Condition(self._lock)
+        self._ender, self._left = 0, self._lock.condition()
         self._halted, self._ending = False, set()
         renew_in_child(self)
 
@@ -460,8 +461,8 @@ class EthDevStates(EthDevControl):
 
     def _new_lock(self) -> None:
         """Who held the old one, or waits for bursts to end, is no more."""
-        self._lock = self._port.lock = threading.RLock()
-        self._ender, self._left = 0, threading.Condition(self._lock)
+        self._lock = self._port.lock = FairRLock()
+        self._ender, self._left = 0, self._lock.condition()
 
     # -- a queue by its number
 

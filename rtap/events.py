@@ -18,7 +18,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from rtap.forks import forget_in_child, renew_in_child
-from rtap.threads import start_thread
+from rtap.threads import FairRLock, start_thread
 
 if TYPE_CHECKING:
     from rtap.ethdev import EthDev
@@ -191,7 +191,7 @@ class Port:
     def __init__(self, dev: EthDev) -> None:
         self._dev = weakref.ref(dev)
         self.id = -1
-        self.lock = threading.RLock()
+        self.lock = FairRLock()
         self.handles: list[EventHandle] = []
 
     def register(self, event: EthEvent, fn: EventFn) -> EventHandle:

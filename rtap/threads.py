@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Threads of the operating system, for what green ones cannot do.
+"""Threads of the operating system, for what green ones cannot do, and a lock that is fair to them.
 
 gevent and eventlet replace the standard library's threads by greenlets, which all run in one
 thread. ``setns(2)`` in such a thread would move the whole program, and a wait in the kernel would
@@ -11,11 +11,12 @@ from __future__ import annotations
 import _thread
 import select
 import threading
+import time
 from collections.abc import Callable
 from types import BuiltinFunctionType
 from typing import Any
 
-__all__ = ["require_native", "start_thread"]
+__all__ = ["FairRLock", "require_native", "start_thread"]
 
 
 def require_native() -> None:
@@ -35,3 +36,52 @@ def start_thread(target: Callable[..., object], *args: Any, name: str) -> thread
     thread = threading.Thread(target=target, args=args, name=name, daemon=True)
     thread.start()
     return thread
+
+
+class FairRLock:
+    """A reentrant lock that nobody is kept out of by a thread that takes it again and again.
+
+    Python wakes whoever waits for a lock, but does not hand the lock over: a thread that calls a
+    device in a loop has it back before the other one runs, for seconds. Here a thread goes through
+    a gate first, and stays in it until it has the lock; so the next one to wait comes next.
+    """
+
+    # Reentrant as well: a signal handler may run while its own thread waits inside.
+    _gate: threading.RLock
+    # A threading.RLock, with what threading.Condition uses of one.
+    _lock: Any
+
+    def __init__(self) -> None:
+        self._gate, self._lock = threading.RLock(), threading.RLock()
+        self.release = self._lock.release
+        self._is_owned = self._lock._is_owned
+        self._release_save = self._lock._release_save
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """As :meth:`threading.Lock.acquire`."""
+        if self._is_owned():
+            return bool(self._lock.acquire())
+        until = time.monotonic() + timeout
+        if not self._gate.acquire(blocking, timeout):
+            return False
+        try:
+            if timeout > 0:
+                timeout = max(0.0, until - time.monotonic())
+            return bool(self._lock.acquire(blocking, timeout))
+        finally:
+            self._gate.release()
+
+    __enter__ = acquire
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def condition(self) -> threading.Condition:
+        """A condition variable with this lock under it."""
+        lock: Any = self
+        return threading.Condition(lock)
+
+    def _acquire_restore(self, state: tuple[int, int]) -> None:
+        """For :class:`threading.Condition`: back from its wait."""
+        with self._gate:
+            self._lock._acquire_restore(state)
