@@ -52,7 +52,7 @@ from bench.rig import (
     redirect,
     run,
 )
-from rtap.netns import NetNS
+from rtap.control.netns import NetNS
 
 BURST = 64
 

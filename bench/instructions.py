@@ -27,9 +27,9 @@ import rtap
 from bench.measure import columns, write_report
 
 BASELINE = Path(__file__).with_name("baseline.json")
-NULL_RX = "__pyx_f_4rtap_5_null_null_rx"
-NULL_TX = "__pyx_f_4rtap_5_null_null_tx"
-COUNT_FRAMES = "__pyx_f_4rtap_8_traffic_count_frames"
+NULL_RX = "__pyx_f_4rtap_7_queues_4null_null_rx"
+NULL_TX = "__pyx_f_4rtap_7_queues_4null_null_tx"
+COUNT_FRAMES = "__pyx_f_4rtap_5_core_7traffic_count_frames"
 #: The driver calls it around what is measured; callgrind then writes out what it has collected.
 MARK = "getppid"
 BURSTS = 200
@@ -76,7 +76,7 @@ def unavailable() -> str:
 def compiler() -> str:
     """What compiled rtap, "gcc 12" for instance; "unknown" when the modules do not say."""
     package = Path(rtap.__file__).parent
-    for path in package.glob("_traffic*.so"):
+    for path in package.glob("_core/traffic*.so"):
         found = re.search(rb"(GCC: \([^)]*\)|clang version) (\d+)", path.read_bytes())
         if found:
             return f"{'gcc' if found[1].startswith(b'GCC') else 'clang'} {found[2].decode()}"

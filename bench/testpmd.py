@@ -27,8 +27,8 @@ import rtap
 from bench.dpdk import TestPmd, available, common, dpdk_argv
 from bench.measure import Rounds, Sample, Subject, alternate, bench_cpu, write_report
 from bench.rig import Counters, frame, namespace, redirect, run
-from rtap._generate import GenerateRxQueue
-from rtap.netns import NetNS
+from rtap._queues.generate import GenerateRxQueue
+from rtap.control.netns import NetNS
 
 SIZES = (64, 1500)
 ROUND = 256

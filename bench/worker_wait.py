@@ -28,7 +28,7 @@ from bench.closed_loop import thread_cpu_ns
 from bench.measure import bench_cpu, write_report
 from bench.rig import namespace, programs
 from bench.worker_idle import packet_socket, udp
-from rtap.netns import NetNS
+from rtap.control.netns import NetNS
 
 SO_TIMESTAMPNS = 35
 
@@ -107,7 +107,7 @@ def measure(
 
 def awake() -> contextlib.AbstractContextManager[Any]:
     """Keeps processors from halting."""
-    from rtap.power import limit_resume_latency
+    from rtap._work.power import limit_resume_latency
 
     return open(limit_resume_latency(0), "wb")
 

@@ -15,22 +15,22 @@ import os
 from typing import TYPE_CHECKING
 
 from rtap import stages
-from rtap._burst import Burst
-from rtap._mbuf import Mbuf
-from rtap._mempool import Mempool
-from rtap._worker import Worker
+from rtap._core.burst import Burst
+from rtap._core.mbuf import Mbuf
+from rtap._core.mempool import Mempool
+from rtap._work.figures import RouteStats, StageStats, TargetStats, WorkerStats
+from rtap._work.worker import Worker
+from rtap.control.netns import NetNS
 from rtap.errors import DeviceGone, DeviceStateError, PoolEmpty
-from rtap.ethdev import EthDev
+from rtap.ethdev.device import EthDev
+from rtap.ethdev.events import EthEvent, EventHandle, callback_register
+from rtap.ethdev.ops import DevInfo, EthConf, Link, Stats
+from rtap.ethdev.registry import device, devices, probe
 from rtap.ether import MacAddr
-from rtap.events import EthEvent, EventHandle, callback_register
 from rtap.flags import MbufFlag, RxOffload, TxOffload
-from rtap.netns import NetNS
-from rtap.ops import DevInfo, EthConf, Link, Stats
-from rtap.registry import device, devices, probe
-from rtap.stats import RouteStats, StageStats, TargetStats, WorkerStats
 
 # Registers the driver. Left out of __all__: a star import should not replace the builtin.
-from rtap.opening import open as open  # noqa: A004  # isort: skip
+from rtap.drivers.open_tap import open as open  # noqa: A004  # isort: skip
 
 __version__: str
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 from typing_extensions import Buffer
 
-from rtap._burst import Burst
-from rtap._mempool import Mempool
+from rtap._core.burst import Burst
+from rtap._core.mempool import Mempool
 
 def checksum(buf: Buffer, initial: int = 0) -> int: ...
 def partial(buf: Buffer, initial: int = 0) -> int: ...

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The functions of :mod:`rtap.offload`: arguments checked here, the work done by the kernels over
-pointers of ``_checksum``, ``_parse``, ``_verify`` and ``_segment``."""
+pointers of ``_frames``."""
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -9,18 +9,20 @@ from libc.errno cimport E2BIG, ENOBUFS
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memmove, memset
 
-from rtap._burst cimport Burst, burst_make
-from rtap._checksum cimport chain_sum, fold16, sum16, update16
-from rtap._linux cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE
-from rtap._mbuf cimport Mbuf, check_range
-from rtap._mempool cimport Mempool
-from rtap._parse cimport HEADERS_MAX, headers_of, headers_t, parse_headers
-from rtap._pool cimport MAX_DATA_ROOM, mbuf_free, mbuf_read, mbuf_ref, mbuf_t, mbuf_window, pool_t
-from rtap._segment cimport (
+from rtap._core.burst cimport Burst, burst_make
+from rtap._core.linux cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE
+from rtap._core.mbuf cimport Mbuf, check_range
+from rtap._core.mempool cimport Mempool
+from rtap._core.pool cimport (
+    MAX_DATA_ROOM, mbuf_free, mbuf_read, mbuf_ref, mbuf_t, mbuf_window, pool_t,
+)
+from rtap._frames.checksum cimport chain_sum, fold16, sum16, update16
+from rtap._frames.parse cimport HEADERS_MAX, headers_of, headers_t, parse_headers
+from rtap._frames.segment cimport (
     FITS, MISFITS, MISFIT_SUPER, complete as complete_frame, gso_mbuf, misfit_t, plan_mbuf,
     plan_segments, plan_t, segment_payload, vnet_t, write_segment,
 )
-from rtap._verify cimport (
+from rtap._frames.verify cimport (
     RX_IP_CKSUM_BAD, RX_IP_CKSUM_GOOD, RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD,
     RX_L4_CKSUM_NONE, RX_OUTER_IP_CKSUM_BAD, RX_OUTER_L4_CKSUM_BAD, fill_frame,
     fill_unfinished, note_verdict, unfinished_at, verify_frame,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-from rtap._mempool cimport Mempool
-from rtap._queue cimport RxQueueBase, TxQueueBase
-from rtap._rx cimport tap_rxq_t
-from rtap._tx cimport tap_txq_t
+from rtap._core.mempool cimport Mempool
+from rtap._core.queue cimport RxQueueBase, TxQueueBase
+from rtap._tap.rx cimport tap_rxq_t
+from rtap._tap.tx cimport tap_txq_t
 
 
 cdef class RxQueue(RxQueueBase):

@@ -3,8 +3,8 @@ from collections.abc import Callable, Iterable
 
 from typing_extensions import Buffer
 
-from rtap._mempool import Mempool
-from rtap._queue import RxQueueBase, TxQueueBase
+from rtap._core.mempool import Mempool
+from rtap._core.queue import RxQueueBase, TxQueueBase
 
 class RxQueue(RxQueueBase):
     def __init__(

@@ -13,27 +13,28 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, strerror
 
-cimport rtap._compat as _compat
-from rtap._chain cimport LAYER_ETHERNET, LAYER_IP
-from rtap._linux cimport iovec, readv_now
-from rtap._mbuf cimport check_range
-from rtap._mempool cimport Mempool
-from rtap._pool cimport pool_t, thread_number
-from rtap._queue cimport QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, TxQueueBase, gil_mode
-from rtap._rx cimport (
+cimport rtap._core.compat as _compat
+from rtap._core.linux cimport iovec, readv_now
+from rtap._core.mbuf cimport check_range
+from rtap._core.mempool cimport Mempool
+from rtap._core.pool cimport fork_generation, pool_t, thread_number
+from rtap._core.queue cimport (
+    LAYER_ETHERNET, LAYER_IP, QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, TxQueueBase, gil_mode,
+)
+from rtap._frames.vnet cimport VNET_HDR_LEN
+from rtap._tap.rx cimport (
     FILTER_MAX, SEGS_MAX, filter_t, room_t, rx_adopt, rx_split, rx_syscall, rx_uring,
     rx_uring_many, tap_rxq_t,
 )
-from rtap._rx_gso cimport rx_gso_create, rx_gso_destroy, rx_gso_drop
-from rtap._tx cimport (
+from rtap._tap.rx_gso cimport rx_gso_create, rx_gso_destroy, rx_gso_drop
+from rtap._tap.tx cimport (
     tap_txq_t, tx_abandon, tx_checked, tx_forget, tx_syscall, tx_uring, tx_uring_many,
 )
-from rtap._tx_gro cimport tx_gro_create, tx_gro_destroy
-from rtap._uring cimport (
-    ENGINE_AUTO, ENGINE_SYSCALL, ENGINE_URING, RING_ENTRIES, fork_generation, uring_costs,
-    uring_forget_file, uring_new_file_id, uring_refusal,
+from rtap._tap.tx_gro cimport tx_gro_create, tx_gro_destroy
+from rtap._tap.uring cimport (
+    ENGINE_AUTO, ENGINE_SYSCALL, ENGINE_URING, RING_ENTRIES, uring_costs, uring_forget_file,
+    uring_new_file_id, uring_refusal,
 )
-from rtap._vnet cimport VNET_HDR_LEN
 
 import errno as errno_names
 

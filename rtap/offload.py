@@ -19,7 +19,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from rtap import _offload
-from rtap._coalesce import Gro, coalesce_bytes
+from rtap._frames.coalesce import Gro, coalesce_bytes
 from rtap._offload import (
     checksum,
     checksum_burst,

@@ -20,11 +20,11 @@ from rtap import (
     RxOffload,
     Stats,
     TxOffload,
-    registry,
 )
-from rtap.devargs import DevArgs
-from rtap.events import Port
-from rtap.ops import DescLim, EthDevOps
+from rtap.ethdev import registry
+from rtap.ethdev.devargs import DevArgs
+from rtap.ethdev.events import Port
+from rtap.ethdev.ops import DescLim, EthDevOps
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -31,11 +31,11 @@ from typing import Any, Generic, TypeVar
 import pytest
 
 import rtap
-from rtap._mempool import Mempool
+from rtap._core.mempool import Mempool
 from rtap._ring import RxQueue, TxQueue
 from rtap.control import tun
+from rtap.control.netns import NetNS
 from rtap.control.tun import TunFeature
-from rtap.netns import NetNS
 
 #: Local experimental ethertype 1 (IEEE 802): no protocol of the kernel wants it.
 ETHERTYPE = 0x88B5

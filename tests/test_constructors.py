@@ -15,10 +15,10 @@ import pytest
 
 import rtap
 from rtap import Burst, Mbuf, Mempool, Worker, offload, stages
-from rtap._generate import GenerateRxQueue
-from rtap._noisy import NoisyRxQueue
-from rtap._null import NullRxQueue, NullTxQueue
-from rtap._queue import QueueBase, RxQueueBase, TxQueueBase
+from rtap._core.queue import QueueBase, RxQueueBase, TxQueueBase
+from rtap._queues.generate import GenerateRxQueue
+from rtap._queues.noisy import NoisyRxQueue
+from rtap._queues.null import NullRxQueue, NullTxQueue
 from rtap._ring import RxQueue, TxQueue
 
 SOURCES = Path(__file__).resolve().parent.parent

@@ -19,7 +19,7 @@ from support import BROADCAST, LOCAL, Tap, frame, ip
 import rtap
 from rtap import Burst, Mempool, NetNS, RxOffload, Stats
 from rtap._ring import RxQueue, TxQueue
-from rtap.stats import queue_stats, queue_xstats
+from rtap.ethdev.stats import queue_stats, queue_xstats
 
 GROUP = bytes.fromhex("01005e000001")
 ROOM = 2048

@@ -28,7 +28,7 @@ from support import skip_without_devices
 from rtap.cli.display import WARM_UP, Display, Lines, RichTable, choose
 from rtap.cli.errors import CommandError
 from rtap.cli.tcp import Builtin, find_client
-from rtap.netns import NetNS
+from rtap.control.netns import NetNS
 
 pytestmark = pytest.mark.root
 

@@ -13,7 +13,7 @@ from support import PacketSocket, frame, links
 
 import rtap
 from rtap import Mempool, NetNS
-from rtap.devargs import NAME_MAX, DevArgs, parse_devargs
+from rtap.ethdev.devargs import NAME_MAX, DevArgs, parse_devargs
 
 
 @pytest.mark.parametrize(

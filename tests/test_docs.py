@@ -13,7 +13,7 @@ import pytest
 from rtap import EthDev
 from rtap.drivers.net_null import NetNull
 from rtap.drivers.net_rtap import NetRtap
-from rtap.ops import EthDevOps
+from rtap.ethdev.ops import EthDevOps
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

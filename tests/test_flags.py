@@ -11,8 +11,8 @@ import pytest
 
 import rtap
 from rtap import MbufFlag, RxOffload, TxOffload
+from rtap.ethdev.ops import as_flags
 from rtap.flags import flag_names
-from rtap.ops import as_flags
 
 # rte_ethdev.h and rte_mbuf_core.h of DPDK 24.11: bit numbers.
 RX_OFFLOAD = {

@@ -27,13 +27,13 @@ from rtap import (
     Mempool,
     NetNS,
     Worker,
-    _work,
     callback_register,
-    events,
 )
 from rtap._ring import RxQueue, TxQueue
+from rtap._work import thread as work_thread
 from rtap.control import channel, monitor
-from rtap.registry import _own as device_names
+from rtap.ethdev import events
+from rtap.ethdev.registry import _own as device_names
 
 pytestmark = [pytest.mark.root, pytest.mark.lifetime]
 
@@ -439,7 +439,7 @@ def test_fork_while_another_thread_starts_a_worker(
         assert go.wait(20)
         return -1
 
-    monkeypatch.setattr(_work, "limit_resume_latency", slow)
+    monkeypatch.setattr(work_thread, "limit_resume_latency", slow)
     with rtap.open("t0", netns=netns) as dev:
         worker = Worker(resume_latency=100)
         worker.forward((dev, 0), (dev, 0))

@@ -20,7 +20,7 @@ from support import PacketSocket, Tap, Task, eventually, python, settle
 
 import rtap
 from rtap import Burst, DeviceStateError, EthEvent, Mbuf, Mempool, NetNS, PoolEmpty, Worker
-from rtap._null import NullRxQueue, NullTxQueue
+from rtap._queues.null import NullRxQueue, NullTxQueue
 from rtap.offload import Gro
 
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))

@@ -9,8 +9,8 @@ from scapy.layers.l2 import Ether
 from support import Task, eventually, settle
 
 from rtap import Burst, DeviceStateError, Mempool
-from rtap._generate import GenerateRxQueue
-from rtap._noisy import NoisyRxQueue
+from rtap._queues.generate import GenerateRxQueue
+from rtap._queues.noisy import NoisyRxQueue
 from rtap.cli.testpmd.frames import FLOWGEN, TXONLY, header
 from rtap.cli.testpmd.modes import Ends
 

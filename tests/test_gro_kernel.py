@@ -37,7 +37,7 @@ from trains import (
     regular,
 )
 
-from rtap._coalesce import coalesce_bytes
+from rtap._frames.coalesce import coalesce_bytes
 
 pytestmark = pytest.mark.root
 

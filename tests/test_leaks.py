@@ -33,10 +33,11 @@ from support import (
 )
 
 import rtap
-from rtap import DeviceGone, EthConf, EthDev, Mempool, NetNS, RxOffload, registry
-from rtap import opening as opening_module
+from rtap import DeviceGone, EthConf, EthDev, Mempool, NetNS, RxOffload
 from rtap.control import channel, tun
 from rtap.drivers import descriptors, net_rtap
+from rtap.drivers import open_tap as opening_module
+from rtap.ethdev import registry
 
 MB = 1 << 20
 

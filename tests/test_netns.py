@@ -30,7 +30,7 @@ from support import (
 
 import rtap
 from rtap import NetNS
-from rtap.netns import call_in, open_netns
+from rtap.control.netns import call_in, open_netns
 
 NAME = f"rtap-test-{os.getpid()}"
 

@@ -13,8 +13,8 @@ from support import frame
 import rtap
 from rtap import (
     NetNS,
-    registry,
 )
+from rtap.ethdev import registry
 
 
 def test_names_and_ports(driver: None) -> None:

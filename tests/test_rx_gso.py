@@ -21,7 +21,7 @@ from test_tx_gro import per_flow
 import rtap
 from rtap import Burst, EthDev, MbufFlag, Mempool, NetNS, RxOffload, TxOffload, Worker
 from rtap._ring import RxQueue
-from rtap.ops import EthConf
+from rtap.ethdev.ops import EthConf
 
 pytestmark = pytest.mark.root
 

@@ -31,7 +31,7 @@ from rtap.drivers import net_rtap
 
 pytestmark = pytest.mark.root
 
-opening_module = importlib.import_module("rtap.opening")
+opening_module = importlib.import_module("rtap.drivers.open_tap")
 
 MAC = "02:00:00:00:00:77"
 

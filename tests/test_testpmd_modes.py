@@ -18,7 +18,7 @@ from scapy.packet import Packet
 from support import ETH_P_ALL, PacketSocket, frame, ip, ping
 from testpmds import LRO, PEERS, attended, between, numbers
 
-from rtap.netns import NetNS
+from rtap.control.netns import NetNS
 
 pytestmark = pytest.mark.root
 

@@ -13,7 +13,7 @@ from scapy.layers.l2 import Ether
 from support import PacketSocket, eventually, frame, ip, links, netdev, seq_of
 from testpmds import LRO, PORTS, Testpmd, attended, between, numbers, report, unattended
 
-from rtap.netns import NetNS
+from rtap.control.netns import NetNS
 
 pytestmark = pytest.mark.root
 

@@ -10,7 +10,7 @@ import time
 import pytest
 from support import Task, eventually
 
-from rtap.threads import FairRLock
+from rtap._core.threads import FairRLock
 
 
 def waiter(lock: FairRLock, order: list[str]) -> Task[None]:

@@ -21,12 +21,9 @@ USER_MODULE = """
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from rtap._burst cimport Burst
-from rtap._mbuf cimport Mbuf
-from rtap._mempool cimport Mempool
-from rtap._pool cimport (
-    mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_read, mbuf_ref, mbuf_reset, mbuf_t, mbuf_tailroom,
-    mbuf_write, pool_available, pool_get,
+from rtap.native cimport (
+    Burst, Mbuf, Mempool, mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_read, mbuf_ref, mbuf_reset,
+    mbuf_t, mbuf_tailroom, mbuf_write, pool_available, pool_get,
 )
 
 
@@ -122,8 +119,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project of somebody else's, built against this package."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "user.pyx").write_text(USER_MODULE)
-    declared = sorted(path.stem for path in PACKAGE.glob("*.pxd"))
-    assert len(declared) > 10
+    paths = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.pxd"))
+    declared = sorted(".".join(path.parts) for path in paths)
+    assert len(declared) > 30
     everything = "".join(f"cimport rtap.{name}\n" for name in declared)
     (folder / "everything.pyx").write_text(f"{everything}\nnames = {declared!r}\n")
     (folder / "build.py").write_text(SETUP)
@@ -157,7 +155,7 @@ def user(project: Path) -> ModuleType:
 
 
 def test_every_declaration_can_be_cimported(project: Path) -> None:
-    assert "_pool" in load(project, "everything").names
+    assert "_core.pool" in load(project, "everything").names
 
 
 def test_a_burst_read_without_the_gil(user: ModuleType) -> None:

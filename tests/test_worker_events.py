@@ -17,7 +17,7 @@ from support import PacketSocket, eventually, fds, frame, ip, skip_without_devic
 
 import rtap
 from rtap import Burst, DeviceStateError, EthDev, EthEvent, Mempool, NetNS, RouteStats, Worker
-from rtap import power as rtap_power
+from rtap._work import power as rtap_power
 
 LATENCY = Path("/dev/cpu_dma_latency")
 

@@ -15,7 +15,7 @@ from support import eventually, fds
 
 import rtap
 from rtap import Burst, DeviceStateError, EthDev, Mempool, NetNS, Worker, stages
-from rtap._null import NullRxQueue, NullTxQueue
+from rtap._queues.null import NullRxQueue, NullTxQueue
 from rtap._ring import RxQueue, TxQueue
 
 MAC = "02:00:00:00:00:01"

@@ -21,7 +21,7 @@ from clients import iperf3
 from rigs import MAC_A, MAC_B
 from support import child_place, ip
 
-from rtap.netns import NetNS
+from rtap.control.netns import NetNS
 
 PROMPT = "testpmd> "
 

@@ -2,7 +2,8 @@
 """Rules of the source tree that no other linter knows.
 
 Every source file names its licence in the first line, every .pyx has its .pyi, no text names a path
-of somebody's machine or the host of a package registry, and no merge is left half done.
+of somebody's machine or the host of a package registry, no merge is left half done, and no module
+imports one of a higher layer (tools/layers.py).
 A file too long to be read in one sitting is mentioned, no more.
 """
 
@@ -13,6 +14,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from layers import arrows_up
 
 ROOT = Path(__file__).resolve().parent.parent
 SPDX = "SPDX-License-Identifier: BSD-3-Clause"
@@ -72,6 +75,9 @@ def main() -> int:
         for number, text in faults(path):
             print(f"{path.relative_to(ROOT)}:{number}: {text}")
             bad += 1
+    for path, number, text in arrows_up(ROOT / "rtap"):
+        print(f"{path.relative_to(ROOT)}:{number}: {text}")
+        bad += 1
     return 1 if bad else 0
 
 

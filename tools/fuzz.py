@@ -33,10 +33,13 @@ HARNESS = ROOT / "tests" / "fuzz"
 CORPUS = HARNESS / "corpus.bin"
 GENERATED = ROOT / "build" / "cython-release" / "rtap"
 OUT = ROOT / "build" / "fuzz"
-KERNELS = ("_checksum", "_gro", "_parse", "_pool", "_request", "_segment", "_verify", "_vnet")
+KERNELS = (
+    *("_core/pool", "_frames/checksum", "_frames/gro", "_frames/parse", "_frames/request"),
+    *("_frames/segment", "_frames/verify", "_frames/vnet"),
+)
 SANITIZE = ["-g1", "-fno-omit-frame-pointer", "-fno-strict-aliasing", "-fno-sanitize-recover=all"]
 #: A wrong bound in the parser, with which it reads one byte too far, to see that this is seen.
-PLANTED = ("_parse.pyx", "        if q.l4 + 20 > seen:\n", "        if q.l4 + 12 > seen:\n")
+PLANTED = ("_frames/parse.pyx", "        if q.l4 + 20 > seen:\n", "        if q.l4 + 12 > seen:\n")
 LONGEST = 2048
 #: Longest input of the repository's corpus.
 KEPT = 600
@@ -46,7 +49,7 @@ def unavailable(compiler: str = "clang") -> str:
     """Why this machine cannot build the harness, in one sentence; "" when it can."""
     if shutil.which(compiler) is None:
         return f"needs {compiler}"
-    if not any(GENERATED.glob("_segment.c")):
+    if not any(GENERATED.glob("_frames/segment.c")):
         return "needs the release build (make build)"
     return ""
 
@@ -95,15 +98,16 @@ def compile_all(
 ) -> Path:
     """Whatever is out of date below `out`, compiled; `planted` takes a kernel's place."""
     library = out / "lib"
-    (library / "rtap").mkdir(parents=True, exist_ok=True)
-    (library / "rtap" / "__init__.py").touch()
+    for package in {Path("rtap"), *(Path("rtap", name).parent for name in KERNELS)}:
+        (library / package).mkdir(parents=True, exist_ok=True)
+        (library / package / "__init__.py").touch()
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     harness = OUT / "offload_fuzz.c"
-    if not newer(harness, HARNESS / "offload_fuzz.pyx", *sorted((ROOT / "rtap").glob("*.pxd"))):
+    if not newer(harness, HARNESS / "offload_fuzz.pyx", *sorted((ROOT / "rtap").rglob("*.pxd"))):
         generate(HARNESS / "offload_fuzz.pyx", harness, ROOT)
     jobs = []
     for name in KERNELS:
-        c_file = planted if planted.stem == name else GENERATED / f"{name}.c"
+        c_file = planted if planted.stem == Path(name).name else GENERATED / f"{name}.c"
         target = library / "rtap" / f"{name}{suffix}"
         if not newer(target, c_file):
             jobs.append([*cc, *module, str(c_file), "-o", str(target)])
@@ -147,17 +151,19 @@ def build_replay(*, planted: bool = False) -> Path:
 def plant(out: Path) -> Path:
     """C of the parser with the mistake in it."""
     name, right, wrong = PLANTED
-    source = out / "source" / "rtap" / name
-    source.parent.mkdir(parents=True, exist_ok=True)
+    package = out / "source" / "rtap"
+    source = package / name
     text = (ROOT / "rtap" / name).read_text()
     if right not in text:
         sys.exit(f"fuzz: there is no {right!r} in {name}")
-    for path in (ROOT / "rtap").glob("*.pxd"):
-        shutil.copy(path, source.parent)
-    (source.parent / "__init__.py").touch()
+    for path in (ROOT / "rtap").rglob("*.pxd"):
+        copy = package / path.relative_to(ROOT / "rtap")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+        (copy.parent / "__init__.py").touch()
     source.write_text(text.replace(right, wrong, 1))
     target = source.with_suffix(".c")
-    generate(source, target, source.parent.parent)
+    generate(source, target, package.parent)
     return target
 
 

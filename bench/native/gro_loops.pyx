@@ -5,11 +5,11 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from rtap._coalesce cimport gro_burst
-from rtap._gro cimport (
+from rtap._frames.coalesce cimport gro_burst
+from rtap._frames.gro cimport (
     GRO_TRUST, gro_add, gro_create, gro_destroy, gro_drained, gro_flush, gro_t, gro_write,
 )
-from rtap._pool cimport mbuf_t
+from rtap._core.pool cimport mbuf_t
 
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:

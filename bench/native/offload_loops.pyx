@@ -8,12 +8,12 @@ from libc.string cimport memcpy
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t alignment, size_t n)
 
-from rtap._burst cimport Burst
-from rtap._checksum cimport chain_sum
-from rtap._mbuf cimport Mbuf
-from rtap._mempool cimport Mempool
-from rtap._pool cimport mbuf_data, mbuf_free_bulk, mbuf_ref, mbuf_t
-from rtap._segment cimport gso_mbuf
+from rtap._core.burst cimport Burst
+from rtap._frames.checksum cimport chain_sum
+from rtap._core.mbuf cimport Mbuf
+from rtap._core.mempool cimport Mempool
+from rtap._core.pool cimport mbuf_data, mbuf_free_bulk, mbuf_ref, mbuf_t
+from rtap._frames.segment cimport gso_mbuf
 
 cdef extern from "sum16.h" nogil:
     uint32_t plain_sum16(const uint8_t *p, size_t n)

@@ -6,7 +6,7 @@ from libc.errno cimport EPROTO
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from rtap.stage cimport RTAP_DROP, RTAP_STAGE_ABI, rtap_burst
+from rtap.native cimport RTAP_DROP, RTAP_STAGE_ABI, rtap_burst
 
 
 cdef api int stage(void *ctx, rtap_burst *burst) noexcept nogil:

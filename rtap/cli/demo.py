@@ -22,7 +22,7 @@ from rtap.cli.display import WARM_UP, Display, choose
 from rtap.cli.errors import Stop
 from rtap.cli.testbed import Path, RtapPath, rtap_path, veth_path
 from rtap.control.netlink import MAX_MTU, MIN_MTU
-from rtap.ops import ENGINES
+from rtap.ethdev.ops import ENGINES
 
 NAME = "demo"
 HELP = "forward TCP between two network namespaces and compare with a veth pair"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from rtap.cli.errors import CommandError
-from rtap.netns import NetNS
+from rtap.control.netns import NetNS
 
 __all__ = ["CLIENTS", "Builtin", "Client", "Ends", "Iperf3", "find_client"]
 

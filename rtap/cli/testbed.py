@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import rtap
 from rtap.cli.errors import CommandError
+from rtap.control.netns import NetNS
 from rtap.errors import raise_errno
 from rtap.flags import RxOffload, TxOffload
-from rtap.netns import NetNS
 
 __all__ = ["Path", "RtapPath", "Traffic", "rtap_path", "veth_path"]
 

@@ -16,9 +16,9 @@ from functools import partial
 
 from rtap.control import tun
 from rtap.control.netlink import LinkState, find_link
+from rtap.control.netns import NetNS, call_in
 from rtap.control.tun import QueueFile, QueueFlag, TunIface
 from rtap.errors import DeviceGone
-from rtap.netns import NetNS, call_in
 
 __all__ = ["DYING_S", "POLL_S", "Attached", "adopt", "attach_first", "claimed", "netns_of"]
 

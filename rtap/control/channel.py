@@ -21,9 +21,9 @@ import threading
 from types import TracebackType
 from typing import TypeAlias
 
+from rtap._core.forks import forget_in_child, renew_in_child
+from rtap.control.netns import call_in
 from rtap.errors import raise_errno
-from rtap.forks import forget_in_child, renew_in_child
-from rtap.netns import call_in
 
 __all__ = ["NLMSGHDR", "Channel", "hold"]
 

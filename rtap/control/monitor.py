@@ -21,9 +21,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from rtap.forks import forget_in_child, renew_in_child
-from rtap.netns import call_in
-from rtap.threads import require_native, start_thread
+from rtap._core.forks import forget_in_child, renew_in_child
+from rtap._core.threads import require_native, start_thread
+from rtap.control.netns import call_in
 
 __all__ = ["Watch", "watch"]
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rtap.control.channel import NLMSGHDR, Channel, hold
+from rtap.control.netns import NetNS
 from rtap.errors import DeviceGone
 from rtap.ether import MacAddr
-from rtap.netns import NetNS
 
 __all__ = [
     "IFF_ALLMULTI",

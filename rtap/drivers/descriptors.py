@@ -15,10 +15,10 @@ from rtap.control import tun
 from rtap.control.attach import DYING_S, POLL_S, adopt, attach_first, claimed
 from rtap.control.channel import hold
 from rtap.control.netlink import MOVES, Control, LinkState, find_link
+from rtap.control.netns import NetNS, call_in
 from rtap.control.tun import QueueFile, QueueFlag, TunFeature
 from rtap.drivers.options import IfaceOptions
 from rtap.errors import DeviceGone
-from rtap.netns import NetNS, call_in
 
 __all__ = ["Descriptors"]
 

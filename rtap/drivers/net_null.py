@@ -12,15 +12,15 @@ import errno
 from collections.abc import Sequence
 from typing import NoReturn
 
-from rtap._mempool import Mempool
-from rtap._null import NullRxQueue, NullTxQueue
-from rtap.devargs import DevArgs
+from rtap._core.mempool import Mempool
+from rtap._queues.null import NullRxQueue, NullTxQueue
 from rtap.drivers.filter import MAX_MAC_ADDRS
+from rtap.ethdev.devargs import DevArgs
+from rtap.ethdev.events import EthEvent, Port
+from rtap.ethdev.ops import DescLim, DevInfo, EthConf, Link, Stats
+from rtap.ethdev.registry import register_driver
+from rtap.ethdev.stats import queue_stats, queue_xstats
 from rtap.ether import MacAddr
-from rtap.events import EthEvent, Port
-from rtap.ops import DescLim, DevInfo, EthConf, Link, Stats
-from rtap.registry import register_driver
-from rtap.stats import queue_stats, queue_xstats
 
 __all__ = ["NetNull"]
 
@@ -30,7 +30,7 @@ MIN_SIZE, MAX_SIZE = 14, 65535
 
 
 class NetNull:
-    """:class:`rtap.ops.EthDevOps` for a device that makes frames and frees them."""
+    """:class:`rtap.ethdev.ops.EthDevOps` for a device that makes frames and frees them."""
 
     ifname = ""
 

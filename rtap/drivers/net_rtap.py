@@ -14,14 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rtap._mempool import Mempool
+from rtap._core.mempool import Mempool
+from rtap._core.threads import require_native
 from rtap._ring import RxQueue, TxQueue
 from rtap.control import tun
 from rtap.control.attach import netns_of
 from rtap.control.monitor import Watch, watch
 from rtap.control.netlink import MAX_MTU, MIN_MTU, LinkState
+from rtap.control.netns import NetNSLike, open_netns
 from rtap.control.tun import TunFeature
-from rtap.devargs import DevArgs
 from rtap.drivers.descriptors import Descriptors
 from rtap.drivers.filter import MAX_GROUPS, MAX_MAC_ADDRS, RxFilter
 from rtap.drivers.observed import Drops, differences, link_of
@@ -39,15 +40,14 @@ from rtap.drivers.offloads import (
 )
 from rtap.drivers.options import NO_OPTIONS, IfaceOptions
 from rtap.errors import DeviceGone
+from rtap.ethdev.devargs import DevArgs
+from rtap.ethdev.events import EthEvent, Port
+from rtap.ethdev.interrupts import RxInterrupt
+from rtap.ethdev.ops import DescLim, DevInfo, EthConf, Link, PortConf, Stats
+from rtap.ethdev.registry import register_driver
+from rtap.ethdev.stats import queue_stats, queue_xstats
 from rtap.ether import MacAddr
-from rtap.events import EthEvent, Port
 from rtap.flags import RxOffload, TxOffload
-from rtap.interrupts import RxInterrupt
-from rtap.netns import NetNSLike, open_netns
-from rtap.ops import DescLim, DevInfo, EthConf, Link, PortConf, Stats
-from rtap.registry import register_driver
-from rtap.stats import queue_stats, queue_xstats
-from rtap.threads import require_native
 
 __all__ = [
     "DEFAULT_IFNAME",
@@ -69,7 +69,7 @@ LOCK_SLICE_S = 0.01
 
 
 class NetRtap:
-    """:class:`rtap.ops.EthDevOps` for one TAP or TUN interface."""
+    """:class:`rtap.ethdev.ops.EthDevOps` for one TAP or TUN interface."""
 
     def __init__(
         self,

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from rtap.control.netlink import LinkState
-from rtap.events import EthEvent
-from rtap.ops import Link
+from rtap.ethdev.events import EthEvent
+from rtap.ethdev.ops import Link
 
 __all__ = ["Drops", "differences", "link_of"]
 

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from rtap.control.tun import TunFeature
+from rtap.ethdev.ops import EthConf
 from rtap.flags import RxOffload, TxOffload
-from rtap.ops import EthConf
 
 __all__ = [
     "GSO_KINDS",

@@ -8,7 +8,7 @@ import pwd
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from rtap.devargs import DevArgs
+from rtap.ethdev.devargs import DevArgs
 
 __all__ = ["MAX_TXQUEUELEN", "NO_OPTIONS", "Account", "IfaceOptions"]
 

@@ -4,10 +4,11 @@
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
 
-from rtap._chain cimport DROP, LAYER_ETHERNET, STAGE_WRITES, rtap_burst
-from rtap._echo cimport make_answer
-from rtap._mbuf cimport check_range
-from rtap._pool cimport mbuf_t
+from rtap._core.mbuf cimport check_range
+from rtap._core.pool cimport mbuf_t
+from rtap._core.queue cimport LAYER_ETHERNET
+from rtap._frames.answers cimport make_answer
+from rtap.stages._runner cimport DROP, STAGE_WRITES, rtap_burst
 from rtap.stages._stage cimport Stage
 
 from rtap.ether import MacAddr

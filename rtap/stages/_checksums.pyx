@@ -3,15 +3,16 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-cimport rtap._compat as _compat
-from rtap._chain cimport DROP, LAYER_ETHERNET, LAYER_IP, STAGE_WRITES, rtap_burst
-from rtap._pool cimport mbuf_t
-from rtap._verify cimport (
+cimport rtap._core.compat as _compat
+from rtap._core.pool cimport mbuf_t
+from rtap._core.queue cimport LAYER_ETHERNET, LAYER_IP
+from rtap._frames.verify cimport (
     RX_IP_CKSUM_BAD, RX_IP_CKSUM_GOOD, RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD,
     RX_OUTER_IP_CKSUM_BAD, RX_OUTER_L4_CKSUM_BAD, RX_OUTER_L4_CKSUM_GOOD, fill_frame,
     fill_unfinished, note_verdict, verify_frame,
 )
-from rtap._vnet cimport keeps_vnet_hdr
+from rtap._frames.vnet cimport keeps_vnet_hdr
+from rtap.stages._runner cimport DROP, STAGE_WRITES, rtap_burst
 from rtap.stages._stage cimport Stage
 
 

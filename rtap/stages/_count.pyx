@@ -3,9 +3,9 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-cimport rtap._compat as _compat
-from rtap._chain cimport rtap_burst
-from rtap._pool cimport mbuf_t
+cimport rtap._core.compat as _compat
+from rtap._core.pool cimport mbuf_t
+from rtap.stages._runner cimport rtap_burst
 from rtap.stages._stage cimport Stage
 
 

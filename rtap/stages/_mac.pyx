@@ -4,9 +4,10 @@
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
 
-from rtap._chain cimport LAYER_ETHERNET, STAGE_WRITES, rtap_burst
-from rtap._pool cimport mbuf_data, mbuf_t, mbuf_write
-from rtap._rewrite cimport set_mac, swap_mac
+from rtap._core.pool cimport mbuf_data, mbuf_t, mbuf_write
+from rtap._core.queue cimport LAYER_ETHERNET
+from rtap._frames.rewrite cimport set_mac, swap_mac
+from rtap.stages._runner cimport STAGE_WRITES, rtap_burst
 from rtap.stages._stage cimport Stage
 
 from rtap.ether import MacAddr

@@ -4,13 +4,14 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
-from rtap._chain cimport DROP as NO_TARGET, LAYER_ETHERNET, LAYER_IP, rtap_burst
-from rtap._mbuf cimport check_range
-from rtap._parse cimport (
+from rtap._core.mbuf cimport check_range
+from rtap._core.pool cimport mbuf_t
+from rtap._core.queue cimport LAYER_ETHERNET, LAYER_IP
+from rtap._frames.parse cimport (
     HEADERS_MAX, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP, be16, has_ports, headers_of, headers_t,
     parse_outermost,
 )
-from rtap._pool cimport mbuf_t
+from rtap.stages._runner cimport DROP as NO_TARGET, rtap_burst
 from rtap.stages._stage cimport Stage
 
 import ipaddress

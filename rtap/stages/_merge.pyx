@@ -3,12 +3,13 @@
 
 from libc.stdint cimport uint32_t
 
-cimport rtap._compat as _compat
-from rtap._chain cimport LAYER_ETHERNET, LAYER_IP, STAGE_MERGES, scratch_t, stage_t
-from rtap._coalesce cimport gro_burst
-from rtap._gro cimport GRO_FIXED_ID, GRO_L3, GRO_TRUST, GRO_UDP
-from rtap._mbuf cimport check_range
-from rtap._pool cimport mbuf_t
+cimport rtap._core.compat as _compat
+from rtap._core.mbuf cimport check_range
+from rtap._core.pool cimport mbuf_t
+from rtap._core.queue cimport LAYER_ETHERNET, LAYER_IP
+from rtap._frames.coalesce cimport gro_burst
+from rtap._frames.gro cimport GRO_FIXED_ID, GRO_L3, GRO_TRUST, GRO_UDP
+from rtap.stages._runner cimport STAGE_MERGES, scratch_t, stage_t
 from rtap.stages._stage cimport Stage
 
 

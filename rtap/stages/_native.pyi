@@ -2,7 +2,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rtap._burst import Burst
+from rtap._core.burst import Burst
 from rtap.stages._stage import Stage
 
 class Native(Stage):

@@ -10,13 +10,13 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint32_t, uintptr_t
 from libc.string cimport memcpy, memset
 
-from rtap._burst cimport Burst, burst_make
-from rtap._chain cimport (
-    DROP, LAYER_ANY, STAGE_ARRAYS, STAGE_WHY, STAGE_WRITES, rtap_burst, stage_burst_t, stage_fn,
-    stage_t,
+from rtap._core.burst cimport Burst, burst_make
+from rtap._core.linux cimport ECANCELED
+from rtap._core.pool cimport mbuf_t
+from rtap._core.queue cimport LAYER_ANY
+from rtap.stages._runner cimport (
+    DROP, STAGE_ARRAYS, STAGE_WHY, STAGE_WRITES, rtap_burst, stage_burst_t, stage_fn, stage_t,
 )
-from rtap._linux cimport ECANCELED
-from rtap._pool cimport mbuf_t
 from rtap.stages._stage cimport Stage
 
 import ctypes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-from rtap._mempool import Mempool
+from rtap._core.mempool import Mempool
 from rtap.stages._stage import Stage
 
 class Gso(Stage):

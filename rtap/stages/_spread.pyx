@@ -4,10 +4,11 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from rtap._chain cimport LAYER_ETHERNET, LAYER_IP, rtap_burst
-from rtap._mbuf cimport check_range
-from rtap._parse cimport HEADERS_MAX, be16, has_ports, headers_of, headers_t, parse_outermost
-from rtap._pool cimport mbuf_t
+from rtap._core.mbuf cimport check_range
+from rtap._core.pool cimport mbuf_t
+from rtap._core.queue cimport LAYER_ETHERNET, LAYER_IP
+from rtap._frames.parse cimport HEADERS_MAX, be16, has_ports, headers_of, headers_t, parse_outermost
+from rtap.stages._runner cimport rtap_burst
 from rtap.stages._stage cimport Stage
 
 

@@ -3,8 +3,8 @@
 
 from libc.stdint cimport uint32_t
 
-from rtap._chain cimport scratch_t, stage_fn, stage_t
-from rtap._pool cimport mbuf_t
+from rtap._core.pool cimport mbuf_t
+from rtap.stages._runner cimport scratch_t, stage_fn, stage_t
 
 
 cdef class Stage:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-from rtap._burst import Burst
+from rtap._core.burst import Burst
 
 DROP: int
 

@@ -6,15 +6,16 @@ from cpython.mem cimport PyMem_RawRealloc
 from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
-cimport rtap._compat as _compat
-from rtap._burst cimport Burst
-from rtap._chain cimport (
-    DROP as NO_TARGET, LAYER_ANY, LAYER_IP, STAGE_SPLITS, chain_drop, chain_run, scratch_alloc,
-    scratch_free, scratch_t, stage_alloc, stage_free, stage_t,
+cimport rtap._core.compat as _compat
+from rtap._core.burst cimport Burst
+from rtap._core.mbuf cimport check_range
+from rtap._core.pool cimport mbuf_t
+from rtap._core.queue cimport LAYER_ANY, LAYER_IP
+from rtap._frames.segment cimport SPLIT_MAX
+from rtap.stages._runner cimport (
+    DROP as NO_TARGET, STAGE_SPLITS, chain_drop, chain_run, scratch_alloc, scratch_free, scratch_t,
+    stage_alloc, stage_free, stage_t,
 )
-from rtap._mbuf cimport check_range
-from rtap._pool cimport mbuf_t
-from rtap._segment cimport SPLIT_MAX
 
 import os
 

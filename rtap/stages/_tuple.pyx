@@ -3,9 +3,10 @@
 
 from libc.stdint cimport uint32_t
 
-from rtap._chain cimport LAYER_ETHERNET, STAGE_WRITES, rtap_burst
-from rtap._pool cimport mbuf_t
-from rtap._rewrite cimport swap_five_tuple
+from rtap._core.pool cimport mbuf_t
+from rtap._core.queue cimport LAYER_ETHERNET
+from rtap._frames.rewrite cimport swap_five_tuple
+from rtap.stages._runner cimport STAGE_WRITES, rtap_burst
 from rtap.stages._stage cimport Stage
 
 

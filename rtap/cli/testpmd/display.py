@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rtap.cli.display import terminal
 from rtap.cli.testpmd.forwarding import Forwarding, difference
 from rtap.cli.testpmd.ports import Port
-from rtap.ops import Stats
+from rtap.ethdev.ops import Stats
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,18 +10,18 @@ from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import rtap
-from rtap._generate import GenerateRxQueue
-from rtap._noisy import NoisyRxQueue
-from rtap._null import NullTxQueue
-from rtap._queue import RxQueueBase, TxQueueBase
+from rtap._core.queue import RxQueueBase, TxQueueBase
+from rtap._queues.generate import GenerateRxQueue
+from rtap._queues.noisy import NoisyRxQueue
+from rtap._queues.null import NullTxQueue
+from rtap._work.figures import RouteStats
 from rtap.cli.errors import CommandError
 from rtap.cli.testpmd import frames
 from rtap.cli.testpmd.modes import MODES, Mode
 from rtap.cli.testpmd.options import Options
 from rtap.cli.testpmd.ports import Port, forwards_to, started
-from rtap.ops import Stats
+from rtap.ethdev.ops import Stats
 from rtap.stages import ChecksumVerify
-from rtap.stats import RouteStats
 
 __all__ = ["Forwarding", "PortForward", "difference"]
 

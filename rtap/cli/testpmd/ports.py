@@ -11,10 +11,10 @@ import rtap
 from rtap.cli.errors import CommandError
 from rtap.cli.testpmd.modes import Ends
 from rtap.cli.testpmd.options import DEFAULT_HEADROOM, Options
-from rtap.ethdev_control import STARTED
+from rtap.ethdev.control import STARTED
+from rtap.ethdev.ops import DevInfo, EthConf
 from rtap.ether import MacAddr
 from rtap.flags import RxOffload
-from rtap.ops import DevInfo, EthConf
 
 __all__ = ["Port", "forwards_to", "open_ports", "started"]
 

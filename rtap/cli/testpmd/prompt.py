@@ -22,7 +22,7 @@ from rtap.cli.testpmd.grammar import Argument, Command, parse
 from rtap.cli.testpmd.modes import MODES
 from rtap.cli.testpmd.options import MAX_BURST, Options, lengths
 from rtap.cli.testpmd.ports import Port
-from rtap.ops import Stats
+from rtap.ethdev.ops import Stats
 
 __all__ = ["PROMPT", "Prompt"]
 

@@ -12,8 +12,8 @@ import rtap
 from rtap.cli.testpmd.forwarding import Forwarding, PortForward
 from rtap.cli.testpmd.options import Options
 from rtap.cli.testpmd.ports import Port
+from rtap.ethdev.ops import LINK_SPEED_UNKNOWN, Stats
 from rtap.flags import RxOffload, TxOffload, flag_names
-from rtap.ops import LINK_SPEED_UNKNOWN, Stats
 
 __all__ = [
     "config",

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: BSD-3-Clause
+from collections.abc import Sequence
+from types import TracebackType
+from typing import SupportsBytes, final
+
+from typing_extensions import Buffer, Self
+
+from rtap._core.burst import Burst
+from rtap._core.mbuf import Mbuf
+
+@final
+class Mempool:
+    def __init__(
+        self,
+        n: int,
+        data_room: int = 2048,
+        headroom: int = 128,
+        *,
+        memfd: bool = False,
+        name: str = "",
+    ) -> None: ...
+    def alloc(self, data: Buffer | SupportsBytes | None = None) -> Mbuf: ...
+    def alloc_burst(self, n: int, data: Buffer | Sequence[Buffer] | None = None) -> Burst: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        *exc: type[BaseException] | BaseException | TracebackType | None,
+    ) -> None: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def data_room(self) -> int: ...
+    @property
+    def headroom(self) -> int: ...
+    @property
+    def fd(self) -> int | None: ...
+    @property
+    def available(self) -> int: ...
+    @property
+    def in_use(self) -> int: ...

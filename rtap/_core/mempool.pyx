@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Packet buffers for Python: :class:`Mempool`."""
+
+cimport cython
+from cpython.buffer cimport (
+    PyBUF_FORMAT, PyBUF_SIMPLE, PyBUF_STRIDES, PyBuffer_Release, PyObject_CheckBuffer,
+    PyObject_GetBuffer,
+)
+from cpython.bytes cimport PyBytes_AS_STRING
+from libc.errno cimport EMSGSIZE
+from libc.stdint cimport uint8_t, uint32_t
+from libc.string cimport strerror
+from posix.unistd cimport getpid
+
+cimport rtap._core.compat as _compat
+from rtap._core.burst cimport Burst, burst_make
+from rtap._core.mbuf cimport bytes_like, check_range, mbuf_wrap, no_room, row_stride
+from rtap._core.pool cimport (
+    MAX_DATA_ROOM, MBUF_SEGS_MAX, MIN_HEADROOM, PKT_LEN_MAX, mbuf_fill, mbuf_free, mbuf_free_bulk,
+    mbuf_guard, mbuf_reset, mbuf_t, pool_available, pool_close, pool_create, pool_disown, pool_get,
+    pool_hold, pool_let_go, pool_t,
+)
+
+
+cdef closed():
+    return ValueError("the mempool is closed")
+
+
+@cython.final
+cdef class Mempool:
+    """Mempool(n, data_room=2048, headroom=128, *, memfd=False, name='')\n--\n
+
+    ``n`` packet buffers of ``data_room`` bytes each, in one block of memory.
+
+    ``headroom`` bytes (at least 16) lie in front of each buffer for headers to grow into.
+    ``memfd=True`` puts the arena in a memfd, whose descriptor is ``fd``, so that another
+    process can map it.  Its size is sealed (F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_SEAL); who holds
+    the descriptor can write to its bytes.  Alloc and free are safe from any thread.
+    """
+
+    def __init__(self, n, data_room=2048, headroom=128, *, bint memfd=False, str name=""):
+        cdef Py_ssize_t slots, room, head
+        cdef bytes label
+        cdef int rc
+        slots = check_range("n", n, 1, 1 << 24)
+        room = check_range("data_room", data_room, 64, MAX_DATA_ROOM)
+        head = check_range("headroom", headroom, MIN_HEADROOM, 4096)
+        label = (name or "rtap").encode()
+        # Whatever an argument's own code does, it has done.
+        if not _compat.cas(&self.made, 0, 1):
+            raise RuntimeError("a Mempool is made once")
+        self.name = name
+        rc = pool_create(&self.p, <uint32_t>slots, <uint32_t>room, <uint32_t>head,
+                         PyBytes_AS_STRING(label) if memfd else NULL)
+        self.pid = getpid()
+        if rc != 0:
+            self.p = NULL
+            raise MemoryError(f"cannot map {slots} buffers of {room} + {head} bytes: "
+                              f"{strerror(-rc).decode()}")
+
+    def __dealloc__(self):
+        if self.p != NULL:
+            pool_disown(self.p)
+
+    # Not guarded by this object's lock, which a child forked meanwhile could find taken by a thread
+    # that it does not have: the pool has locks of its own, and is there as long as this object.
+
+    cdef pool_t *alive(self) except NULL:
+        if self.p == NULL or _compat.load_relaxed(&self.p.closed):
+            raise closed()
+        if self.p.memfd >= 0 and self.pid != getpid():
+            raise RuntimeError("a memfd mempool was made before fork(): its bytes are shared with "
+                               "the parent process, its free list is not")
+        return self.p
+
+    cdef pool_t *hold(self) except NULL:
+        """For an rx queue or a stage: the pool stays open until ``let_go``."""
+        cdef pool_t *p = self.alive()
+        if not pool_hold(p):
+            raise closed()
+        return p
+
+    cdef void let_go(self) noexcept:
+        pool_let_go(self.p)
+
+    cdef mbuf_t *take(self) except NULL:
+        """A buffer, empty and with one reference, which keeps the pool open."""
+        cdef mbuf_t *m
+        if pool_get(self.alive(), &m, 1) == 0:
+            raise no_room(self.alive(), 1)      # it may be closed by now
+        mbuf_reset(m)
+        return m
+
+    cdef int take_all(self, Burst burst, Py_ssize_t count) except -1:
+        cdef pool_t *p = self.alive()
+        cdef Py_ssize_t i
+        if count > <Py_ssize_t>p.size:
+            raise no_room(p, count)
+        burst.reserve(count)
+        burst.n = pool_get(p, burst.v, <uint32_t>count)
+        for i in range(burst.n):
+            mbuf_reset(burst.v[i])
+        if burst.n < count:
+            mbuf_free_bulk(burst.v, <uint32_t>burst.n)
+            burst.n = 0
+            raise no_room(self.alive(), count)
+        return 0
+
+    def close(self):
+        """Unmaps the arena; idempotent.  BufferError while any of its buffers is in use or a queue
+        or a running stage takes buffers from it."""
+        cdef uint32_t users, in_use
+        if self.p == NULL or _compat.load_relaxed(&self.p.closed):
+            return
+        if pool_close(self.alive(), &users, &in_use):
+            return
+        if users:
+            raise BufferError(f"{users} rx queues or stages take buffers from the mempool")
+        raise BufferError(f"{in_use} of {self.p.size} mbufs are in use")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    @property
+    def size(self):
+        return self.alive().size
+
+    @property
+    def data_room(self):
+        return self.alive().data_room
+
+    @property
+    def headroom(self):
+        return self.alive().headroom
+
+    @property
+    def fd(self):
+        """Descriptor of the memfd that holds the arena, or None.  Nobody can change its size."""
+        cdef int fd = self.alive().memfd
+        return fd if fd >= 0 else None
+
+    @property
+    def available(self):
+        """Buffers that could be allocated now, whichever thread freed them."""
+        return pool_available(self.alive())
+
+    @property
+    def in_use(self):
+        cdef pool_t *p = self.alive()
+        return p.size - pool_available(p)
+
+    def __repr__(self):
+        if self.p == NULL or _compat.load_relaxed(&self.p.closed):
+            return "<Mempool closed>"
+        return (f"<Mempool {self.name + ' ' if self.name else ''}{pool_available(self.p)} of "
+                f"{self.p.size} available, data_room={self.p.data_room}, "
+                f"headroom={self.p.headroom}>")
+
+    def alloc(self, data=None):
+        """One mbuf, empty or holding ``data`` (any buffer, or what has ``__bytes__``; longer than
+        ``data_room`` chains segments).  PoolEmpty when there are too few buffers."""
+        return mbuf_wrap(alloc_one(self, data))
+
+    def alloc_burst(self, n, data=None):
+        """A :class:`Burst` of ``n`` mbufs, all or none (PoolEmpty).
+
+        ``data`` fills them: one bytes-like object for all, a sequence of ``n`` bytes-like
+        objects, or an ``(n, length)`` uint8 array.
+        """
+        cdef Py_ssize_t count = check_range("n", n, 0, 1 << 24), i
+        cdef Burst burst = burst_make(0)
+        cdef list items
+        self.take_all(burst, count)
+        if data is None:
+            return burst
+        if PyObject_CheckBuffer(data):
+            fill_from_buffer(burst, data)
+            return burst
+        items = list(data)
+        if len(items) != count:
+            raise ValueError(f"data has {len(items)} items for {count} mbufs")
+        for i in range(count):
+            fill_one(burst.v[i], items[i])
+        return burst
+
+
+cdef mbuf_t *alloc_one(Mempool pool, data) except NULL:
+    """A frame with one reference, holding ``data`` unless that is None."""
+    cdef mbuf_t *m = pool.take()
+    if data is not None:
+        try:
+            fill_one(m, data)
+        except BaseException:
+            mbuf_free(m)
+            raise
+    return m
+
+
+cdef fill_error(int rc, pool_t *p, Py_ssize_t asked):
+    if rc == -EMSGSIZE:
+        return ValueError(f"a frame has at most {PKT_LEN_MAX} bytes and {MBUF_SEGS_MAX} segments, "
+                          f"here of {p.data_room} bytes each")
+    return no_room(p, asked)
+
+
+cdef int fill_one(mbuf_t *m, data) except -1:
+    cdef Py_buffer view
+    cdef int rc
+    PyObject_GetBuffer(bytes_like(data), &view, PyBUF_SIMPLE)
+    rc = mbuf_fill(m, <const uint8_t *>view.buf, view.len)
+    PyBuffer_Release(&view)
+    mbuf_guard(m)
+    if rc != 0:
+        raise fill_error(rc, m.pool, m.nb_segs + 1)
+    return 0
+
+
+cdef int fill_from_buffer(Burst burst, data) except -1:
+    """One frame for all (1-d bytes) or a row each (2-d uint8)."""
+    cdef Py_buffer view
+    cdef Py_ssize_t length, stride = 0, i
+    cdef int rc = 0
+    PyObject_GetBuffer(data, &view, PyBUF_STRIDES | PyBUF_FORMAT)
+    try:
+        length = view.len
+        if view.ndim > 1:
+            stride = row_stride(&view, burst.n)
+            length = view.shape[1]
+        elif view.ndim != 1 or view.strides != NULL and length > 0 and (
+                view.strides[0] != view.itemsize):
+            raise ValueError("data must be contiguous bytes or an (n, length) uint8 array")
+        for i in range(burst.n):
+            rc = rc or mbuf_fill(burst.v[i], <const uint8_t *>view.buf + i * stride, length)
+            mbuf_guard(burst.v[i])
+    finally:
+        PyBuffer_Release(&view)
+    if rc != 0:
+        raise fill_error(rc, burst.v[0].pool, burst.n)
+    return 0

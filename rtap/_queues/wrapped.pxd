@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Receive queues around another one.  Their own state starts with ``wrapped_t``."""
+
+from libc.stdint cimport uint32_t
+
+from rtap._core.queue cimport RxQueueBase, rxq_t
+
+
+cdef enum:
+    ROUNDS_MAX = 32             # bursts of the inner queue, of which nothing is handed on, in one
+
+
+cdef struct wrapped_t:
+    rxq_t base
+    rxq_t *inner
+    uint32_t lent               # the inner queue is held for the worker that owns this one
+
+
+cdef bint inner_runs(wrapped_t *q) noexcept nogil
+
+
+cdef class WrappedRxQueue(RxQueueBase):
+    cdef wrapped_t *wrapped
+    cdef RxQueueBase inner
+
+    cdef int wrap(self, wrapped_t *q, RxQueueBase inner) except -1
+    cdef void give_back(self) noexcept
+    cdef bint end(self) except -1

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: BSD-3-Clause
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from rtap._core.pool cimport mbuf_t, pool_t
+from rtap._core.queue cimport rx_share_t, rxq_t
+from rtap._tap.rx_gso cimport rx_gso_t
+
+
+cdef enum:
+    BATCH_SLOTS = 512           # most slots one batch of reads is given
+    SEGS_MAX = 128              # most slots of one read
+    FILTER_MAX = 64             # most addresses a queue listens for
+
+
+cdef struct filter_t:
+    uint32_t on                 # off: every frame is wanted (promiscuous)
+    uint32_t lock               # of what follows, which may change under a burst
+    bint allmulticast
+    uint32_t n
+    uint8_t addresses[FILTER_MAX][6]
+
+
+cdef struct room_t:
+    uint32_t new                # to be adopted by the next burst
+    uint32_t lock               # of what follows
+    pool_t *pool
+    uint32_t segs
+
+
+cdef struct tap_rxq_t:
+    rxq_t base
+    room_t room
+    pool_t *pool
+    uint64_t file_id
+    int engine                  # ENGINE_*
+    uint32_t fell_back          # the errno for which ENGINE_AUTO has gone over to system calls
+    uint32_t entries            # most frames for each kernel entry
+    uint32_t depth              # reads submitted first by the next burst
+    uint32_t hdr_len            # of the virtio-net header; 0 without
+    uint64_t offloads           # RxOffload; any has headers parsed and told of
+    uint32_t segs               # slots for each read
+    bint l2                     # Ethernet frames, not IP packets
+    bint shared                 # somebody else may make the descriptor blocking
+    uint16_t port
+    filter_t filter
+    rx_gso_t *gso               # splits what is read; NULL: handed out as it comes
+    uint32_t (*read)(rxq_t *q, mbuf_t **out, uint32_t n, int *error) noexcept nogil
+
+
+cdef void rx_adopt(tap_rxq_t *q) noexcept nogil
+cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil
+cdef uint32_t rx_split(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil
+cdef uint32_t rx_syscall(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil
+cdef uint32_t rx_uring_many(rx_share_t *shares, uint32_t k) noexcept nogil

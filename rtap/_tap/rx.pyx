@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Receive loops on a TAP or TUN descriptor, one for each engine.
+
+A read puts the virtio-net header into the headroom and the frame after it, into one slot or, with
+SCATTER, into a chain.  Buffers hold one byte more than the longest legal frame: a read that fills
+its buffer was cut, and is counted instead of delivered.
+"""
+
+from libc.errno cimport EAGAIN, EBADF, EINTR, errno
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp
+
+cimport rtap._core.compat as _compat
+from rtap._core.linux cimport (
+    EBADFD, POLLIN, RWF_NOWAIT, iovec, poll, pollfd, read, readv, readv_now,
+)
+from rtap._core.pool cimport mbuf_data, mbuf_free, mbuf_reset, mbuf_t, pool_get, pool_put
+from rtap._core.queue cimport rx_share_t, rxq_t
+from rtap._core.traffic cimport count_frames
+from rtap._frames.vnet cimport (
+    RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE, RX_LRO, vnet_hdr_to_mbuf,
+)
+from rtap._tap.liburing cimport (
+    IOSQE_FIXED_FILE, io_uring_cq_advance, io_uring_cq_ready, io_uring_cqe, io_uring_get_sqe,
+    io_uring_peek_batch_cqe, io_uring_prep_read, io_uring_prep_read_fixed, io_uring_prep_readv,
+    io_uring_sqe, io_uring_submit_and_wait,
+)
+from rtap._tap.rx_gso cimport rx_gso
+from rtap._tap.uring cimport (
+    ENGINE_AUTO, RING_ENTRIES, uring_buffer, uring_enter, uring_file, uring_leave, uring_run,
+    uring_t,
+)
+
+
+cdef inline uint8_t *rx_start(tap_rxq_t *q, mbuf_t *m) noexcept nogil:
+    """Where a read puts the virtio-net header, so that the frame starts after the headroom."""
+    return m.buf + m.pool.headroom - q.hdr_len
+
+
+cdef uint32_t rx_iovecs(tap_rxq_t *q, mbuf_t **slots, iovec *iov) noexcept nogil:
+    cdef uint32_t i
+    for i in range(q.segs):
+        iov[i].iov_base = slots[i].buf + q.pool.headroom
+        iov[i].iov_len = q.pool.data_room
+    iov[0].iov_base = rx_start(q, slots[0])
+    iov[0].iov_len = q.pool.data_room + q.hdr_len
+    return q.segs
+
+
+cdef void rx_count_offloads(rxq_t *q, uint64_t ol_flags) noexcept nogil:
+    if ol_flags & RX_LRO:
+        _compat.counter_add(&q.lro, 1)
+    if ol_flags & RX_L4_CKSUM_NONE == RX_L4_CKSUM_NONE:     # both bits
+        _compat.counter_add(&q.checksum_none, 1)
+    elif ol_flags & RX_L4_CKSUM_GOOD:
+        _compat.counter_add(&q.checksum_good, 1)
+    elif ol_flags & RX_L4_CKSUM_BAD:
+        _compat.counter_add(&q.checksum_bad, 1)
+
+
+cdef bint rx_wanted(tap_rxq_t *q, const mbuf_t *m) noexcept nogil:
+    """Whether a frame is for us: to one of our addresses, to all, or to a group we are in."""
+    cdef filter_t *f = &q.filter
+    cdef const uint8_t *d = mbuf_data(m)
+    cdef bint wanted = False
+    cdef uint32_t i
+    if m.data_len < 6 or d[0] & d[1] & d[2] & d[3] & d[4] & d[5] == 0xff:
+        return True
+    _compat.lock(&f.lock)
+    if d[0] & 1 and f.allmulticast:
+        wanted = True
+    for i in range(f.n):
+        wanted = wanted or memcmp(d, f.addresses[i], 6) == 0
+    _compat.unlock(&f.lock)
+    if not wanted:
+        _compat.counter_add(&q.base.filtered_multicast if d[0] & 1
+                            else &q.base.filtered_unicast, 1)
+    return wanted
+
+
+cdef bint rx_accept(tap_rxq_t *q, mbuf_t **slots, uint32_t n) noexcept nogil:
+    """Makes a frame of ``n`` bytes read into ``q.segs`` slots; slots it does not fill go back.
+
+    False, and all slots back, when the frame was cut or its header does not fit it."""
+    cdef mbuf_t *m = slots[0]
+    cdef mbuf_t *tail = m
+    cdef uint32_t room = q.pool.data_room
+    cdef uint32_t left, used = 1
+    if n >= q.segs * room + q.hdr_len:
+        _compat.counter_add(&q.base.truncated, 1)
+        _compat.counter_add(&q.base.errors, 1)
+        pool_put(q.pool, slots, q.segs)
+        return False
+    mbuf_reset(m)
+    m.port = q.port
+    m.pkt_len = n - q.hdr_len
+    left = m.pkt_len
+    m.data_len = left if left < room else room
+    left -= m.data_len
+    while left > 0:
+        mbuf_reset(slots[used])
+        tail.next = slots[used]
+        tail = slots[used]
+        tail.data_len = left if left < room else room
+        left -= tail.data_len
+        used += 1
+    m.nb_segs = <uint16_t>used
+    if used < q.segs:
+        pool_put(q.pool, slots + used, q.segs - used)
+    if q.hdr_len != 0:
+        # The first two bytes are flags and gso_type: without offloads there is nothing to do.
+        if (rx_start(q, m)[0] | rx_start(q, m)[1] | q.offloads) != 0:
+            if vnet_hdr_to_mbuf(m, rx_start(q, m), q.l2, q.offloads) != 0:
+                _compat.counter_add(&q.base.bad_vnet_hdr, 1)
+                _compat.counter_add(&q.base.errors, 1)
+                mbuf_free(m)
+                return False
+    if _compat.load_relaxed(&q.filter.on) != 0 and not rx_wanted(q, m):
+        mbuf_free(m)
+        return False
+    if m.ol_flags != 0:
+        rx_count_offloads(&q.base, m.ol_flags)
+    return True
+
+
+cdef bint rx_settle(tap_rxq_t *q, mbuf_t **slots, int32_t result, mbuf_t **out, uint32_t *got,
+                    int *error) noexcept nogil:
+    """Takes the result of one read; false when the queue has no more."""
+    if result > <int32_t>q.hdr_len:
+        if rx_accept(q, slots, <uint32_t>result):
+            out[got[0]] = slots[0]
+            got[0] += 1
+        return True
+    pool_put(q.pool, slots, q.segs)
+    if result == -EBADFD or result == -EBADF:
+        error[0] = -result
+    elif result != -EAGAIN and result != -EINTR:
+        _compat.counter_add(&q.base.read_errors, 1)
+        _compat.counter_add(&q.base.errors, 1)
+    return False
+
+
+cdef void rx_no_buffers(tap_rxq_t *q) noexcept nogil:
+    """The pool is empty; that is a loss only if a frame was there to take."""
+    cdef pollfd p
+    p.fd = q.base.fd
+    p.events = POLLIN
+    p.revents = 0
+    if poll(&p, 1, 0) > 0:
+        _compat.counter_add(&q.base.nombuf, 1)
+
+
+cdef inline uint32_t rx_slots(tap_rxq_t *q, mbuf_t **slots, uint32_t reads) noexcept nogil:
+    """Slots for up to ``reads`` reads; returns for how many there were enough."""
+    cdef uint32_t have = pool_get(q.pool, slots, reads * q.segs)
+    cdef uint32_t whole = have // q.segs
+    if have > whole * q.segs:
+        pool_put(q.pool, slots + whole * q.segs, have - whole * q.segs)
+    return whole
+
+
+cdef inline void rx_count(tap_rxq_t *q, mbuf_t **out, uint32_t got, uint32_t limit) noexcept nogil:
+    # The next burst asks for a little more than came: an idle queue costs one empty read.
+    q.depth = min(got + got // 8 + 1, limit)
+    if got > 0 and q.gso == NULL:       # else rx_gso counts
+        _compat.counter_add(&q.base.packets, got)
+        _compat.counter_add(&q.base.bytes, count_frames(&q.base.traffic, out, got, q.l2))
+
+
+cdef void rx_adopt(tap_rxq_t *q) noexcept nogil:
+    """Turns to the buffers that ``RxQueue.resize`` has provided; called by the queue's owner."""
+    cdef room_t *room = &q.room
+    if _compat.load_relaxed(&room.new) == 0:
+        return
+    _compat.lock(&room.lock)
+    q.pool = room.pool
+    q.segs = room.segs
+    q.depth = 1
+    _compat.store(&room.new, 0)
+    _compat.unlock(&room.lock)
+
+
+cdef void rx_prepare(tap_rxq_t *q, uring_t *r, mbuf_t **slots, uint32_t n, uint32_t first,
+                     iovec *iov) noexcept nogil:
+    """Prepares ``n`` reads, which are to have the results from number ``first`` on."""
+    cdef int index = uring_file(r, q.file_id, q.base.fd)
+    cdef int fd = q.base.fd if index < 0 else index
+    cdef uint8_t flags = 0 if index < 0 else <uint8_t>IOSQE_FIXED_FILE
+    cdef int buffer = uring_buffer(r, q.pool) if q.segs == 1 else -1
+    cdef uint32_t length = q.pool.data_room + q.hdr_len
+    cdef io_uring_sqe *sqe
+    cdef uint32_t i
+    for i in range(n):
+        sqe = io_uring_get_sqe(&r.ring)
+        if q.segs > 1:
+            io_uring_prep_readv(sqe, fd, iov, rx_iovecs(q, slots + i * q.segs, iov), 0)
+            iov += q.segs
+        elif buffer >= 0:
+            io_uring_prep_read_fixed(sqe, fd, rx_start(q, slots[i]), length, 0, buffer)
+        else:
+            io_uring_prep_read(sqe, fd, rx_start(q, slots[i]), length, 0)
+        sqe.rw_flags = RWF_NOWAIT
+        sqe.flags = flags
+        sqe.user_data = first + i
+
+
+cdef uint32_t rx_results(uring_t *r, uint32_t n, int32_t *results) noexcept nogil:
+    """Runs the ``n`` prepared reads; returns how many have a result, from the first on."""
+    cdef io_uring_cqe *cqes[RING_ENTRIES]
+    cdef uint32_t took = uring_run(r, n), ready = io_uring_cq_ready(&r.ring), i
+    while ready < took:         # not seen to happen: NOWAIT completes inline
+        io_uring_submit_and_wait(&r.ring, took)
+        ready = io_uring_cq_ready(&r.ring)
+    ready = io_uring_peek_batch_cqe(&r.ring, cqes, took)
+    for i in range(ready):
+        results[cqes[i].user_data] = cqes[i].res
+    io_uring_cq_advance(&r.ring, ready)
+    return took
+
+
+cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil:
+    cdef tap_rxq_t *q = <tap_rxq_t *>base
+    cdef mbuf_t *slots[BATCH_SLOTS]
+    cdef int32_t results[RING_ENTRIES]
+    cdef uint32_t got = 0, asked = 0, limit, depth, reads, took, i
+    cdef bint more = True
+    cdef int rc = 0
+    cdef uring_t *r
+    rx_adopt(q)
+    limit = min(q.entries, <uint32_t>BATCH_SLOTS // q.segs)
+    depth = q.depth
+    r = uring_enter(&rc)
+    if r == NULL:
+        if q.engine == ENGINE_AUTO:
+            _compat.store(&q.fell_back, -rc)
+            return rx_syscall(base, out, n, error)
+        error[0] = -rc
+        return 0
+    while more and asked < n:   # not "got": frames that are dropped must not prolong a burst
+        reads = rx_slots(q, slots, min(depth, n - asked, limit))
+        if reads == 0:
+            rx_no_buffers(q)
+            break
+        asked += reads
+        rx_prepare(q, r, slots, reads, 0, r.iovecs)
+        took = rx_results(r, reads, results)
+        for i in range(took):
+            if not rx_settle(q, slots + i * q.segs, results[i], out, &got, error):
+                more = False
+        if took < reads:        # never read into: the ring is closed before it could be
+            pool_put(q.pool, slots + took * q.segs, (reads - took) * q.segs)
+            more = False
+        depth = min(2 * depth, limit)
+    uring_leave(r)
+    rx_count(q, out, got, limit)
+    return got
+
+
+cdef uint32_t rx_settle_all(tap_rxq_t *q, mbuf_t **slots, uint32_t reads, uint32_t took,
+                            const int32_t *results, mbuf_t **out, int *error) noexcept nogil:
+    """Takes the results of one queue's reads, of which the kernel ran ``took``; frames got."""
+    cdef uint32_t got = 0, i
+    cdef bint more = reads > 0
+    for i in range(took):
+        if not rx_settle(q, slots + i * q.segs, results[i], out, &got, error):
+            more = False
+    if took < reads:            # never read into: the ring was closed before it could be
+        pool_put(q.pool, slots + took * q.segs, (reads - took) * q.segs)
+        more = False
+    rx_count(q, out, got, q.entries)
+    if more:                    # they all filled
+        q.depth = min(2 * reads, q.entries)
+    return got
+
+
+cdef uint32_t rx_uring_many(rx_share_t *shares, uint32_t k) noexcept nogil:
+    """One io_uring_enter for several queues: as many from the first on as its ring has room for,
+    at least one; returns how many those were."""
+    cdef mbuf_t *slots[BATCH_SLOTS]
+    cdef int32_t results[RING_ENTRIES]
+    cdef uint32_t entries = 0, used = 0, served = 0, took, want, i
+    cdef rx_share_t *s
+    cdef tap_rxq_t *q
+    cdef int rc = 0
+    cdef uring_t *r = uring_enter(&rc)
+    if r == NULL:
+        s = &shares[0]
+        s.got = s.q.burst(s.q, s.out, s.n, &s.error)
+        return 1
+    while served < k:
+        s = &shares[served]
+        q = <tap_rxq_t *>s.q
+        rx_adopt(q)
+        want = min(<uint32_t>RING_ENTRIES - entries, (<uint32_t>BATCH_SLOTS - used) // q.segs)
+        if want == 0:
+            break
+        s.reads = rx_slots(q, slots + used, min(want, s.n, min(q.depth, q.entries)))
+        if s.reads == 0:
+            rx_no_buffers(q)
+        rx_prepare(q, r, slots + used, s.reads, entries, r.iovecs + used)
+        entries += s.reads
+        used += s.reads * q.segs
+        served += 1
+    took = rx_results(r, entries, results)
+    uring_leave(r)
+    entries = used = 0
+    for i in range(served):
+        s = &shares[i]
+        q = <tap_rxq_t *>s.q
+        want = min(s.reads, took - min(took, entries))
+        s.got = rx_settle_all(q, slots + used, s.reads, want, results + entries, s.out, &s.error)
+        entries += s.reads
+        used += s.reads * q.segs
+    return served
+
+
+cdef uint32_t rx_syscall(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil:
+    cdef tap_rxq_t *q = <tap_rxq_t *>base
+    cdef mbuf_t *slots[BATCH_SLOTS]
+    cdef mbuf_t **at
+    cdef iovec iov[SEGS_MAX]
+    cdef uint32_t got = 0, asked = 0, limit, depth, reads, done
+    cdef bint more = True, in_one
+    cdef ssize_t rc
+    rx_adopt(q)
+    in_one = q.segs == 1 and not q.shared
+    limit = <uint32_t>BATCH_SLOTS // q.segs
+    depth = q.depth
+    while more and asked < n:   # not "got": frames that are dropped must not prolong a burst
+        reads = rx_slots(q, slots, min(depth, n - asked, limit))
+        if reads == 0:
+            rx_no_buffers(q)
+            break
+        asked += reads
+        done = 0
+        while more and done < reads:
+            at = slots + done * q.segs
+            if in_one:
+                rc = read(base.fd, rx_start(q, at[0]), q.pool.data_room + q.hdr_len)
+            elif q.shared:
+                rc = readv_now(base.fd, iov, rx_iovecs(q, at, iov))
+            else:
+                rc = readv(base.fd, iov, rx_iovecs(q, at, iov))
+            if rc < 0:
+                rc = -errno
+            more = rx_settle(q, at, <int32_t>rc, out, &got, error)
+            done += 1
+        if done < reads:
+            pool_put(q.pool, slots + done * q.segs, (reads - done) * q.segs)
+        depth = min(2 * depth, limit)
+    rx_count(q, out, got, limit)
+    return got
+
+
+cdef uint32_t rx_split(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil:
+    """The burst function of a queue that splits what it reads."""
+    cdef tap_rxq_t *q = <tap_rxq_t *>base
+    return rx_gso(q.gso, q.read, base, out, n, error)

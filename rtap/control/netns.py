@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Network namespaces held by a descriptor, and running code inside one.
+
+A thread, not the process, is what ``setns(2)`` and ``unshare(2)`` move. Everything here therefore
+happens in a short-lived thread of its own: the caller's namespace never changes, no process is
+forked, and nothing has to be put back afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import subprocess
+import warnings
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, TypeAlias, TypeVar
+
+from rtap._core.threads import start_thread
+from rtap.errors import raise_errno
+
+__all__ = ["NetNS", "NetNSLike", "call_in", "open_netns"]
+
+_CLONE_NEWNET = 0x40000000  # linux/sched.h
+_OWN_NETNS = "/proc/thread-self/ns/net"
+_NAMED_NETNS = "/run/netns"  # where ip-netns(8) mounts them
+
+_T = TypeVar("_T")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _setns(fd: int) -> None:
+    if _libc.setns(fd, _CLONE_NEWNET) < 0:
+        raise_errno(ctypes.get_errno(), "setns into a network namespace")
+
+
+def _open_own() -> int:
+    return os.open(_OWN_NETNS, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _is_own(fd: int) -> bool:
+    there = os.fstat(fd)
+    try:
+        here = os.stat(_OWN_NETNS)
+    except OSError:
+        return False  # no /proc, after chroot: nobody can tell
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+
+def _in_thread(fn: Callable[[], _T], name: str) -> _T:
+    result: list[_T] = []
+    failure: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            result.append(fn())
+        except BaseException as exc:  # noqa: BLE001 - raised in the caller's thread
+            failure.append(exc)
+
+    start_thread(body, name=name).join()
+    if failure:
+        try:
+            raise failure[0]
+        finally:
+            failure.clear()  # the traceback refers to this frame: no cycle, please
+    return result[0]
+
+
+def call_in(netns: int, fn: Callable[..., _T], *args: Any, own_thread: bool = False) -> _T:
+    """Run ``fn(*args)`` in the network namespace of descriptor `netns` and return its result.
+
+    Runs in the calling thread where that is already there, otherwise (or with `own_thread`) in a
+    thread of its own. Exceptions of `fn` come back as they are.
+
+    Raises OSError (PermissionError without CAP_SYS_ADMIN) when the namespace cannot be entered,
+    and RuntimeError where threads are green ones (:mod:`rtap._core.threads`).
+    """
+    inside = _is_own(netns)
+    if inside and not own_thread:
+        return fn(*args)
+
+    def body() -> _T:
+        if not inside:
+            _setns(netns)
+        return fn(*args)
+
+    return _in_thread(body, "rtap-netns")
+
+
+class NetNS:
+    """A new anonymous network namespace with ``lo`` up, kept alive by a descriptor.
+
+    It has no name and no mount, so it disappears with the last process that holds it, however
+    that ends::
+
+        with NetNS() as ns:
+            dev = rtap.open("tap0", netns=ns)
+            ns.run(["ip", "addr", "add", "10.0.0.1/24", "dev", "tap0"], check=True)
+
+    Needs CAP_SYS_ADMIN (``unshare -Ur`` gives it to anybody where user namespaces are allowed).
+    Existing namespaces are adopted with :meth:`from_name`, :meth:`from_pid` or :meth:`from_fd`.
+    """
+
+    __slots__ = ("__weakref__", "_held")
+
+    # The descriptor; empty once closed. Of threads that close it at once, one takes it out.
+    _held: list[int]
+
+    def __init__(self) -> None:
+        self._held = []
+
+        def make() -> int:
+            if _libc.unshare(_CLONE_NEWNET) < 0:
+                raise_errno(ctypes.get_errno(), "unshare a network namespace")
+            from rtap.control.netlink import loopback_up
+
+            loopback_up()
+            return _open_own()
+
+        self._held.append(_in_thread(make, "rtap-netns"))
+
+    @classmethod
+    def from_fd(cls, fd: int) -> NetNS:
+        """Adopt the namespace that `fd` refers to; `fd` is duplicated and stays the caller's."""
+        self = cls.__new__(cls)
+        self._held = [os.dup(fd)]  # close-on-exec, see PEP 446
+        return self
+
+    @classmethod
+    def from_name(cls, name: str) -> NetNS:
+        """Adopt a namespace of ``ip netns`` by name, or any by path (anything with a slash)."""
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"a network namespace name or path is a non-empty str, got {name!r}")
+        path = name if "/" in name else f"{_NAMED_NETNS}/{name}"
+        self = cls.__new__(cls)
+        self._held = [os.open(path, os.O_RDONLY | os.O_CLOEXEC)]
+        return self
+
+    @classmethod
+    def from_pid(cls, pid: int) -> NetNS:
+        """Adopt the namespace that process `pid` is in."""
+        return cls.from_name(f"/proc/{int(pid)}/ns/net")
+
+    @classmethod
+    def current(cls) -> NetNS:
+        """The namespace of the calling thread."""
+        return cls.from_name(_OWN_NETNS)
+
+    @property
+    def fd(self) -> int:
+        """The descriptor, for ``setns(2)`` and for ``netns=`` arguments. ValueError once closed."""
+        held = self._held[:]
+        if not held:
+            raise ValueError("the network namespace is closed")
+        return held[0]
+
+    def fileno(self) -> int:
+        """Same as :attr:`fd`."""
+        return self.fd
+
+    @property
+    def path(self) -> str:
+        """A path to the namespace that other processes can open while this one holds it.
+
+        ``ip link set dev X netns PATH`` and ``nsenter --net=PATH`` take it.
+        """
+        return f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    @property
+    def inode(self) -> int:
+        """The number ``readlink /proc/self/ns/net`` shows; equal for equal namespaces."""
+        return os.fstat(self.fd).st_ino
+
+    @property
+    def closed(self) -> bool:
+        return not self._held
+
+    def call(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> _T:
+        """Run ``fn(*args, **kwargs)`` in a thread inside the namespace; its result or exception.
+
+        Sockets that `fn` opens stay in the namespace, whoever uses them later.
+        """
+        fd = self.fd
+        return call_in(fd, lambda: fn(*args, **kwargs), own_thread=True)
+
+    def popen(self, argv: Sequence[str], **kwargs: Any) -> subprocess.Popen[Any]:
+        """``subprocess.Popen(argv, **kwargs)`` with the child inside the namespace.
+
+        A child belongs to the namespace of the thread that starts it, so no helper program and
+        no ``preexec_fn`` is involved, and ``.pid`` is that of `argv` itself.
+        """
+        return self.call(subprocess.Popen, argv, **kwargs)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        input: Any = None,  # noqa: A002 - subprocess.run's name
+        capture_output: bool = False,
+        timeout: float | None = None,
+        check: bool = False,
+        **kwargs: Any,
+    ) -> subprocess.CompletedProcess[Any]:
+        """``subprocess.run(...)`` with the child inside the namespace; same arguments, same result.
+
+        The waiting is done by the caller's thread, so that Ctrl-C and `timeout` end the child.
+        """
+        if input is not None:
+            kwargs["stdin"] = subprocess.PIPE
+        if capture_output:
+            kwargs["stdout"] = kwargs["stderr"] = subprocess.PIPE
+        with self.popen(argv, **kwargs) as process:
+            try:
+                out, err = process.communicate(input, timeout=timeout)
+            except BaseException:
+                process.kill()
+                raise
+        done = subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        if check:
+            done.check_returncode()
+        return done
+
+    def close(self) -> None:
+        """Let go of the namespace. It goes away once no process, socket or device is left in it.
+
+        Idempotent.
+        """
+        with contextlib.suppress(IndexError):
+            os.close(self._held.pop())
+
+    def __enter__(self) -> NetNS:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_held", None):
+            warnings.warn(
+                f"unclosed network namespace {self!r}", ResourceWarning, stacklevel=2, source=self
+            )
+            self.close()
+
+    def __repr__(self) -> str:
+        return "<rtap.NetNS closed>" if self.closed else f"<rtap.NetNS {self.inode}>"
+
+
+#: What ``netns=`` arguments take: None for the calling thread's namespace, a :class:`NetNS`, a
+#: descriptor, or a name or path as in :meth:`NetNS.from_name`.
+NetNSLike: TypeAlias = "NetNS | int | str | None"
+
+
+def open_netns(netns: NetNSLike) -> NetNS:
+    """A :class:`NetNS` of its own for whatever `netns` stands for; the caller closes it."""
+    if netns is None:
+        return NetNS.current()
+    if isinstance(netns, NetNS):
+        return NetNS.from_fd(netns.fd)
+    if isinstance(netns, str):
+        return NetNS.from_name(netns)
+    if isinstance(netns, int) and not isinstance(netns, bool):
+        return NetNS.from_fd(netns)
+    raise TypeError(
+        f"netns must be None, a NetNS, a descriptor, a name or a path, got {type(netns).__name__}"
+    )

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What happens to a device, told to callbacks (``rte_eth_dev_callback_register``).
+
+All callbacks of a process run one after the other on one thread, "rtap-events", which exists
+while any callback is registered. It holds no lock of rtap, so a callback may call any method of any
+device, close it, and register and unregister callbacks, itself among them.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+from rtap._core.forks import forget_in_child, renew_in_child
+from rtap._core.threads import FairRLock, start_thread
+
+if TYPE_CHECKING:
+    from rtap.ethdev.device import EthDev
+
+__all__ = ["EthEvent", "EventFn", "EventHandle", "Port", "callback_register"]
+
+log = logging.getLogger("rtap")
+
+
+class EthEvent(IntEnum):
+    """``enum rte_eth_event_type`` with its values, then, from 64 on, what rtap tells beside it.
+
+    `data` is what a callback is given with the event.
+    """
+
+    #: The link went up or down, whoever did it; `data` is the new :class:`rtap.Link`. A flap too
+    #: short to be seen is told by its outcome.
+    INTR_LSC = 1
+    #: A receive queue was started or stopped; `data` is ("rx" or "tx", number, running).
+    QUEUE_STATE = 2
+    #: The interface is gone; `data` is None. ``stop`` and ``start`` make it anew.
+    INTR_RMV = 6
+    #: The device exists; only callbacks for all devices hear of it. `data` is None.
+    NEW = 7
+    #: The device was closed; `data` is None. The last event of a device.
+    DESTROY = 8
+    #: ``start`` made the interface anew; `data` is None.
+    RECOVERY_SUCCESS = 13
+
+    #: The interface has another name; `data` is that.
+    RENAME = 64
+    #: The interface has another MTU; `data` is that.
+    MTU = 65
+    #: The interface has another Ethernet address; `data` is that.
+    MAC = 66
+    #: The interface is in another network namespace; `data` is None.
+    NETNS = 67
+    #: Somebody set the interface up or down (IFF_UP); `data` is True for up.
+    ADMIN_STATE = 68
+    #: A worker's route from this device has ended while the worker was to run: a queue was stopped,
+    #: an interface is gone, or a stage failed; `data` is its last :class:`rtap.RouteStats`.
+    ROUTE_END = 69
+
+
+#: ``fn(dev, event, data)``.
+EventFn = Callable[["EthDev", EthEvent, Any], object]
+
+
+class EventHandle:
+    """One registration; :meth:`unregister` ends it."""
+
+    __slots__ = ("_owner", "event", "fn")
+
+    def __init__(self, owner: list[EventHandle], event: EthEvent, fn: EventFn) -> None:
+        self.event = event
+        self.fn = fn
+        self._owner = owner
+
+    def unregister(self) -> None:
+        """No further call begins after this returns. Idempotent, and right inside the callback.
+
+        A call that is in progress on the events thread is not waited for.
+        """
+        _dispatcher.unregister(self)
+
+    def __repr__(self) -> str:
+        return f"<EventHandle {self.event.name} {self.fn!r}>"
+
+
+_Item = tuple[EventHandle, "EthDev", Any]
+
+
+class _Dispatcher:
+    """The events thread, and the handles it serves."""
+
+    def __init__(self) -> None:
+        self._in_child()
+        self.forget()
+
+    def _in_child(self) -> None:
+        # Reentrant: the garbage collector may close a forgotten device in the middle of anything.
+        self._lock = threading.RLock()
+
+    def forget(self) -> None:
+        self._handles: set[EventHandle] = set()
+        # Of the thread there is; None is its end.
+        self._queue: queue.SimpleQueue[_Item | None] | None = None
+        #: Callbacks for every device there is or will be.
+        self.everywhere: list[EventHandle] = []
+
+    def register(self, owner: list[EventHandle], event: EthEvent, fn: EventFn) -> EventHandle:
+        handle = EventHandle(owner, EthEvent(event), fn)
+        if not callable(fn):
+            raise TypeError(f"a callback is called as fn(dev, event, data), got {fn!r}")
+        with self._lock:
+            if self._queue is None:
+                items: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+                start_thread(self._run, items, name="rtap-events")
+                self._queue = items
+            self._handles.add(handle)
+            owner.append(handle)
+        return handle
+
+    def unregister(self, *handles: EventHandle) -> None:
+        with self._lock:
+            for handle in handles:
+                if handle in self._handles:
+                    self._handles.remove(handle)
+                    handle._owner.remove(handle)
+            if not self._handles and self._queue is not None:
+                self._queue.put(None)
+                self._queue = None
+
+    def emit(self, dev: EthDev, own: list[EventHandle], event: EthEvent, data: Any) -> None:
+        with self._lock:
+            if self._queue is not None:
+                for handle in (*own, *self.everywhere):
+                    if handle.event == event:
+                        self._queue.put((handle, dev, data))
+
+    def end(self, dev: EthDev, own: list[EventHandle]) -> None:
+        """A device's last event, after which its callbacks are unregistered."""
+        self.emit(dev, own, EthEvent.DESTROY, None)
+        last = EventHandle(own, EthEvent.DESTROY, lambda *_: self.unregister(*own))
+        with self._lock:
+            if self._queue is not None and own:
+                self._handles.add(last)
+                own.append(last)
+                self._queue.put((last, dev, None))
+
+    def _run(self, items: queue.SimpleQueue[_Item | None]) -> None:
+        while True:
+            item = items.get()
+            if item is None:
+                return
+            handle, dev, data = item
+            if handle in self._handles:
+                try:
+                    handle.fn(dev, handle.event, data)
+                except BaseException:  # sys.exit() too: the thread is everybody's
+                    log.exception("callback for %s of %s", handle.event.name, dev.name)
+            del item, handle, dev, data  # the thread keeps no device alive while it waits
+
+
+_dispatcher = _Dispatcher()
+
+# In a forked child there is no thread, and its devices and their callbacks are the parent's.
+renew_in_child(_dispatcher)
+forget_in_child(_dispatcher.forget)
+
+
+def callback_register(event: EthEvent, fn: EventFn) -> EventHandle:
+    """Call ``fn(dev, event, data)`` when `event` happens to any device, also to later ones.
+
+    For one device there is :meth:`EthDev.callback_register`. Callbacks run on the events thread;
+    what they raise is logged (logger "rtap").
+    """
+    return _dispatcher.register(_dispatcher.everywhere, event, fn)
+
+
+class Port:
+    """A driver's view of the port it serves: its number, its lock, and where its events go.
+
+    Entries of the ops table are called with `lock` held; a driver that acts on its own, because
+    the kernel told it something, takes it for that.
+    """
+
+    __slots__ = ("_dev", "handles", "id", "lock")
+
+    def __init__(self, dev: EthDev) -> None:
+        self._dev = weakref.ref(dev)
+        self.id = -1
+        self.lock = FairRLock()
+        self.handles: list[EventHandle] = []
+
+    def register(self, event: EthEvent, fn: EventFn) -> EventHandle:
+        return _dispatcher.register(self.handles, event, fn)
+
+    def event(self, event: EthEvent, data: Any = None) -> None:
+        """Tell the callbacks, soon and in order, on the events thread."""
+        dev = self._dev()
+        if dev is not None:
+            dev._event(event)
+            _dispatcher.emit(dev, self.handles, event, data)
+
+    def route_ended(self, stats: object) -> None:
+        """For a receive queue: a worker's route from it gave up, with these figures."""
+        self.event(EthEvent.ROUTE_END, stats)
+
+    def end(self) -> None:
+        """The device is closed: DESTROY, and no event after it."""
+        if sys.is_finalizing():
+            return  # the events thread has stopped for ever, wherever it was
+        dev = self._dev()
+        if dev is not None:
+            _dispatcher.end(dev, self.handles)
+        else:
+            _dispatcher.unregister(*self.handles)

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a driver implements, and what goes in and out of it.
+
+A driver is one object with the entries of :class:`EthDevOps`, named as in DPDK's ``eth_dev_ops``;
+:class:`rtap.EthDev` is the generic layer on top, which checks states and arguments and knows no
+driver. An instance serves one device and keeps that device's private data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntFlag
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from rtap.ether import MacAddr
+from rtap.flags import MbufFlag, RxOffload, TxOffload
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Buffer
+
+    from rtap._core.burst import Burst
+    from rtap._core.mempool import Mempool
+
+__all__ = [
+    "LINK_SPEED_UNKNOWN",
+    "DescLim",
+    "DevInfo",
+    "EthConf",
+    "EthDevOps",
+    "Link",
+    "PortConf",
+    "RxQueueOps",
+    "Stats",
+    "TxQueueOps",
+]
+
+#: ``RTE_ETH_SPEED_NUM_UNKNOWN``: what a virtual link reports.
+LINK_SPEED_UNKNOWN = 0xFFFFFFFF
+
+ENGINES = ("auto", "uring", "syscall")
+GIL_POLICIES = ("auto", "release", "hold")
+
+_F = TypeVar("_F", bound=IntFlag)
+
+
+def as_flags(value: int, kind: type[_F], what: str) -> _F:
+    """`value` as flags of `kind`; TypeError for other flags, ValueError for negative numbers."""
+    if isinstance(value, (RxOffload, TxOffload, MbufFlag)) and not isinstance(value, kind):
+        raise TypeError(f"{what} takes {kind.__name__} flags, got {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{what} takes {kind.__name__} flags, got {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{what} takes {kind.__name__} flags, got the negative number {value}")
+    return kind(value)
+
+
+@dataclass(frozen=True)
+class EthConf:
+    """What :meth:`EthDev.configure` sets up (``rte_eth_conf``: rxmode, txmode).
+
+    ``mtu`` None leaves the interface's. ``engine`` is how packets move ("uring", "syscall", or
+    "auto": the first that works here), ``gil`` what a burst does with the interpreter lock
+    ("release", "hold", or "auto": release, unless taking it back proves slow).
+
+    ``tx_gro`` merges what is sent into super-frames before it enters the kernel: TCP, and UDP
+    where ``tx_offloads`` has UDP_TSO. ``rx_gso`` takes super-frames from the kernel, TCP and UDP,
+    and hands out frames within the MTU with their checksums.
+
+    TypeError or ValueError for what is none of these; whether a device can do the offloads is
+    checked by ``configure``.
+    """
+
+    rx_offloads: RxOffload = RxOffload(0)
+    tx_offloads: TxOffload = TxOffload(0)
+    mtu: int | None = None
+    engine: str = "auto"
+    gil: str = "auto"
+    tx_gro: bool = False
+    rx_gso: bool = False
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        set_(self, "rx_offloads", as_flags(self.rx_offloads, RxOffload, "rx_offloads"))
+        set_(self, "tx_offloads", as_flags(self.tx_offloads, TxOffload, "tx_offloads"))
+        for name, legal in (("engine", ENGINES), ("gil", GIL_POLICIES)):
+            if getattr(self, name) not in legal:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(legal)}, got {getattr(self, name)!r}"
+                )
+        for name in ("tx_gro", "rx_gso"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
+        if self.rx_gso and self.rx_offloads & (RxOffload.TCP_LRO | RxOffload.UDP_LRO):
+            raise ValueError(
+                "rx_gso splits the super-frames that TCP_LRO and UDP_LRO in rx_offloads ask for: "
+                "one or the other"
+            )
+
+
+@dataclass(frozen=True)
+class PortConf:
+    """``rte_eth_dev_portconf``: what a driver suggests where the caller has no opinion."""
+
+    burst_size: int = 64
+    ring_size: int = 64
+    nb_queues: int = 1
+
+
+@dataclass(frozen=True)
+class DescLim:
+    """``rte_eth_desc_lim``: bounds of ``nb_desc``, the most frames per kernel entry."""
+
+    nb_min: int = 1
+    nb_max: int = 1024
+    nb_align: int = 1
+
+
+@dataclass(frozen=True)
+class DevInfo:
+    """What :meth:`EthDev.info` returns (``rte_eth_dev_info``, then what is rtap's own).
+
+    Sizes are bytes without the frame check sequence. ``rx_offload_capa`` says what may be asked
+    for, ``rx_offloads`` what is on, ``tx_offloads_refused`` what the kernel turns out to refuse
+    for some kind of frame, so that rtap does it. ``engine`` is the one in use, "auto" until a queue
+    is set up, ``engine_reason`` why. ``state`` is unconfigured, configured, started or stopped.
+    """
+
+    driver_name: str = ""
+    if_index: int = 0
+    min_mtu: int = 68
+    max_mtu: int = 65535
+    min_rx_bufsize: int = 0
+    max_rx_pktlen: int = 0
+    max_rx_queues: int = 0
+    max_tx_queues: int = 0
+    max_mac_addrs: int = 1
+    rx_offload_capa: RxOffload = RxOffload(0)
+    tx_offload_capa: TxOffload = TxOffload(0)
+    rx_desc_lim: DescLim = DescLim()
+    tx_desc_lim: DescLim = DescLim()
+    default_rxportconf: PortConf = PortConf()
+    default_txportconf: PortConf = PortConf()
+    nb_rx_queues: int = 0
+    nb_tx_queues: int = 0
+
+    name: str = ""
+    state: str = ""
+    ifname: str = ""
+    mode: str = ""
+    mtu: int = 0
+    mac: MacAddr = MacAddr("00:00:00:00:00:00")
+    persist: bool = False
+    multi_queue: bool = False
+    vnet_hdr: bool = False
+    rx_offloads: RxOffload = RxOffload(0)
+    tx_offloads: TxOffload = TxOffload(0)
+    tx_offloads_refused: TxOffload = TxOffload(0)
+    tx_gro: bool = False
+    rx_gso: bool = False
+    engine: str = "auto"
+    engine_reason: str = ""
+
+
+@dataclass(frozen=True)
+class Link:
+    """``rte_eth_link``. True for full duplex, autonegotiation and "up"; speed in Mb/s."""
+
+    link_speed: int = LINK_SPEED_UNKNOWN
+    link_duplex: bool = True
+    link_autoneg: bool = False
+    link_status: bool = False
+
+
+@dataclass
+class Stats:
+    """``rte_eth_stats`` with the per-queue lists, which have one entry per queue.
+
+    Since the last reset: frames and bytes received (i) and sent (o), errors, ``imissed`` frames
+    that the kernel dropped because nobody read them, ``rx_nombuf`` times the pool was empty.
+    """
+
+    ipackets: int = 0
+    opackets: int = 0
+    ibytes: int = 0
+    obytes: int = 0
+    imissed: int = 0
+    ierrors: int = 0
+    oerrors: int = 0
+    rx_nombuf: int = 0
+    q_ipackets: list[int] = field(default_factory=list)
+    q_opackets: list[int] = field(default_factory=list)
+    q_ibytes: list[int] = field(default_factory=list)
+    q_obytes: list[int] = field(default_factory=list)
+    q_errors: list[int] = field(default_factory=list)
+
+
+class RxQueueOps(Protocol):
+    """What the generic layer needs of a receive queue that a driver hands it."""
+
+    @property
+    def pool(self) -> Mempool: ...
+    @property
+    def engine(self) -> str: ...
+    @property
+    def engine_reason(self) -> str: ...
+    def rx_burst(self, n: int = 64, timeout: float | None = 0) -> Burst: ...
+
+
+class TxQueueOps(Protocol):
+    """What the generic layer needs of a transmit queue that a driver hands it."""
+
+    @property
+    def engine(self) -> str: ...
+    @property
+    def engine_reason(self) -> str: ...
+    def tx_burst(self, burst: Burst) -> int: ...
+    def send(self, frame: Buffer, pool: Mempool) -> bool: ...
+
+
+class EthDevOps(Protocol):
+    """The ops table of one device.
+
+    The generic layer calls these one at a time (under its lock), in legal states and with checked
+    arguments. They raise; none returns an errno. After `dev_close` nothing is called any more.
+    """
+
+    #: The kernel interface's present name, empty where there is none.
+    @property
+    def ifname(self) -> str: ...
+
+    def dev_infos_get(self) -> DevInfo:
+        """Capabilities and facts; the generic layer fills in what it knows itself."""
+
+    def dev_configure(self, nb_rx_queues: int, nb_tx_queues: int, conf: EthConf) -> None:
+        """Release every queue that is set up, and make room for that many.
+
+        What it refuses, it refuses with a ValueError before it changes anything.
+        """
+
+    def dev_start(self) -> None: ...
+    def dev_stop(self) -> None: ...
+    def dev_close(self) -> None:
+        """Release everything, from any state, also after failures. Must not raise halfway."""
+
+    def dev_forked(self) -> None:
+        """In a forked child: drop the child's copies of whatever keeps the device alive.
+
+        Touches neither the device itself nor anything shared with the parent.
+        """
+
+    def rx_queue_setup(
+        self, queue_id: int, nb_desc: int, pool: Mempool, deferred_start: bool
+    ) -> RxQueueOps:
+        """A queue that is stopped; `dev_start` starts it unless its start is deferred.
+
+        It takes the place of one that is there, which is released once nothing can fail any more.
+        """
+
+    def rx_queue_release(self, queue_id: int) -> None: ...
+    def rx_queue_start(self, queue_id: int) -> None: ...
+    def rx_queue_stop(self, queue_id: int) -> None:
+        """End bursts and waits; as far as the driver can, nothing more is steered to it."""
+
+    def tx_queue_setup(self, queue_id: int, nb_desc: int, deferred_start: bool) -> TxQueueOps: ...
+    def tx_queue_release(self, queue_id: int) -> None: ...
+    def tx_queue_start(self, queue_id: int) -> None: ...
+    def tx_queue_stop(self, queue_id: int) -> None: ...
+
+    def rx_queue_intr_fd(self, queue_id: int) -> int:
+        """``rte_eth_dev_rx_intr_ctl_q_get_fd``. EOPNOTSUPP without anything to wait for."""
+
+    def rx_queue_intr_enable(self, queue_id: int) -> None: ...
+    def rx_queue_intr_disable(self, queue_id: int) -> None: ...
+
+    def link_update(self) -> Link: ...
+    def dev_set_link_up(self) -> None: ...
+    def dev_set_link_down(self) -> None: ...
+
+    def mac_addr_get(self) -> MacAddr: ...
+    def mac_addr_set(self, mac: MacAddr) -> None: ...
+    def mtu_get(self) -> int: ...
+    def mtu_set(self, mtu: int) -> None: ...
+
+    def promiscuous_enable(self) -> None: ...
+    def promiscuous_disable(self) -> None: ...
+    def allmulticast_enable(self) -> None: ...
+    def allmulticast_disable(self) -> None: ...
+    def mac_addr_add(self, mac: MacAddr, index: int) -> None:
+        """Receive frames to `mac` too; replaces what `index` had. 0 is the application's own."""
+
+    def mac_addr_remove(self, index: int) -> None: ...
+    def set_mc_addr_list(self, groups: Sequence[MacAddr]) -> None: ...
+
+    def stats_get(self) -> Stats: ...
+    def stats_reset(self) -> None: ...
+    def xstats_get_names(self) -> list[str]:
+        """The names of `xstats_get`, in its order."""
+
+    def xstats_get(self) -> dict[str, int]: ...
+    def xstats_reset(self) -> None: ...
