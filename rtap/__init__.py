@@ -25,7 +25,7 @@ from rtap.errors import DeviceGone, DeviceStateError, PoolEmpty
 from rtap.ethdev.device import EthDev
 from rtap.ethdev.events import EthEvent, EventHandle, callback_register
 from rtap.ethdev.ops import DevInfo, EthConf, Link, Stats
-from rtap.ethdev.registry import device, devices, probe
+from rtap.ethdev.registry import device, devices, probe, register_driver
 from rtap.ether import MacAddr
 from rtap.flags import MbufFlag, RxOffload, TxOffload
 
@@ -63,6 +63,7 @@ __all__ = [
     "devices",
     "get_include",
     "probe",
+    "register_driver",
     "stages",
 ]
 

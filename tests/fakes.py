@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -52,7 +52,7 @@ class FakeTxQueue:
         return True
 
 
-class FakeOps:
+class FakeOps(EthDevOps):
     """An ops table that notes its calls; ``fail`` names one that raises."""
 
     ifname = "fake0"
@@ -151,12 +151,6 @@ class FakeOps:
     def stats_reset(self) -> None:
         self.note("stats_reset")
 
-    def xstats_get_names(self) -> list[str]:
-        return []
-
-    def xstats_get(self) -> dict[str, int]:
-        return {}
-
     def xstats_reset(self) -> None:
         self.note("xstats_reset")
 
@@ -181,36 +175,12 @@ class FakeOps:
     def rx_queue_intr_disable(self, queue_id: int) -> None:
         self.note(f"rx_queue_intr_disable({queue_id})")
 
-    def promiscuous_enable(self) -> None:
-        pass
-
-    def promiscuous_disable(self) -> None:
-        pass
-
-    def allmulticast_enable(self) -> None:
-        pass
-
-    def allmulticast_disable(self) -> None:
-        pass
-
-    def mac_addr_add(self, mac: MacAddr, index: int) -> None:
-        pass
-
-    def mac_addr_remove(self, index: int) -> None:
-        pass
-
-    def set_mc_addr_list(self, groups: Sequence[MacAddr]) -> None:
-        pass
-
-
-_typed: Callable[[DevArgs, Port], EthDevOps] = FakeOps  # a driver as the protocol describes it
-
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> None:
     """A driver for devices called fake..."""
     monkeypatch.setattr(registry, "_drivers", dict(registry._drivers))
-    registry.register_driver("fake", FakeOps, aliases=("phony",))
+    rtap.register_driver("fake", FakeOps, aliases=("phony",))
 
 
 @pytest.fixture

@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+import errno
 import threading
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
-from fakes import FakeOps
+from fakes import FakeOps, FakeRxQueue, FakeTxQueue
 from rigs import talk
 from support import frame
 
 import rtap
-from rtap import (
-    NetNS,
-)
+from rtap import DevInfo, EthConf, Mempool, NetNS
 from rtap.ethdev import registry
+from rtap.ethdev.devargs import DevArgs
+from rtap.ethdev.events import Port
+from rtap.ethdev.ops import EthDevOps
 
 
 def test_names_and_ports(driver: None) -> None:
@@ -112,3 +116,109 @@ def test_mbufs_carry_their_port(netns: NetNS) -> None:
         talk(netns, b, b"hello")
         (mbuf,) = b.rx_burst(0, 1, 5)
         assert mbuf.port == b.port_id == 1
+
+
+# ---- drivers of one's own
+
+
+@pytest.mark.parametrize(
+    ("name", "fn", "kind", "match"),
+    [
+        ("", FakeOps, ValueError, "1 to 63 letters"),
+        ("net fake", FakeOps, ValueError, "got 'net fake'"),
+        ("x" * 64, FakeOps, ValueError, "1 to 63 letters"),
+        (b"net_fake", FakeOps, TypeError, "a driver name is a str, got bytes"),
+        ("net_fake", None, TypeError, r"called as probe_fn\(args, port\), got None"),
+    ],
+)
+def test_what_is_no_driver(
+    driver: None, name: Any, fn: Any, kind: type[Exception], match: str
+) -> None:
+    before = dict(registry._drivers)
+    with pytest.raises(kind, match=match):
+        rtap.register_driver(name, fn)
+    with pytest.raises(kind, match=match):
+        rtap.register_driver("fine", fn, aliases=(name,))
+    assert registry._drivers == before
+
+
+class LeastOps(EthDevOps):
+    """No more than a driver has to have."""
+
+    def __init__(self, args: DevArgs, port: Port) -> None:
+        args.finish(())
+
+    def dev_infos_get(self) -> DevInfo:
+        return DevInfo(driver_name="net_least", max_rx_queues=1, max_tx_queues=1)
+
+    def dev_configure(self, nb_rx_queues: int, nb_tx_queues: int, conf: EthConf) -> None: ...
+    def dev_start(self) -> None: ...
+    def dev_stop(self) -> None: ...
+    def dev_close(self) -> None: ...
+
+    def rx_queue_setup(
+        self, queue_id: int, nb_desc: int, pool: Mempool, deferred_start: bool
+    ) -> FakeRxQueue:
+        return FakeRxQueue(pool)
+
+    def rx_queue_release(self, queue_id: int) -> None: ...
+
+    def tx_queue_setup(self, queue_id: int, nb_desc: int, deferred_start: bool) -> FakeTxQueue:
+        return FakeTxQueue()
+
+    def tx_queue_release(self, queue_id: int) -> None: ...
+
+
+def test_a_driver_writes_only_what_it_has(driver: None, pool: Mempool) -> None:
+    rtap.register_driver("net_least", LeastOps)
+    with rtap.probe("net_least0") as dev:
+        dev.configure(1, 1)
+        dev.rx_queue_setup(0, 8, pool)
+        dev.tx_queue_setup(0, 8)
+        dev.start()
+        assert len(dev.rx_burst(0)) == 0
+        assert dev.link().link_status
+        assert dev.stats() == rtap.Stats()
+        assert dev.xstats() == {}
+        assert dev.xstats_names() == []
+        assert dev.mtu == 1500
+        assert not any(dev.mac.packed)
+        assert dev.app_mac == dev.mac
+        assert dev.ifname == ""
+        dev.promiscuous = False
+        dev.allmulticast = True
+        dev.mc_addr_list = ["01:00:5e:00:00:01"]
+        dev.stats_reset()
+        dev.xstats_reset()
+        refused: list[Callable[[], object]] = [
+            dev.set_link_up,
+            dev.set_link_down,
+            lambda: setattr(dev, "mac", "02:00:00:00:00:01"),
+            lambda: setattr(dev, "mtu", 1400),
+            lambda: dev.rx_queue_stop(0),
+            lambda: dev.tx_queue_stop(0),
+            lambda: dev.rx_queue_intr_fd(0),
+            lambda: dev.rx_queue_intr_enable(0),
+            lambda: dev.rx_queue_intr_disable(0),
+        ]
+        for call in refused:
+            with pytest.raises(OSError, match=r"net_least (cannot|has no)") as caught:
+                call()
+            assert caught.value.errno == errno.EOPNOTSUPP
+        assert (dev.mtu, any(dev.mac.packed)) == (1500, False)
+        dev.stop()
+
+
+def test_what_a_driver_has_to_have(driver: None) -> None:
+    class Half(EthDevOps):
+        pass
+
+    def make(args: DevArgs, port: Port) -> EthDevOps:
+        kind: Any = Half
+        return cast("EthDevOps", kind())
+
+    rtap.register_driver("net_half", make)
+    with pytest.raises(TypeError, match="dev_close, dev_configure") as caught:
+        rtap.probe("net_half0")
+    assert "abstract" in str(caught.value)
+    assert rtap.devices() == []

@@ -27,7 +27,7 @@ import rtap
 from rtap import EthDev, NetNS, RxOffload
 from rtap.control import attach, tun
 from rtap.control.netlink import Control
-from rtap.drivers import net_rtap
+from rtap.drivers import observed
 
 pytestmark = pytest.mark.root
 
@@ -184,7 +184,7 @@ def test_made_anew_as_it_was(
     """Of the same kind with the same settings, also when it failed halfway the first time."""
     with make(netns, mtu=1400, mac=MAC, rx_offloads=RxOffload.CHECKSUM) as dev:
         iproute(netns, "link set s0 txqueuelen 77")
-        eventually(lambda: dev._ops._seen.txqueuelen == 77, "it has been seen")  # type: ignore[attr-defined]
+        eventually(lambda: dev._ops._observer.seen.txqueuelen == 77, "it has been seen")  # type: ignore[attr-defined]
         dev.stop()
         before = state(netns, dev)
         iproute(netns, "link del s0")
@@ -333,7 +333,7 @@ def test_interrupted_when_it_has_been_done(
     assert fds() == before
 
 
-@pytest.mark.parametrize("where", [(net_rtap, "watch"), (opening_module, "NetRtap")])
+@pytest.mark.parametrize("where", [(observed, "watch"), (opening_module, "NetRtap")])
 def test_interrupted_when_the_device_is_watched(
     netns: NetNS, monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]
 ) -> None:

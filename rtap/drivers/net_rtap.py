@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import weakref
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,15 +17,14 @@ from rtap._core.threads import require_native
 from rtap._ring import RxQueue, TxQueue
 from rtap.control import tun
 from rtap.control.attach import netns_of
-from rtap.control.monitor import Watch, watch
 from rtap.control.netlink import MAX_MTU, MIN_MTU, LinkState
 from rtap.control.netns import NetNSLike, open_netns
 from rtap.control.tun import TunFeature
 from rtap.drivers.descriptors import Descriptors
-from rtap.drivers.filter import MAX_GROUPS, MAX_MAC_ADDRS, RxFilter
-from rtap.drivers.observed import Drops, differences, link_of
+from rtap.drivers.filter import MAX_MAC_ADDRS
+from rtap.drivers.interface import DEFAULT_NB_DESC, MAX_NB_DESC, MAX_QUEUES, InterfaceDriver
+from rtap.drivers.observed import Drops, Observer
 from rtap.drivers.offloads import (
-    GSO_KINDS,
     RX_CAPA,
     TX_CAPA,
     granted,
@@ -42,16 +39,13 @@ from rtap.drivers.options import NO_OPTIONS, IfaceOptions
 from rtap.errors import DeviceGone
 from rtap.ethdev.devargs import DevArgs
 from rtap.ethdev.events import EthEvent, Port
-from rtap.ethdev.interrupts import RxInterrupt
-from rtap.ethdev.ops import DescLim, DevInfo, EthConf, Link, PortConf, Stats
+from rtap.ethdev.ops import DescLim, DevInfo, EthConf, PortConf, Stats
 from rtap.ethdev.registry import register_driver
-from rtap.ethdev.stats import queue_stats, queue_xstats
 from rtap.ether import MacAddr
-from rtap.flags import RxOffload, TxOffload
+from rtap.flags import RxOffload
 
 __all__ = [
     "DEFAULT_IFNAME",
-    "DEFAULT_NB_DESC",
     "DRIVER",
     "NetRtap",
 ]
@@ -60,16 +54,10 @@ log = logging.getLogger("rtap")
 
 DRIVER = "net_rtap"
 DEFAULT_IFNAME = "rtap%d"
-MAX_QUEUES = 128
-MAX_NB_DESC = 32768
-DEFAULT_NB_DESC = 64
-#: Buffers for the longest frame that a queue has which splits what it reads.
-SPLIT_READS = 64
-LOCK_SLICE_S = 0.01
 
 
-class NetRtap:
-    """:class:`rtap.ethdev.ops.EthDevOps` for one TAP or TUN interface."""
+class NetRtap(InterfaceDriver):
+    """The ops table of one TAP or TUN interface."""
 
     def __init__(
         self,
@@ -83,20 +71,9 @@ class NetRtap:
         vnet_hdr: bool = True,
     ) -> None:
         require_native()
-        self._port = port
+        super().__init__(port)
         self._mode = mode
-        self._conf = EthConf()
         self._features = TunFeature(0)
-        self._rxq: dict[int, RxQueue] = {}
-        self._txq: dict[int, TxQueue] = {}
-        self._nb_queues = 0
-        self._software_gso = 0
-        self._deferred: set[RxQueue | TxQueue] = set()
-        self._intr: dict[int, RxInterrupt] = {}
-        self._filter = RxFilter()
-        self._started = False
-        #: Makes a pool with that much data room, where the queues' pool is ours to replace.
-        self.new_pool: Callable[[int], Mempool] | None = None
 
         self._tap = Descriptors(
             open_netns(netns) if options.fd is None else netns_of(options.fd),
@@ -111,75 +88,25 @@ class NetRtap:
             undo.callback(self._tap.close)
             if persist:
                 self.set_persist(True)
-            self._watch = self._new_watch()
-            undo.callback(self._watch.cancel)
-            # As last looked at, see _observe.
-            self._seen = self._control.get()
-            self._removed = False
+            self._observer = Observer(port, self._control, self)
+            undo.callback(self._observer.cancel)
             # What an interface was that is half made anew.
             self._lost_state: LinkState | None = None
-            self._drops = Drops(self._seen.dropped)
+            self._drops = Drops(self._observer.seen.dropped)
             undo.pop_all()
 
     # -- the interface, whoever changes it
 
-    def _new_watch(self) -> Watch:
-        # Weak: the monitor would keep an object that nobody else has, and its interface with it.
-        method = weakref.WeakMethod(self._hint)
-
-        def hint(about: Watch) -> None:
-            look = method()
-            if look is None:
-                about.cancel()
-            else:
-                look(about)
-
-        return watch(self._control.netns.fd, self._control.index, hint)
-
-    def _hint(self, hint: Watch) -> None:
-        """On the netlink thread: something may have happened to the interface."""
-        # Whoever cancels the watch may hold the lock, and waits for this thread.
-        while not self._port.lock.acquire(timeout=LOCK_SLICE_S):
-            if hint.cancelled:
-                return
-        try:
-            if not hint.cancelled:
-                self._observe()
-        finally:
-            self._port.lock.release()
-
-    def _observe(self) -> None:
-        """Look at the interface, go along with what has changed, and tell of it."""
-        try:
-            now = self._control.get()
-            if not self._watch.covers(self._control.netns.fd, self._control.index):
-                self._watch.cancel()
-                self._watch = self._new_watch()
-                self._port.event(EthEvent.NETNS)
-                now = self._control.get()
-        except DeviceGone:
-            if not self._removed:
-                self._removed = True
-                if self._tap.lost:
-                    self._port.event(EthEvent.INTR_RMV)
-                else:
-                    log.warning(
-                        "%s went to where it can no longer be controlled from", self._tap.name
-                    )
-            return
-        seen, self._seen = self._seen, now
-        if now.name != seen.name:
-            self._take_name(now.name)
-        if now.mtu != seen.mtu:
-            self._fit(now.mtu)
-        self._plug(now)
-        for event, data in differences(seen, now):
-            self._port.event(event, data)
+    def interface_lost(self) -> None:
+        """See :class:`rtap.drivers.observed.Observing`."""
+        if self._tap.lost:
+            self._port.event(EthEvent.INTR_RMV)
+        else:
+            log.warning("%s went to where it can no longer be controlled from", self._tap.name)
 
     def _take_name(self, name: str) -> None:
         self._tap.name = name
-        for queue in self._queues():
-            queue.name = name
+        super()._take_name(name)
 
     def _plug(self, now: LinkState) -> None:
         """While the carrier is off nothing is sent, and what the kernel drops was not missed."""
@@ -187,43 +114,19 @@ class NetRtap:
             txq.set_plugged(now.carrier)
         self._drops.turn(now.dropped, started=self._started, plugged=now.carrier)
 
-    def _needs(self, mtu: int) -> int:
-        return max_frame(self._mode, mtu, kernel_offloads(self._conf))
-
-    def _fit(self, mtu: int) -> None:
-        """Somebody set the MTU: have buffers for it, or say that longer frames will be lost."""
-        try:
-            self._make_room(mtu)
-        except (ValueError, MemoryError) as exc:
-            log.warning(
-                "the MTU of %s is now %d, and longer frames than its receive buffers hold will be "
-                "dropped and counted as errors: %s",
-                self._tap.name,
-                mtu,
-                exc,
-            )
-
-    def _make_room(self, mtu: int) -> None:
-        need = self._needs(mtu)
-        if all(need < rxq.room for rxq in self._rxq.values()):
-            return
-        pool = self.new_pool(need + 1) if self.new_pool is not None else None
-        for rxq in self._rxq.values():
-            if need >= rxq.room:
-                rxq.resize(need, pool)
+    def _asked(self) -> RxOffload:
+        return kernel_offloads(self._conf)
 
     def _revive(self) -> None:
         """Make a deleted interface anew, under the queues there are."""
-        self._watch.cancel()
+        self._observer.cancel()
         if self._lost_state is None:
-            self._lost_state = self._seen
+            self._lost_state = self._observer.seen
         self._tap.revive(self._lost_state)
         self._features = tun.set_offload(self._tap.first, self._features, self._tap.name)
-        self._watch = self._new_watch()
-        self._removed = False
-        self._seen = self._control.get()
-        self._drops.restart(self._seen.dropped)
-        self._plug(self._seen)
+        self._observer.restart()
+        self._drops.restart(self._observer.seen.dropped)
+        self._plug(self._observer.seen)
         self._lost_state = None
         self._port.event(EthEvent.RECOVERY_SUCCESS)
 
@@ -291,7 +194,7 @@ class NetRtap:
                 "this device was given was attached without (IFF_VNET_HDR)"
             )
         self._release_queues()
-        self._nb_queues = 0
+        self._nb_queues = (0, 0)
         self._software_gso = 0
         if self._must_revive:
             self._revive()
@@ -301,7 +204,7 @@ class NetRtap:
         if conf.mtu is not None and conf.mtu != self.mtu_get():
             self._control.set_mtu(conf.mtu)
         self._conf = replace(conf, rx_offloads=granted(conf.rx_offloads, self._features))
-        self._nb_queues = nb_rx_queues
+        self._nb_queues = (nb_rx_queues, nb_tx_queues)
 
     def dev_start(self) -> None:
         if self._must_revive:
@@ -309,27 +212,19 @@ class NetRtap:
         for q, rxq in self._rxq.items():
             rxq.purge()  # before it is detached: the kernel would not count what it throws away
             self._tap.attach(q, rxq not in self._deferred)
-        for queue in self._queues():
-            if queue not in self._deferred:
-                queue.start()
+        self._start_queues()
         try:
             tun.set_carrier(self._tap.first, True, self._tap.name)
             if not self._control.get().up:
                 self._control.set_up(True)
             self._started = True
-            self._observe()
+            self._observer.look()
         except BaseException:
             self._started = False
             self._stop_queues()
             raise
         for q, intr in self._intr.items():
             intr.set_live(self._rxq[q] not in self._deferred)
-
-    def _stop_queues(self) -> None:
-        for intr in self._intr.values():
-            intr.set_live(False)
-        for queue in self._queues():
-            queue.stop()
 
     def dev_stop(self) -> None:
         self._stop_queues()
@@ -347,7 +242,7 @@ class NetRtap:
             if self._tap.is_attached(q):
                 rxq.purge()  # as in dev_start
                 self._tap.attach(q, False)
-        self._observe()
+        self._observer.look()
 
     def dev_close(self) -> None:
         self._started = False
@@ -366,7 +261,7 @@ class NetRtap:
                 stack.callback(queue.close)
             for intr in self._intr.values():
                 stack.callback(intr.close)
-            stack.callback(self._watch.cancel)
+            stack.callback(self._observer.cancel)
             self._intr.clear()
             self._rxq.clear()
             self._txq.clear()
@@ -382,62 +277,33 @@ class NetRtap:
 
     # -- queues
 
-    def _queues(self) -> list[RxQueue | TxQueue]:
-        return [*self._rxq.values(), *self._txq.values()]
-
-    def _release_queues(self) -> None:
-        for q in list(self._rxq):
-            self.rx_queue_release(q)
-        for q in list(self._txq):
-            self.tx_queue_release(q)
-
-    def rx_queue_setup(
-        self, queue_id: int, nb_desc: int, pool: Mempool, deferred_start: bool
-    ) -> RxQueue:
-        conf = self._conf
-        mtu = self.mtu_get()
-        need = self._needs(mtu)
-        split = None
-        if conf.rx_gso:
-            longest = max_frame(self._mode, mtu, RxOffload(0))
-            if pool.size * pool.data_room < longest:
-                raise ValueError(
-                    f"frames of {longest} bytes do not fit into a pool of {pool.size} mbufs of "
-                    f"{pool.data_room} bytes"
-                )
-            pool, split = Mempool(SPLIT_READS, need + 1), pool
-        rxq = RxQueue(
+    def _make_rx(self, queue_id: int, nb_desc: int, pool: Mempool) -> RxQueue:
+        header = self._tap.vnet_hdr
+        return self._rx_queue(
             self._tap.fds[queue_id],
+            queue_id,
+            nb_desc,
             pool,
-            name=self.ifname,
-            queue_id=queue_id,
-            port=self._port.id,
-            nb_desc=nb_desc,
-            vnet_hdr=self._tap.vnet_hdr,
-            max_frame=need,
-            scatter=bool(conf.rx_offloads & RxOffload.SCATTER),
-            l2=self._mode == "tap",
-            offloads=conf.rx_offloads & ~RxOffload.SCATTER if self._tap.vnet_hdr else 0,
-            split=split,
+            split=self._conf.rx_gso,
+            vnet_hdr=header,
+            offloads=self._conf.rx_offloads & ~RxOffload.SCATTER if header else 0,
             shared=self._tap.adopted,
-            engine=conf.engine,
-            gil=conf.gil,
         )
-        self._filter.apply(rxq)
-        if queue_id in self._rxq:
-            self.rx_queue_release(queue_id)
-        self._rxq[queue_id] = rxq
-        if deferred_start:
-            self._deferred.add(rxq)
-        return rxq
 
-    def rx_queue_release(self, queue_id: int) -> None:
-        intr = self._intr.pop(queue_id, None)
-        if intr is not None:
-            intr.close()
-        rxq = self._rxq.pop(queue_id)
-        rxq.close()
-        self._deferred.discard(rxq)
+    def _make_tx(self, queue_id: int, nb_desc: int) -> TxQueue:
+        txq = self._tx_queue(
+            self._tap.fds[queue_id],
+            queue_id,
+            nb_desc,
+            vnet_hdr=self._tap.vnet_hdr,
+            ordered=self._tap.sndbuf is not None,
+            shared=self._tap.adopted,
+        )
+        txq.set_plugged(self._observer.seen.carrier)
+        return txq
+
+    def _is_live(self, queue_id: int) -> bool:
+        return self._tap.is_attached(queue_id)
 
     def rx_queue_start(self, queue_id: int) -> None:
         rxq = self._rxq[queue_id]
@@ -457,116 +323,26 @@ class NetRtap:
             rxq.purge()  # as in dev_start
         self._tap.attach(queue_id, False)
 
-    def _interrupt(self, queue_id: int) -> RxInterrupt:
-        intr = self._intr.get(queue_id)
-        if intr is None:
-            live = self._started and self._tap.is_attached(queue_id)
-            wake = self._rxq[queue_id].wake
-            intr = self._intr[queue_id] = RxInterrupt(self._tap.fds[queue_id], live, wake)
-        return intr
-
-    def rx_queue_intr_fd(self, queue_id: int) -> int:
-        return self._interrupt(queue_id).fileno()
-
-    def rx_queue_intr_enable(self, queue_id: int) -> None:
-        self._interrupt(queue_id).enable()
-
-    def rx_queue_intr_disable(self, queue_id: int) -> None:
-        self._interrupt(queue_id).disable()
-
-    def tx_queue_setup(self, queue_id: int, nb_desc: int, deferred_start: bool) -> TxQueue:
-        conf = self._conf
-        txq = TxQueue(
-            self._tap.fds[queue_id],
-            name=self.ifname,
-            queue_id=queue_id,
-            port=self._port.id,
-            nb_desc=nb_desc,
-            vnet_hdr=self._tap.vnet_hdr,
-            l2=self._mode == "tap",
-            ordered=self._tap.sndbuf is not None,
-            on_refused=self._gso_refused,
-            gro=conf.tx_gro,
-            gro_udp=bool(conf.tx_offloads & TxOffload.UDP_TSO),
-            shared=self._tap.adopted,
-            engine=conf.engine,
-            gil=conf.gil,
-        )
-        txq.set_plugged(self._seen.carrier)
-        txq.software_gso = self._software_gso
-        if queue_id in self._txq:
-            self.tx_queue_release(queue_id)
-        self._txq[queue_id] = txq
-        if deferred_start:
-            self._deferred.add(txq)
-        return txq
-
-    def _gso_refused(self, kind: int) -> None:
-        """In a thread that bursts: the kernel splits no such super-frames."""
-        if self._software_gso & kind:
-            return
-        self._software_gso |= kind
-        for txq in list(self._txq.values()):
-            txq.software_gso = self._software_gso
-        log.warning(
-            "%s: the kernel refuses every super-frame of %s, they are split in software from now "
-            "on",
-            self._tap.name,
-            GSO_KINDS[kind],
-        )
-
-    def tx_queue_release(self, queue_id: int) -> None:
-        txq = self._txq.pop(queue_id)
-        txq.close()
-        self._deferred.discard(txq)
-
-    def tx_queue_start(self, queue_id: int) -> None:
-        self._txq[queue_id].start()
-
-    def tx_queue_stop(self, queue_id: int) -> None:
-        self._txq[queue_id].stop()
-
     # -- control
-
-    def link_update(self) -> Link:
-        return link_of(self._control.get())
 
     def dev_set_link_up(self) -> None:
         tun.set_carrier(self._tap.first, True, self._tap.name)
         if self._started and not self._control.get().up:
             self._control.set_up(True)
-        self._observe()
+        self._observer.look()
 
     def dev_set_link_down(self) -> None:
         for txq in self._txq.values():
             txq.set_plugged(False)
         tun.set_carrier(self._tap.first, False, self._tap.name)
-        self._observe()
-
-    def mac_addr_get(self) -> MacAddr:
-        return self._control.get().mac
+        self._observer.look()
 
     def mac_addr_set(self, mac: MacAddr) -> None:
         if self._mode == "tun":
             raise ValueError(
                 f"mac: {self._tap.name} is a TUN interface and has no Ethernet address"
             )
-        self._control.set_mac(mac)
-        self._observe()
-
-    def mtu_get(self) -> int:
-        return self._control.get().mtu
-
-    def mtu_set(self, mtu: int) -> None:
-        try:
-            self._make_room(mtu)
-        except ValueError as exc:
-            raise ValueError(
-                f"an MTU of {mtu} needs larger receive buffers than {self._tap.name} has: {exc}; "
-                "open the device with this mtu, or stop it and set its queues up with another pool"
-            ) from None
-        self._control.set_mtu(mtu)
-        self._observe()
+        super().mac_addr_set(mac)
 
     # -- what is received
     #
@@ -576,42 +352,12 @@ class NetRtap:
     # it drops would look like frames that nobody read.
 
     def _filter_by(self, **changes: Any) -> None:
-        wanted = replace(self._filter, **changes)
-        if self._mode == "tun" and not wanted.promiscuous:
+        if self._mode == "tun" and not replace(self._filter, **changes).promiscuous:
             raise ValueError(
                 f"{self._tap.name} is a TUN interface: IP packets have no Ethernet address to "
                 "filter by"
             )
-        self._filter = wanted
-        for rxq in self._rxq.values():
-            wanted.apply(rxq)
-
-    def promiscuous_enable(self) -> None:
-        self._filter_by(promiscuous=True)
-
-    def promiscuous_disable(self) -> None:
-        self._filter_by(promiscuous=False)
-
-    def allmulticast_enable(self) -> None:
-        self._filter_by(allmulticast=True)
-
-    def allmulticast_disable(self) -> None:
-        self._filter_by(allmulticast=False)
-
-    def mac_addr_add(self, mac: MacAddr, index: int) -> None:
-        self._filter_by(addresses={**self._filter.addresses, index: mac})
-
-    def mac_addr_remove(self, index: int) -> None:
-        rest = {i: mac for i, mac in self._filter.addresses.items() if i != index}
-        self._filter_by(addresses=rest)
-
-    def set_mc_addr_list(self, groups: Sequence[MacAddr]) -> None:
-        if len(groups) > MAX_GROUPS:
-            raise ValueError(
-                f"{self._tap.name} can subscribe to at most {MAX_GROUPS} groups, got {len(groups)} "
-                "(allmulticast receives all)"
-            )
-        self._filter_by(groups=tuple(groups))
+        super()._filter_by(**changes)
 
     # -- statistics
 
@@ -621,27 +367,22 @@ class NetRtap:
 
     def stats_get(self) -> Stats:
         self._count_drops()
-        stats = queue_stats(self._rxq, self._txq, self._nb_queues, self._nb_queues)
+        stats = super().stats_get()
         stats.imissed = self._drops.missed
         return stats
 
     def stats_reset(self) -> None:
         self._count_drops()
-        for queue in self._queues():
-            queue.reset_counters()
+        super().stats_reset()
         self._drops.missed = 0
-
-    def xstats_get_names(self) -> list[str]:
-        return list(self.xstats_get())
 
     def xstats_get(self) -> dict[str, int]:
         self._count_drops()
-        return queue_xstats(self._rxq, self._txq) | {"link_down_drops": self._drops.unplugged}
+        return super().xstats_get() | {"link_down_drops": self._drops.unplugged}
 
     def xstats_reset(self) -> None:
         self._count_drops()
-        for queue in self._queues():
-            queue.reset_xcounters()
+        super().xstats_reset()
         self._drops.unplugged = 0
 
 

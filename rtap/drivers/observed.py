@@ -1,16 +1,25 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a driver makes of an interface it looks at again: the events, and whose fault drops are."""
+"""An interface that others change too: looked at when the kernel hints, and what comes of it.
+
+:class:`Observer` looks, has the driver go along with what has changed, and tells the events;
+:class:`Drops` says whose fault the frames are that the kernel dropped.
+"""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
-from rtap.control.netlink import LinkState
-from rtap.ethdev.events import EthEvent
+from rtap.control.monitor import Watch, watch
+from rtap.control.netlink import Control, LinkState
+from rtap.errors import DeviceGone
+from rtap.ethdev.events import EthEvent, Port
 from rtap.ethdev.ops import Link
 
-__all__ = ["Drops", "differences", "link_of"]
+__all__ = ["Drops", "Observer", "Observing", "differences", "link_of"]
+
+LOCK_SLICE_S = 0.01
 
 
 def link_of(state: LinkState) -> Link:
@@ -30,6 +39,95 @@ def differences(seen: LinkState, now: LinkState) -> Iterator[tuple[EthEvent, Any
     # Unequal counts and the same state: the carrier was away and is back, or the reverse.
     if link_of(now) != link_of(seen) or now.carrier_changes != seen.carrier_changes:
         yield EthEvent.INTR_LSC, link_of(now)
+
+
+class Observing(Protocol):
+    """A driver, as its observer needs it; called with the device's lock held."""
+
+    def interface_changed(self, seen: LinkState, now: LinkState) -> None:
+        """Go along with what is different now; the events are told afterwards."""
+
+    def interface_lost(self) -> None:
+        """The interface cannot be found any more; called once."""
+
+
+class Observer:
+    """What a driver knows of its interface: `seen` is its state as last looked at.
+
+    The kernel's notifications are hints to look; a driver that changes something looks itself,
+    with :meth:`look`, so that a change takes effect in one place, whoever made it.
+    """
+
+    def __init__(self, port: Port, control: Control, driver: Observing) -> None:
+        self._port = port
+        self._control = control
+        # Weak, both ways round: the monitor would keep an object that nobody else has, and its
+        # interface with it.
+        self._driver = weakref.ref(driver)
+        self.removed = False
+        self._watch = self._new_watch()
+        try:
+            self.seen = control.get()
+        except BaseException:
+            self._watch.cancel()
+            raise
+
+    def _new_watch(self) -> Watch:
+        method = weakref.WeakMethod(self._hint)
+
+        def hint(about: Watch) -> None:
+            look = method()
+            if look is None:
+                about.cancel()
+            else:
+                look(about)
+
+        return watch(self._control.netns.fd, self._control.index, hint)
+
+    def _hint(self, hint: Watch) -> None:
+        """On the netlink thread: something may have happened to the interface."""
+        # Whoever cancels the watch may hold the lock, and waits for this thread.
+        while not self._port.lock.acquire(timeout=LOCK_SLICE_S):
+            if hint.cancelled:
+                return
+        try:
+            if not hint.cancelled:
+                self.look()
+        finally:
+            self._port.lock.release()
+
+    def look(self) -> None:
+        """Look at the interface, go along with what has changed, and tell of it."""
+        driver = self._driver()
+        if driver is None:
+            return
+        try:
+            now = self._control.get()
+            if not self._watch.covers(self._control.netns.fd, self._control.index):
+                self._watch.cancel()
+                self._watch = self._new_watch()
+                self._port.event(EthEvent.NETNS)
+                now = self._control.get()
+        except DeviceGone:
+            if not self.removed:
+                self.removed = True
+                driver.interface_lost()
+            return
+        seen, self.seen = self.seen, now
+        driver.interface_changed(seen, now)
+        for event, data in differences(seen, now):
+            self._port.event(event, data)
+
+    def restart(self) -> None:
+        """There is another interface behind `control` now."""
+        self._watch.cancel()
+        self._watch = self._new_watch()
+        self.removed = False
+        self.seen = self._control.get()
+
+    def cancel(self) -> None:
+        """No hint is followed any more. Idempotent."""
+        self._watch.cancel()
 
 
 class Drops:

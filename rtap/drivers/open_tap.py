@@ -6,7 +6,8 @@ from __future__ import annotations
 from rtap._core.mempool import Mempool
 from rtap.control import tun
 from rtap.control.netns import NetNSLike
-from rtap.drivers.net_rtap import DEFAULT_IFNAME, DEFAULT_NB_DESC, DRIVER, NetRtap
+from rtap.drivers.interface import DEFAULT_NB_DESC
+from rtap.drivers.net_rtap import DEFAULT_IFNAME, DRIVER, NetRtap
 from rtap.drivers.offloads import needs_header, rx_room, tun_features
 from rtap.drivers.options import Account, IfaceOptions
 from rtap.ethdev.device import EthDev

@@ -201,8 +201,7 @@ class EthDevControl:
             self._check("app_mac")
             if self._app_mac is not None:
                 return self._app_mac
-            mac = self._ops.mac_addr_get()
-            mac = mac.peer() if any(mac.packed) else mac
+            mac = self._ops.app_mac_get()
             # The interface's address may have been changed by somebody else.
             self._tell_app_mac(mac)
             return mac

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-__all__ = ["DevArgs", "parse_devargs"]
+__all__ = ["DevArgs", "check_name", "parse_devargs"]
 
 NAME_MAX = 63  # RTE_DEV_NAME_MAX_LEN less the terminator
 _NAME = re.compile(r"[A-Za-z0-9_.:-]+")
@@ -72,16 +72,21 @@ class DevArgs:
             )
 
 
+def check_name(name: str, inside: str | None = None) -> None:
+    """ValueError for what is no name of a device or the beginning of one; `inside` of what text."""
+    if _NAME.fullmatch(name) is None or len(name) > NAME_MAX:
+        raise ValueError(
+            f"a device name has 1 to {NAME_MAX} letters, digits and _ . : -, got {name!r}"
+            + (f" in {inside!r}" if inside is not None else "")
+        )
+
+
 def parse_devargs(text: str) -> DevArgs:
     """Split ``name[,key[=value]]...``. A key may appear once; empty pieces are refused."""
     if not isinstance(text, str):
         raise TypeError(f"device arguments are a str, got {type(text).__name__}")
     name, *pieces = text.split(",")
-    if _NAME.fullmatch(name) is None or len(name) > NAME_MAX:
-        raise ValueError(
-            f"a device name has 1 to {NAME_MAX} letters, digits and _ . : -, got {name!r} "
-            f"in {text!r}"
-        )
+    check_name(name, text)
     parsed = DevArgs(name)
     for piece in pieces:
         key, equals, value = piece.partition("=")

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a driver implements, and what goes in and out of it.
 
-A driver is one object with the entries of :class:`EthDevOps`, named as in DPDK's ``eth_dev_ops``;
-:class:`rtap.EthDev` is the generic layer on top, which checks states and arguments and knows no
-driver. An instance serves one device and keeps that device's private data.
+A driver is a subclass of :class:`EthDevOps`, whose entries have the names of DPDK's
+``eth_dev_ops``; :class:`rtap.EthDev` is the generic layer on top, which checks states and arguments
+and knows no driver. An instance serves one device and keeps that device's private data.
 """
 
 from __future__ import annotations
 
+import errno
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import IntFlag
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 from rtap.ether import MacAddr
 from rtap.flags import MbufFlag, RxOffload, TxOffload
@@ -219,37 +221,59 @@ class TxQueueOps(Protocol):
     def send(self, frame: Buffer, pool: Mempool) -> bool: ...
 
 
-class EthDevOps(Protocol):
-    """The ops table of one device.
+class EthDevOps(ABC):
+    """The ops table of one device, the base class of every driver's.
 
-    The generic layer calls these one at a time (under its lock), in legal states and with checked
-    arguments. They raise; none returns an errno. After `dev_close` nothing is called any more.
+    The generic layer calls these entries one at a time (under its lock), in legal states and with
+    checked arguments. They raise; none returns an errno. After `dev_close` nothing is called any
+    more. A driver writes the abstract entries and those of what it can do beside; the others are
+    here, for a device that cannot.
     """
 
-    #: The kernel interface's present name, empty where there is none.
     @property
-    def ifname(self) -> str: ...
+    def ifname(self) -> str:
+        """The kernel interface's present name. Default: empty, there is none."""
+        return ""
 
+    def _refuse(self, what: str) -> NoReturn:
+        """OSError (EOPNOTSUPP) for what this driver has no entry for."""
+        info = self.dev_infos_get()
+        raise OSError(errno.EOPNOTSUPP, f"{info.name or info.driver_name} {what}")
+
+    # -- device
+
+    @abstractmethod
     def dev_infos_get(self) -> DevInfo:
         """Capabilities and facts; the generic layer fills in what it knows itself."""
 
+    @abstractmethod
     def dev_configure(self, nb_rx_queues: int, nb_tx_queues: int, conf: EthConf) -> None:
         """Release every queue that is set up, and make room for that many.
 
         What it refuses, it refuses with a ValueError before it changes anything.
         """
 
-    def dev_start(self) -> None: ...
-    def dev_stop(self) -> None: ...
+    @abstractmethod
+    def dev_start(self) -> None:
+        """Start every queue whose start is not deferred. When it raises, none is started."""
+
+    @abstractmethod
+    def dev_stop(self) -> None:
+        """Stop every queue. Bursts in progress are over already, and counters stay."""
+
+    @abstractmethod
     def dev_close(self) -> None:
         """Release everything, from any state, also after failures. Must not raise halfway."""
 
     def dev_forked(self) -> None:
         """In a forked child: drop the child's copies of whatever keeps the device alive.
 
-        Touches neither the device itself nor anything shared with the parent.
+        Touches neither the device itself nor anything shared with the parent. Default: nothing.
         """
 
+    # -- queues
+
+    @abstractmethod
     def rx_queue_setup(
         self, queue_id: int, nb_desc: int, pool: Mempool, deferred_start: bool
     ) -> RxQueueOps:
@@ -258,45 +282,129 @@ class EthDevOps(Protocol):
         It takes the place of one that is there, which is released once nothing can fail any more.
         """
 
-    def rx_queue_release(self, queue_id: int) -> None: ...
-    def rx_queue_start(self, queue_id: int) -> None: ...
-    def rx_queue_stop(self, queue_id: int) -> None:
-        """End bursts and waits; as far as the driver can, nothing more is steered to it."""
+    @abstractmethod
+    def rx_queue_release(self, queue_id: int) -> None:
+        """Close a stopped queue, and forget it with its interrupt."""
 
-    def tx_queue_setup(self, queue_id: int, nb_desc: int, deferred_start: bool) -> TxQueueOps: ...
-    def tx_queue_release(self, queue_id: int) -> None: ...
-    def tx_queue_start(self, queue_id: int) -> None: ...
-    def tx_queue_stop(self, queue_id: int) -> None: ...
+    def rx_queue_start(self, queue_id: int) -> None:
+        """Start one queue of a started device. Default: refused."""
+        self._refuse("cannot start single queues")
+
+    def rx_queue_stop(self, queue_id: int) -> None:
+        """Stop one queue, whose bursts are over; as far as the driver can, nothing more is steered
+        to it. Default: refused."""
+        self._refuse("cannot stop single queues")
+
+    @abstractmethod
+    def tx_queue_setup(self, queue_id: int, nb_desc: int, deferred_start: bool) -> TxQueueOps:
+        """As `rx_queue_setup`, a queue that sends."""
+
+    @abstractmethod
+    def tx_queue_release(self, queue_id: int) -> None:
+        """Close a stopped queue, and forget it."""
+
+    def tx_queue_start(self, queue_id: int) -> None:
+        """Start one queue of a started device. Default: refused."""
+        self._refuse("cannot start single queues")
+
+    def tx_queue_stop(self, queue_id: int) -> None:
+        """Stop one queue, whose bursts are over. Default: refused."""
+        self._refuse("cannot stop single queues")
 
     def rx_queue_intr_fd(self, queue_id: int) -> int:
-        """``rte_eth_dev_rx_intr_ctl_q_get_fd``. EOPNOTSUPP without anything to wait for."""
+        """``rte_eth_dev_rx_intr_ctl_q_get_fd``: a descriptor that stays the driver's and is
+        readable while the interrupt is enabled and frames are there. Default: refused."""
+        self._refuse("has no receive interrupts: there is no descriptor to wait for")
 
-    def rx_queue_intr_enable(self, queue_id: int) -> None: ...
-    def rx_queue_intr_disable(self, queue_id: int) -> None: ...
+    def rx_queue_intr_enable(self, queue_id: int) -> None:
+        """Have that descriptor signal, also for what has arrived already. Default: refused."""
+        self._refuse("has no receive interrupts: there is no descriptor to wait for")
 
-    def link_update(self) -> Link: ...
-    def dev_set_link_up(self) -> None: ...
-    def dev_set_link_down(self) -> None: ...
+    def rx_queue_intr_disable(self, queue_id: int) -> None:
+        """Have that descriptor signal no more. Default: refused."""
+        self._refuse("has no receive interrupts: there is no descriptor to wait for")
 
-    def mac_addr_get(self) -> MacAddr: ...
-    def mac_addr_set(self, mac: MacAddr) -> None: ...
-    def mtu_get(self) -> int: ...
-    def mtu_set(self, mtu: int) -> None: ...
+    # -- control
 
-    def promiscuous_enable(self) -> None: ...
-    def promiscuous_disable(self) -> None: ...
-    def allmulticast_enable(self) -> None: ...
-    def allmulticast_disable(self) -> None: ...
+    def link_update(self) -> Link:
+        """The link as it is now. Default: up."""
+        return Link(link_status=True)
+
+    def dev_set_link_up(self) -> None:
+        """Let frames through, and tell of it (INTR_LSC). Default: refused."""
+        self._refuse("cannot set its link up")
+
+    def dev_set_link_down(self) -> None:
+        """Let no frame through, and tell of it (INTR_LSC). Default: refused."""
+        self._refuse("cannot set its link down")
+
+    def mac_addr_get(self) -> MacAddr:
+        """The interface's Ethernet address. Default: all zero, it has none."""
+        return MacAddr(bytes(6))
+
+    def mac_addr_set(self, mac: MacAddr) -> None:
+        """Give the interface another address, and tell of it (MAC). Default: refused."""
+        self._refuse("cannot change its Ethernet address")
+
+    def app_mac_get(self) -> MacAddr:
+        """The address for the application's own frames, as long as it has chosen none.
+
+        Default: one derived from the interface's, for an application at the other end of the wire;
+        all zero where the interface has none.
+        """
+        mac = self.mac_addr_get()
+        return mac.peer() if any(mac.packed) else mac
+
+    def mtu_get(self) -> int:
+        """Bytes of the longest IP packet. Default: 1500."""
+        return 1500
+
+    def mtu_set(self, mtu: int) -> None:
+        """Change that, and tell of it (MTU); ValueError when the queues' buffers are too small.
+        Default: refused."""
+        self._refuse("cannot change its MTU")
+
+    # -- what is received; the defaults are for a device that receives whatever there is
+
+    def promiscuous_enable(self) -> None:
+        """Receive every frame, as a device does in the beginning. Default: nothing."""
+
+    def promiscuous_disable(self) -> None:
+        """Receive what is for the addresses and groups that were told. Default: nothing."""
+
+    def allmulticast_enable(self) -> None:
+        """While not promiscuous, receive what is for any group. Default: nothing."""
+
+    def allmulticast_disable(self) -> None:
+        """While not promiscuous, receive of groups only those told. Default: nothing."""
+
     def mac_addr_add(self, mac: MacAddr, index: int) -> None:
-        """Receive frames to `mac` too; replaces what `index` had. 0 is the application's own."""
+        """Receive frames to `mac` too; replaces what `index` had. 0 is the application's own.
+        Default: nothing."""
 
-    def mac_addr_remove(self, index: int) -> None: ...
-    def set_mc_addr_list(self, groups: Sequence[MacAddr]) -> None: ...
+    def mac_addr_remove(self, index: int) -> None:
+        """Undo `mac_addr_add` of that index. Default: nothing."""
 
-    def stats_get(self) -> Stats: ...
-    def stats_reset(self) -> None: ...
+    def set_mc_addr_list(self, groups: Sequence[MacAddr]) -> None:
+        """The groups to receive from now on, instead of those before. ValueError for more than
+        there is room for. Default: nothing."""
+
+    # -- statistics
+
+    def stats_get(self) -> Stats:
+        """The counters since the last `stats_reset`. Default: none were counted."""
+        return Stats()
+
+    def stats_reset(self) -> None:
+        """Count from zero again, in `stats_get` only. Default: nothing."""
+
     def xstats_get_names(self) -> list[str]:
         """The names of `xstats_get`, in its order."""
+        return list(self.xstats_get())
 
-    def xstats_get(self) -> dict[str, int]: ...
-    def xstats_reset(self) -> None: ...
+    def xstats_get(self) -> dict[str, int]:
+        """Further counters by name, since the last `xstats_reset`. Default: there are none."""
+        return {}
+
+    def xstats_reset(self) -> None:
+        """Count from zero again, in `xstats_get` only. Default: nothing."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rtap._core.forks import forget_in_child, renew_in_child
-from rtap.ethdev.devargs import DevArgs, parse_devargs
+from rtap.ethdev.devargs import DevArgs, check_name, parse_devargs
 
 if TYPE_CHECKING:
     from rtap.ethdev.device import EthDev
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["device", "devices", "probe", "register_driver"]
 
-#: Makes the ops table of a new device from its arguments, all of which it takes, and its port.
+#: Makes the ops table of a new device from its arguments, all of which it takes
+#: (:meth:`DevArgs.finish`), and the port by which it tells events.
 ProbeFn = Callable[[DevArgs, "Port"], "EthDevOps"]
 
 _drivers: dict[str, tuple[str, ProbeFn]] = {}
@@ -43,7 +44,25 @@ _own = _Own()
 
 
 def register_driver(name: str, probe_fn: ProbeFn, aliases: tuple[str, ...] = ()) -> None:
-    """Let devices whose name starts with `name`, or with an alias of it, be made by `probe_fn`."""
+    """Let devices whose name starts with `name`, or with an alias of it, be made by `probe_fn`.
+
+    ``probe_fn(args, port)`` returns the ops table of a new device, an instance of a subclass of
+    :class:`rtap.ethdev.ops.EthDevOps`. `args` are the device arguments, a
+    :class:`rtap.ethdev.devargs.DevArgs`: it takes those it knows and refuses the rest with
+    ``args.finish``. `port`, a :class:`rtap.ethdev.events.Port`, is the device's number, its lock,
+    and where the driver tells events.
+    What `probe_fn` raises comes out of :func:`probe`, and no device is made.
+
+    The longest registered name that a device's name begins with counts. ValueError for a name that
+    is empty, that no device name can begin with, or that is registered already; TypeError for a
+    `probe_fn` that cannot be called. Nothing is registered then.
+    """
+    if not callable(probe_fn):
+        raise TypeError(f"probe_fn is called as probe_fn(args, port), got {probe_fn!r}")
+    for prefix in (name, *aliases):
+        if not isinstance(prefix, str):
+            raise TypeError(f"a driver name is a str, got {type(prefix).__name__}")
+        check_name(prefix)
     with _own.lock:
         for prefix in (name, *aliases):
             if prefix in _drivers:

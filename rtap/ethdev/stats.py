@@ -4,18 +4,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from rtap.ethdev.ops import Stats
-
-if TYPE_CHECKING:
-    from rtap._core.queue import RxQueueBase, TxQueueBase
 
 __all__ = ["queue_stats", "queue_xstats"]
 
 
+class Counted(Protocol):
+    """A queue, as far as its figures go."""
+
+    def counters(self) -> dict[str, int]: ...
+    def xcounters(self) -> dict[str, int]: ...
+
+
 def queue_stats(
-    rxqs: Mapping[int, RxQueueBase], txqs: Mapping[int, TxQueueBase], nb_rx: int, nb_tx: int
+    rxqs: Mapping[int, Counted], txqs: Mapping[int, Counted], nb_rx: int, nb_tx: int
 ) -> Stats:
     """The basic statistics of a device with that many queues; `imissed` is the driver's.
 
@@ -47,9 +51,7 @@ def queue_stats(
     return stats
 
 
-def queue_xstats(
-    rxqs: Mapping[int, RxQueueBase], txqs: Mapping[int, TxQueueBase]
-) -> dict[str, int]:
+def queue_xstats(rxqs: Mapping[int, Counted], txqs: Mapping[int, Counted]) -> dict[str, int]:
     """The extended statistics of a device's queues under the C driver's names: all of receive
     queue 0, then of 1, and so on, then the transmit queues (``rx_q0_size_64_packets``, ...)."""
     out: dict[str, int] = {}

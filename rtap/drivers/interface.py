@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Base of the drivers of kernel interfaces: what does not depend on how frames get to them.
+
+The queues are those of :mod:`rtap._ring`, on whatever descriptors a driver has; the interface is
+looked at and changed through rtnetlink.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rtap._core.mempool import Mempool
+from rtap._ring import RxQueue, TxQueue
+from rtap.control.netlink import Control, LinkState
+from rtap.drivers.filter import MAX_GROUPS, RxFilter
+from rtap.drivers.observed import Observer, link_of
+from rtap.drivers.offloads import GSO_KINDS, max_frame
+from rtap.drivers.queues import QueueDriver
+from rtap.ethdev.events import Port
+from rtap.ethdev.interrupts import RxInterrupt
+from rtap.ethdev.ops import Link
+from rtap.ether import MacAddr
+from rtap.flags import RxOffload, TxOffload
+
+__all__ = ["DEFAULT_NB_DESC", "MAX_NB_DESC", "MAX_QUEUES", "InterfaceDriver"]
+
+log = logging.getLogger("rtap")
+
+MAX_QUEUES = 128
+MAX_NB_DESC = 32768
+DEFAULT_NB_DESC = 64
+#: Buffers for the longest frame that a queue has which splits what it reads.
+SPLIT_READS = 64
+
+
+class InterfaceDriver(QueueDriver[RxQueue, TxQueue]):
+    """A driver sets `_control` and `_observer`, which begins to look, in its constructor."""
+
+    _control: Control
+    _observer: Observer
+    #: "tap" for Ethernet frames, "tun" for IP packets.
+    _mode = "tap"
+
+    def __init__(self, port: Port) -> None:
+        super().__init__(port)
+        self._started = False
+        self._software_gso = 0
+        self._intr: dict[int, RxInterrupt] = {}
+        self._filter = RxFilter()
+        #: Makes a pool with that much data room, where the queues' pool is ours to replace.
+        self.new_pool: Callable[[int], Mempool] | None = None
+
+    @abstractmethod
+    def _plug(self, now: LinkState) -> None:
+        """Let what is sent through or not, as the link is up or down."""
+
+    @abstractmethod
+    def _asked(self) -> RxOffload:
+        """The receive offloads that decide how long a frame the kernel hands over can be."""
+
+    @abstractmethod
+    def _is_live(self, queue_id: int) -> bool:
+        """Whether a receive queue is started."""
+
+    # -- the interface, whoever changes it
+
+    @property
+    def ifname(self) -> str:
+        return self._control.name
+
+    def interface_changed(self, seen: LinkState, now: LinkState) -> None:
+        """See :class:`rtap.drivers.observed.Observing`."""
+        if now.name != seen.name:
+            self._take_name(now.name)
+        if now.mtu != seen.mtu:
+            self._fit(now.mtu)
+        self._plug(now)
+
+    def _take_name(self, name: str) -> None:
+        for queue in self._queues():
+            queue.name = name
+
+    def _needs(self, mtu: int) -> int:
+        return max_frame(self._mode, mtu, self._asked())
+
+    def _fit(self, mtu: int) -> None:
+        """Somebody set the MTU: have buffers for it, or say that longer frames will be lost."""
+        try:
+            self._make_room(mtu)
+        except (ValueError, MemoryError) as exc:
+            log.warning(
+                "the MTU of %s is now %d, and longer frames than its receive buffers hold will be "
+                "dropped and counted as errors: %s",
+                self._control.name,
+                mtu,
+                exc,
+            )
+
+    def _make_room(self, mtu: int) -> None:
+        need = self._needs(mtu)
+        if all(need < rxq.room for rxq in self._rxq.values()):
+            return
+        pool = self.new_pool(need + 1) if self.new_pool is not None else None
+        for rxq in self._rxq.values():
+            if need >= rxq.room:
+                rxq.resize(need, pool)
+
+    # -- queues
+
+    def _rx_queue(
+        self, fd: int, queue_id: int, nb_desc: int, pool: Mempool, *, split: bool, **how: Any
+    ) -> RxQueue:
+        """A receive queue on `fd`. With `split` it reads into buffers of its own for super-frames,
+        and hands out frames within the MTU in those of `pool`."""
+        conf = self._conf
+        mtu = self.mtu_get()
+        need = self._needs(mtu)
+        into = None
+        if split:
+            longest = max_frame(self._mode, mtu, RxOffload(0))
+            if pool.size * pool.data_room < longest:
+                raise ValueError(
+                    f"frames of {longest} bytes do not fit into a pool of {pool.size} mbufs of "
+                    f"{pool.data_room} bytes"
+                )
+            pool, into = Mempool(SPLIT_READS, need + 1), pool
+        rxq = RxQueue(
+            fd,
+            pool,
+            name=self.ifname,
+            queue_id=queue_id,
+            port=self._port.id,
+            nb_desc=nb_desc,
+            max_frame=need,
+            scatter=bool(conf.rx_offloads & RxOffload.SCATTER),
+            l2=self._mode == "tap",
+            split=into,
+            engine=conf.engine,
+            gil=conf.gil,
+            **how,
+        )
+        self._filter.apply(rxq)
+        return rxq
+
+    def _tx_queue(self, fd: int, queue_id: int, nb_desc: int, **how: Any) -> TxQueue:
+        """A transmit queue on `fd`."""
+        conf = self._conf
+        txq = TxQueue(
+            fd,
+            name=self.ifname,
+            queue_id=queue_id,
+            port=self._port.id,
+            nb_desc=nb_desc,
+            l2=self._mode == "tap",
+            on_refused=self._gso_refused,
+            gro=conf.tx_gro,
+            gro_udp=bool(conf.tx_offloads & TxOffload.UDP_TSO),
+            engine=conf.engine,
+            gil=conf.gil,
+            **how,
+        )
+        txq.software_gso = self._software_gso
+        return txq
+
+    def _gso_refused(self, kind: int) -> None:
+        """In a thread that bursts: the kernel splits no such super-frames."""
+        if self._software_gso & kind:
+            return
+        self._software_gso |= kind
+        for txq in list(self._txq.values()):
+            txq.software_gso = self._software_gso
+        log.warning(
+            "%s: the kernel refuses every super-frame of %s, they are split in software from now "
+            "on",
+            self._control.name,
+            GSO_KINDS[kind],
+        )
+
+    def rx_queue_release(self, queue_id: int) -> None:
+        intr = self._intr.pop(queue_id, None)
+        if intr is not None:
+            intr.close()
+        super().rx_queue_release(queue_id)
+
+    def _stop_queues(self) -> None:
+        for intr in self._intr.values():
+            intr.set_live(False)
+        super()._stop_queues()
+
+    def _interrupt(self, queue_id: int) -> RxInterrupt:
+        intr = self._intr.get(queue_id)
+        if intr is None:
+            rxq = self._rxq[queue_id]
+            intr = RxInterrupt(rxq.fd, self._started and self._is_live(queue_id), rxq.wake)
+            self._intr[queue_id] = intr
+        return intr
+
+    def rx_queue_intr_fd(self, queue_id: int) -> int:
+        return self._interrupt(queue_id).fileno()
+
+    def rx_queue_intr_enable(self, queue_id: int) -> None:
+        self._interrupt(queue_id).enable()
+
+    def rx_queue_intr_disable(self, queue_id: int) -> None:
+        self._interrupt(queue_id).disable()
+
+    # -- control
+
+    def link_update(self) -> Link:
+        return link_of(self._control.get())
+
+    def mac_addr_get(self) -> MacAddr:
+        return self._control.get().mac
+
+    def mac_addr_set(self, mac: MacAddr) -> None:
+        self._control.set_mac(mac)
+        self._observer.look()
+
+    def mtu_get(self) -> int:
+        return self._control.get().mtu
+
+    def mtu_set(self, mtu: int) -> None:
+        try:
+            self._make_room(mtu)
+        except ValueError as exc:
+            raise ValueError(
+                f"an MTU of {mtu} needs larger receive buffers than {self._control.name} has: "
+                f"{exc}; open the device with this mtu, or stop it and set its queues up with "
+                "another pool"
+            ) from None
+        self._control.set_mtu(mtu)
+        self._observer.look()
+
+    # -- what is received, sorted out in the queues
+
+    def _filter_by(self, **changes: Any) -> None:
+        self._filter = replace(self._filter, **changes)
+        for rxq in self._rxq.values():
+            self._filter.apply(rxq)
+
+    def promiscuous_enable(self) -> None:
+        self._filter_by(promiscuous=True)
+
+    def promiscuous_disable(self) -> None:
+        self._filter_by(promiscuous=False)
+
+    def allmulticast_enable(self) -> None:
+        self._filter_by(allmulticast=True)
+
+    def allmulticast_disable(self) -> None:
+        self._filter_by(allmulticast=False)
+
+    def mac_addr_add(self, mac: MacAddr, index: int) -> None:
+        self._filter_by(addresses={**self._filter.addresses, index: mac})
+
+    def mac_addr_remove(self, index: int) -> None:
+        rest = {i: mac for i, mac in self._filter.addresses.items() if i != index}
+        self._filter_by(addresses=rest)
+
+    def set_mc_addr_list(self, groups: Sequence[MacAddr]) -> None:
+        if len(groups) > MAX_GROUPS:
+            raise ValueError(
+                f"{self._control.name} can subscribe to at most {MAX_GROUPS} groups, got "
+                f"{len(groups)} (allmulticast receives all)"
+            )
+        self._filter_by(groups=tuple(groups))

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A driver's queues by number: kept, released, started, stopped and counted."""
+
+from __future__ import annotations
+
+from typing import Generic, Protocol, TypeVar
+
+from rtap._core.mempool import Mempool
+from rtap.ethdev.events import Port
+from rtap.ethdev.ops import EthConf, EthDevOps, RxQueueOps, Stats, TxQueueOps
+from rtap.ethdev.stats import queue_stats, queue_xstats
+
+__all__ = ["NativeQueue", "NativeRxQueue", "NativeTxQueue", "QueueDriver"]
+
+
+class NativeQueue(Protocol):
+    """What this module asks of a queue of either kind; :mod:`rtap._core.queue` has most of it."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def close(self) -> None: ...
+    def counters(self) -> dict[str, int]: ...
+    def reset_counters(self) -> None: ...
+    def xcounters(self) -> dict[str, int]: ...
+    def reset_xcounters(self) -> None: ...
+
+
+class NativeRxQueue(NativeQueue, RxQueueOps, Protocol):
+    """A subclass of :class:`rtap._core.queue.RxQueueBase`."""
+
+
+class NativeTxQueue(NativeQueue, TxQueueOps, Protocol):
+    """A subclass of :class:`rtap._core.queue.TxQueueBase`."""
+
+    def set_plugged(self, plugged: bool) -> None: ...
+
+
+_RX = TypeVar("_RX", bound=NativeRxQueue)
+_TX = TypeVar("_TX", bound=NativeTxQueue)
+
+
+class QueueDriver(EthDevOps, Generic[_RX, _TX]):
+    """Base of a driver that says in `_make_rx` and `_make_tx` what its queues are."""
+
+    def __init__(self, port: Port) -> None:
+        self._port = port
+        self._conf = EthConf()
+        self._nb_queues = (0, 0)
+        self._rxq: dict[int, _RX] = {}
+        self._txq: dict[int, _TX] = {}
+        self._deferred: set[_RX | _TX] = set()
+
+    def _make_rx(self, queue_id: int, nb_desc: int, pool: Mempool) -> _RX:
+        raise NotImplementedError
+
+    def _make_tx(self, queue_id: int, nb_desc: int) -> _TX:
+        raise NotImplementedError
+
+    def _queues(self) -> list[_RX | _TX]:
+        return [*self._rxq.values(), *self._txq.values()]
+
+    def _start_queues(self) -> None:
+        for queue in self._queues():
+            if queue not in self._deferred:
+                queue.start()
+
+    def _stop_queues(self) -> None:
+        for queue in self._queues():
+            queue.stop()
+
+    def _release_queues(self) -> None:
+        for q in list(self._rxq):
+            self.rx_queue_release(q)
+        for q in list(self._txq):
+            self.tx_queue_release(q)
+
+    def rx_queue_setup(
+        self, queue_id: int, nb_desc: int, pool: Mempool, deferred_start: bool
+    ) -> _RX:
+        rxq = self._make_rx(queue_id, nb_desc, pool)
+        if queue_id in self._rxq:
+            self.rx_queue_release(queue_id)
+        self._rxq[queue_id] = rxq
+        if deferred_start:
+            self._deferred.add(rxq)
+        return rxq
+
+    def rx_queue_release(self, queue_id: int) -> None:
+        rxq = self._rxq.pop(queue_id)
+        rxq.close()
+        self._deferred.discard(rxq)
+
+    def rx_queue_start(self, queue_id: int) -> None:
+        self._rxq[queue_id].start()
+
+    def rx_queue_stop(self, queue_id: int) -> None:
+        self._rxq[queue_id].stop()
+
+    def tx_queue_setup(self, queue_id: int, nb_desc: int, deferred_start: bool) -> _TX:
+        txq = self._make_tx(queue_id, nb_desc)
+        if queue_id in self._txq:
+            self.tx_queue_release(queue_id)
+        self._txq[queue_id] = txq
+        if deferred_start:
+            self._deferred.add(txq)
+        return txq
+
+    def tx_queue_release(self, queue_id: int) -> None:
+        txq = self._txq.pop(queue_id)
+        txq.close()
+        self._deferred.discard(txq)
+
+    def tx_queue_start(self, queue_id: int) -> None:
+        self._txq[queue_id].start()
+
+    def tx_queue_stop(self, queue_id: int) -> None:
+        self._txq[queue_id].stop()
+
+    def stats_get(self) -> Stats:
+        return queue_stats(self._rxq, self._txq, *self._nb_queues)
+
+    def stats_reset(self) -> None:
+        for queue in self._queues():
+            queue.reset_counters()
+
+    def xstats_get(self) -> dict[str, int]:
+        return queue_xstats(self._rxq, self._txq)
+
+    def xstats_reset(self) -> None:
+        for queue in self._queues():
+            queue.reset_xcounters()
