@@ -15,7 +15,20 @@ __all__ = ["MbufFlag", "RxOffload", "TxOffload", "flag_names"]
 
 
 class RxOffload(IntFlag):
-    """What a device may do to frames before they are received (``RTE_ETH_RX_OFFLOAD_*``)."""
+    """What a device may do to frames before they are received (``RTE_ETH_RX_OFFLOAD_*``).
+
+    What TAP and TUN devices can do:
+
+    ``IPV4_CKSUM``: the IPv4 header checksum is looked at;
+    ``UDP_CKSUM``, ``TCP_CKSUM``: so is that one, and the kernel may leave it undone;
+    ``TCP_LRO``, ``UDP_LRO``: frames arrive as super-frames of up to 64 KiB;
+    ``SCATTER``: frames longer than a buffer arrive as chains.
+
+    ``CHECKSUM`` and ``VLAN`` are several at once, as in DPDK. No device here can do these,
+    which are there for the names: ``VLAN_STRIP``, ``VLAN_FILTER``, ``VLAN_EXTEND``, ``QINQ_STRIP``,
+    ``OUTER_IPV4_CKSUM``, ``OUTER_UDP_CKSUM``, ``SCTP_CKSUM``, ``TIMESTAMP``, ``KEEP_CRC``,
+    ``RSS_HASH``.
+    """
 
     VLAN_STRIP = 1 << 0
     IPV4_CKSUM = 1 << 1
@@ -41,7 +54,19 @@ class RxOffload(IntFlag):
 
 
 class TxOffload(IntFlag):
-    """What a device may be asked to do to frames that are sent (``RTE_ETH_TX_OFFLOAD_*``)."""
+    """What a device may be asked to do to frames that are sent (``RTE_ETH_TX_OFFLOAD_*``).
+
+    What TAP and TUN devices can do, for frames that ask for it in their ``ol_flags``:
+
+    ``IPV4_CKSUM``, ``UDP_CKSUM``, ``TCP_CKSUM``: write that checksum;
+    ``TCP_TSO``, ``UDP_TSO``: split super-frames;
+    ``VLAN_INSERT``, ``QINQ_INSERT``: put one VLAN tag, or two, in front;
+    ``MULTI_SEGS``: take chains of several segments.
+
+    No device here can do these, which are there for the names: ``SCTP_CKSUM``,
+    ``OUTER_IPV4_CKSUM``, ``OUTER_UDP_CKSUM``, ``VXLAN_TNL_TSO``, ``GRE_TNL_TSO``, ``IPIP_TNL_TSO``,
+    ``GENEVE_TNL_TSO``, ``UDP_TNL_TSO``, ``IP_TNL_TSO``, ``MT_LOCKFREE``, ``MBUF_FAST_FREE``.
+    """
 
     VLAN_INSERT = 1 << 0
     IPV4_CKSUM = 1 << 1
@@ -73,6 +98,30 @@ class MbufFlag(IntFlag):
     them through their mask::
 
         flags & MbufFlag.TX_L4_MASK == MbufFlag.TX_UDP_CKSUM
+
+    What was found in a received frame:
+
+    ``RX_IP_CKSUM_MASK``: the IPv4 header checksum, ``RX_IP_CKSUM_UNKNOWN``, ``RX_IP_CKSUM_BAD``,
+    ``RX_IP_CKSUM_GOOD`` or ``RX_IP_CKSUM_NONE``;
+    ``RX_L4_CKSUM_MASK``: that of TCP or UDP, ``RX_L4_CKSUM_UNKNOWN``, ``RX_L4_CKSUM_BAD``,
+    ``RX_L4_CKSUM_GOOD`` or ``RX_L4_CKSUM_NONE``;
+    ``RX_OUTER_IP_CKSUM_BAD``: a tunnel's outer IPv4 header;
+    ``RX_OUTER_L4_CKSUM_MASK``: its outer UDP, ``RX_OUTER_L4_CKSUM_UNKNOWN``,
+    ``RX_OUTER_L4_CKSUM_BAD``, ``RX_OUTER_L4_CKSUM_GOOD`` or ``RX_OUTER_L4_CKSUM_INVALID``;
+    ``RX_LRO``: a super-frame, to be split at ``tso_segsz``.
+
+    What a frame to send asks for:
+
+    ``TX_IP_CKSUM``: the IPv4 header checksum;
+    ``TX_L4_MASK``: ``TX_L4_NO_CKSUM``, ``TX_TCP_CKSUM`` or ``TX_UDP_CKSUM``;
+    ``TX_TCP_SEG``, ``TX_UDP_SEG``: to be split at ``tso_segsz``;
+    ``TX_VLAN``, ``TX_QINQ``: a tag of ``vlan_tci``, and of ``vlan_tci_outer`` in front of it;
+    ``TX_IPV4``, ``TX_IPV6``: nothing here, the frame itself says which it is.
+
+    The others are DPDK's, and nothing here sets or takes them: ``RX_VLAN``, ``RX_VLAN_STRIPPED``,
+    ``RX_QINQ``, ``RX_QINQ_STRIPPED``, ``RX_RSS_HASH``, ``RX_FDIR``, ``TX_SCTP_CKSUM``,
+    ``TX_OUTER_IP_CKSUM``, ``TX_OUTER_UDP_CKSUM``, ``TX_OUTER_IPV4``, ``TX_OUTER_IPV6``,
+    ``EXTERNAL``, ``INDIRECT``.
     """
 
     RX_VLAN = 1 << 0

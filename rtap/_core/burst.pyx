@@ -154,6 +154,8 @@ cdef class Burst:
         return 0
 
     def append(self, Mbuf mbuf not None):
+        """Adds one mbuf at the end, shared with whoever holds it.  ValueError for a freed mbuf and
+        for a later segment of a frame."""
         with cython.critical_section(self, mbuf):
             self.push(mbuf.frame())
 

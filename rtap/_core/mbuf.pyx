@@ -319,21 +319,26 @@ cdef class Mbuf:
     @property
     @cython.critical_section
     def pkt_len(self):
+        """Bytes of the frame, all segments together; the same as ``len(mbuf)``.  Read-only."""
         return self.length()
 
     @property
     @cython.critical_section
     def data_len(self):
+        """Bytes of this segment.  Read-only."""
         return self.alive().data_len
 
     @property
     @cython.critical_section
     def nb_segs(self):
+        """Segments of the frame; of a later segment (:attr:`next`), those from it on.
+        Read-only."""
         return self.segments()
 
     @property
     @cython.critical_section
     def ol_flags(self):
+        """Offload flags: the bits of :class:`rtap.MbufFlag`, a 64-bit int.  Assignable."""
         return self.alive().ol_flags
 
     @ol_flags.setter
@@ -344,6 +349,8 @@ cdef class Mbuf:
     @property
     @cython.critical_section
     def packet_type(self):
+        """DPDK's packet type, four bits for each layer (``offload.PacketType``); 0 when nobody
+        has parsed the frame.  A 32-bit int, assignable."""
         return self.alive().packet_type
 
     @packet_type.setter
@@ -354,6 +361,8 @@ cdef class Mbuf:
     @property
     @cython.critical_section
     def l2_len(self):
+        """Bytes of the Ethernet header with its VLAN tags; of a tunnelled packet, of all between
+        the outer and the inner IP header.  0 to 65535, assignable."""
         return self.alive().l2_len
 
     @l2_len.setter
@@ -364,6 +373,8 @@ cdef class Mbuf:
     @property
     @cython.critical_section
     def l3_len(self):
+        """Bytes of the (inner) IP header with its options or extension headers.  0 to 65535,
+        assignable."""
         return self.alive().l3_len
 
     @l3_len.setter
@@ -374,6 +385,7 @@ cdef class Mbuf:
     @property
     @cython.critical_section
     def l4_len(self):
+        """Bytes of the (inner) TCP or UDP header.  0 to 65535, assignable."""
         return self.alive().l4_len
 
     @l4_len.setter
@@ -384,6 +396,8 @@ cdef class Mbuf:
     @property
     @cython.critical_section
     def tso_segsz(self):
+        """Bytes of payload of each frame that a super-frame splits into (``MbufFlag.RX_LRO``,
+        ``TX_TCP_SEG``, ``TX_UDP_SEG``).  0 to 65535, assignable."""
         return self.alive().tso_segsz
 
     @tso_segsz.setter
@@ -394,6 +408,8 @@ cdef class Mbuf:
     @property
     @cython.critical_section
     def vlan_tci(self):
+        """The VLAN tag to insert, 16 bits: priority and VLAN ID (``MbufFlag.TX_VLAN``).
+        Assignable."""
         return self.alive().vlan_tci
 
     @vlan_tci.setter
@@ -404,7 +420,7 @@ cdef class Mbuf:
     @property
     @cython.critical_section
     def vlan_tci_outer(self):
-        """The outer tag's of two, see ``MbufFlag.TX_QINQ``."""
+        """The outer VLAN tag of two, 16 bits (``MbufFlag.TX_QINQ``).  Assignable."""
         return self.alive().vlan_tci_outer
 
     @vlan_tci_outer.setter
@@ -415,7 +431,8 @@ cdef class Mbuf:
     @property
     @cython.critical_section
     def outer_l2_len(self):
-        """Of a tunnelled packet; ``l2_len`` then counts from the end of the outer L3 header."""
+        """Bytes of a tunnelled packet's outer Ethernet header.  ``l2_len`` then counts from the end
+        of the outer IP header.  0 to 65535, assignable."""
         return self.alive().outer_l2_len
 
     @outer_l2_len.setter
@@ -426,6 +443,7 @@ cdef class Mbuf:
     @property
     @cython.critical_section
     def outer_l3_len(self):
+        """Bytes of a tunnelled packet's outer IP header.  0 to 65535, assignable."""
         return self.alive().outer_l3_len
 
     @outer_l3_len.setter

@@ -35,7 +35,10 @@ cdef class Mempool:
     ``headroom`` bytes (at least 16) lie in front of each buffer for headers to grow into.
     ``memfd=True`` puts the arena in a memfd, whose descriptor is ``fd``, so that another
     process can map it.  Its size is sealed (F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_SEAL); who holds
-    the descriptor can write to its bytes.  Alloc and free are safe from any thread.
+    the descriptor can write to its bytes.  ``name`` is for people: it is in the repr, and names the
+    memfd.  Any number of threads may allocate and free.
+
+    ValueError or TypeError for sizes out of range, MemoryError when the memory cannot be mapped.
     """
 
     def __init__(self, n, data_room=2048, headroom=128, *, bint memfd=False, str name=""):
@@ -107,8 +110,8 @@ cdef class Mempool:
         return 0
 
     def close(self):
-        """Unmaps the arena; idempotent.  BufferError while any of its buffers is in use or a queue
-        or a running stage takes buffers from it."""
+        """Unmaps the arena; idempotent.  BufferError while one of its buffers is in use, or while a
+        receive queue or a running stage takes buffers from it."""
         cdef uint32_t users, in_use
         if self.p == NULL or _compat.load_relaxed(&self.p.closed):
             return
@@ -126,14 +129,17 @@ cdef class Mempool:
 
     @property
     def size(self):
+        """Buffers of the pool, free and in use."""
         return self.alive().size
 
     @property
     def data_room(self):
+        """Bytes of a buffer without its headroom."""
         return self.alive().data_room
 
     @property
     def headroom(self):
+        """Bytes in front of an empty buffer, for headers to grow into."""
         return self.alive().headroom
 
     @property
@@ -149,6 +155,7 @@ cdef class Mempool:
 
     @property
     def in_use(self):
+        """Buffers that somebody holds: ``size - available``."""
         cdef pool_t *p = self.alive()
         return p.size - pool_available(p)
 
@@ -160,8 +167,11 @@ cdef class Mempool:
                 f"headroom={self.p.headroom}>")
 
     def alloc(self, data=None):
-        """One mbuf, empty or holding ``data`` (any buffer, or what has ``__bytes__``; longer than
-        ``data_room`` chains segments).  PoolEmpty when there are too few buffers."""
+        """One :class:`Mbuf`: empty, or with a copy of ``data`` (any buffer, or what has
+        ``__bytes__``).
+
+        Data longer than ``data_room`` takes a chain of buffers.  PoolEmpty when too few are free,
+        ValueError for more than a frame may have (bytes or segments)."""
         return mbuf_wrap(alloc_one(self, data))
 
     def alloc_burst(self, n, data=None):

@@ -10,12 +10,15 @@ __all__ = ["RouteStats", "StageStats", "TargetStats", "WorkerStats"]
 
 @dataclass(frozen=True)
 class TargetStats:
-    """One target of a route: frames and bytes sent, frames it did not take or that were in hand
-    when the route ended (`drops`), bursts that were tried again (`retries`).
+    """One target of a route.
 
-    `target` says which transmit queue it is with the interface's present name, of which each
-    network namespace may have one. `device` is the device's name, unique in the process, `port` its
-    number, as `Mbuf.port`, and `queue` the queue's."""
+    `packets` and `bytes` were sent. `drops` are frames that it did not take, or that were in hand
+    when the route ended. `retries` are bursts that were tried again.
+
+    `target` names the transmit queue by the interface's present name, of which each network
+    namespace may have one. `device` is the device's name, unique in the process, `port` its
+    number, as `Mbuf.port`, and `queue` the queue's number.
+    """
 
     target: str
     packets: int
@@ -29,9 +32,12 @@ class TargetStats:
 
 @dataclass(frozen=True)
 class StageStats:
-    """One stage of a route: frames and bytes that came to it, frames it dropped, how many more
-    there were where it split some (`split`) and how many fewer where it merged some (`merged`), and
-    what it took of the processor's time-stamp counter. `stage` is the stage's `name`."""
+    """One stage of a route.
+
+    `packets` and `bytes` came to it, `drops` are frames that it dropped. `split` says how many more
+    frames left it than came, where it splits, and `merged` how many fewer, where it merges.
+    `cycles` is what it took of the processor's time-stamp counter. `stage` is the stage's `name`.
+    """
 
     stage: str
     packets: int
@@ -43,6 +49,7 @@ class StageStats:
 
     @property
     def name(self) -> str:
+        """The same as `stage`."""
         return self.stage
 
 
@@ -50,11 +57,15 @@ class StageStats:
 class RouteStats:
     """One route's totals since the worker was last started, in frames.
 
-    `cycles` is the processor's time-stamp counter over bursts that moved frames. `idle` while the
-    queue has nothing and waits out of the pass. `error` names the queue or the stage that ended the
-    route and says why, a Python stage's with what it raised; empty while it runs and after a normal
-    end. `source`, `device`, `port` and `queue` are as in :class:`TargetStats`. Every frame received
-    is sent, in hand, or in the drops of a target or a stage, if none of these splits or merges.
+    `rx_packets` and `rx_bytes` were received; `targets` has a :class:`TargetStats` for each target,
+    `stages` a :class:`StageStats` for each stage. Every frame received was sent, is in hand, or is
+    in the drops of a target or a stage, if no stage splits or merges.
+
+    `cycles` is the processor's time-stamp counter over bursts that moved frames. `idle` is True
+    while the queue has nothing and the worker leaves it out of its passes. `error` names the queue
+    or the stage that ended the route and says why, a Python stage's with what it raised; it is
+    empty while the route runs and after a normal end. `source` is the receive queue; with `device`,
+    `port` and `queue` it is as in :class:`TargetStats`.
     """
 
     source: str
@@ -76,10 +87,12 @@ class RouteStats:
 
     @property
     def tx_packets(self) -> int:
+        """Frames sent, on all targets."""
         return sum(target.packets for target in self.targets)
 
     @property
     def tx_bytes(self) -> int:
+        """Bytes sent, on all targets."""
         return sum(target.bytes for target in self.targets)
 
     @property
@@ -89,6 +102,7 @@ class RouteStats:
 
     @property
     def retries(self) -> int:
+        """Bursts that were tried again, on all targets."""
         return sum(target.retries for target in self.targets)
 
 
@@ -100,12 +114,15 @@ class WorkerStats:
 
     @property
     def rx_packets(self) -> int:
+        """Frames received, on all routes."""
         return sum(route.rx_packets for route in self.routes)
 
     @property
     def tx_packets(self) -> int:
+        """Frames sent, on all routes."""
         return sum(route.tx_packets for route in self.routes)
 
     @property
     def drops(self) -> int:
+        """Frames that targets did not take, on all routes; what stages drop is not among them."""
         return sum(route.drops for route in self.routes)

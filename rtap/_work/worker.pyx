@@ -51,7 +51,7 @@ cdef class Worker:
     """Worker(cpu=None, wait='adaptive', *, burst=64, resume_latency=None, \
 name='rtap-worker')\n--\n
 
-    A thread that forwards bursts along its routes, never taking the GIL.
+    A thread that forwards bursts along its routes and never takes the GIL.
 
     cpu:   core to pin the thread to, or None
     wait:  what it does when nothing arrives: "poll" spins, "sleep" waits on the descriptors,
@@ -60,6 +60,7 @@ name='rtap-worker')\n--\n
     resume_latency: microseconds in which every processor has to come back from idling while the
            worker runs (PM QoS; root); 0 keeps them from halting, which on a virtual machine is most
            of what a frame for a sleeping worker waits for.  None asks for nothing
+    name:  of the thread, and of the worker in messages
 
     Context manager: started on entry, stopped on exit.  Can be started again after a stop.  One
     that runs and is no longer referred to gives a ResourceWarning and runs on: until its routes

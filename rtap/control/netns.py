@@ -175,6 +175,7 @@ class NetNS:
 
     @property
     def closed(self) -> bool:
+        """Whether :meth:`close` was called. Devices opened in the namespace work on."""
         return not self._held
 
     def call(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> _T:

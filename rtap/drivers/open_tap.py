@@ -91,7 +91,8 @@ def open(  # noqa: A001 - rtap.open() reads like io.open()
         Size of the pool; by default what the MTU, the offloads and the queues call for. Without
         `data_room` the pool is replaced when the MTU outgrows its buffers.
     engine
-        "uring", "syscall", or "auto", the first that works here (``info().engine_reason``).
+        "uring", "syscall", or "auto": the cheaper of those that work here
+        (``info().engine_reason``).
     gil
         "release" or "hold" the interpreter lock during a burst, or "auto".
     netns

@@ -68,7 +68,10 @@ EventFn = Callable[["EthDev", EthEvent, Any], object]
 
 
 class EventHandle:
-    """One registration; :meth:`unregister` ends it."""
+    """One registration, made by ``callback_register``; :meth:`unregister` ends it.
+
+    `event` is the :class:`EthEvent` that it is for, `fn` the callback.
+    """
 
     __slots__ = ("_owner", "event", "fn")
 

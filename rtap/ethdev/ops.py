@@ -62,16 +62,18 @@ def as_flags(value: int, kind: type[_F], what: str) -> _F:
 class EthConf:
     """What :meth:`EthDev.configure` sets up (``rte_eth_conf``: rxmode, txmode).
 
-    ``mtu`` None leaves the interface's. ``engine`` is how packets move ("uring", "syscall", or
-    "auto": the first that works here), ``gil`` what a burst does with the interpreter lock
-    ("release", "hold", or "auto": release, unless taking it back proves slow).
+    ``rx_offloads`` are :class:`RxOffload` flags, ``tx_offloads`` :class:`TxOffload` flags; none by
+    default. ``mtu`` is in bytes; None leaves the interface's. ``engine`` says how packets move:
+    "uring", "syscall", or "auto", the cheaper of those that work here. ``gil`` says what a burst
+    does with the interpreter lock: "release", "hold", or "auto", which releases it unless taking it
+    back proves slow.
 
     ``tx_gro`` merges what is sent into super-frames before it enters the kernel: TCP, and UDP
     where ``tx_offloads`` has UDP_TSO. ``rx_gso`` takes super-frames from the kernel, TCP and UDP,
     and hands out frames within the MTU with their checksums.
 
-    TypeError or ValueError for what is none of these; whether a device can do the offloads is
-    checked by ``configure``.
+    TypeError or ValueError for a value that is none of these. Whether the device can do the
+    offloads is checked by ``configure``.
     """
 
     rx_offloads: RxOffload = RxOffload(0)
@@ -103,7 +105,11 @@ class EthConf:
 
 @dataclass(frozen=True)
 class PortConf:
-    """``rte_eth_dev_portconf``: what a driver suggests where the caller has no opinion."""
+    """``rte_eth_dev_portconf``: what a driver suggests where the caller has no opinion.
+
+    ``burst_size`` is frames for one burst, ``ring_size`` an ``nb_desc``, ``nb_queues`` a number of
+    queues.
+    """
 
     burst_size: int = 64
     ring_size: int = 64
@@ -112,7 +118,10 @@ class PortConf:
 
 @dataclass(frozen=True)
 class DescLim:
-    """``rte_eth_desc_lim``: bounds of ``nb_desc``, the most frames per kernel entry."""
+    """``rte_eth_desc_lim``: bounds of ``nb_desc``, the most frames per kernel entry.
+
+    ``nb_min`` to ``nb_max``, in multiples of ``nb_align``.
+    """
 
     nb_min: int = 1
     nb_max: int = 1024
@@ -123,10 +132,23 @@ class DescLim:
 class DevInfo:
     """What :meth:`EthDev.info` returns (``rte_eth_dev_info``, then what is rtap's own).
 
-    Sizes are bytes without the frame check sequence. ``rx_offload_capa`` says what may be asked
-    for, ``rx_offloads`` what is on, ``tx_offloads_refused`` what the kernel turns out to refuse
-    for some kind of frame, so that rtap does it. ``engine`` is the one in use, "auto" until a queue
-    is set up, ``engine_reason`` why. ``state`` is unconfigured, configured, started or stopped.
+    Sizes are bytes without the frame check sequence.
+
+    Limits: ``min_mtu`` and ``max_mtu``; ``min_rx_bufsize``, the smallest ``data_room`` of a receive
+    queue's pool; ``max_rx_pktlen``, the longest frame; ``max_rx_queues`` and ``max_tx_queues``;
+    ``max_mac_addrs``, unicast addresses of the filter; ``rx_desc_lim`` and ``tx_desc_lim``, bounds
+    of ``nb_desc``. ``rx_offload_capa`` and ``tx_offload_capa`` say what may be asked for.
+    ``default_rxportconf`` and ``default_txportconf`` are suggestions.
+
+    Names: ``name`` of the device, ``driver_name``, ``ifname`` and ``if_index`` of the kernel's
+    interface, which is ``multi_queue`` or not, and stays (``persist``) or not. ``mode`` is "tap" or
+    "tun", ``mac`` the interface's address.
+
+    In use: ``state``, as :attr:`EthDev.state`; ``nb_rx_queues`` and ``nb_tx_queues``; ``mtu``;
+    ``rx_offloads`` and ``tx_offloads``, which are on; ``tx_offloads_refused``, which the kernel
+    turned out to refuse for some kind of frame, so that rtap does them; ``vnet_hdr``, whether a
+    virtio-net header is in front of each frame; ``tx_gro`` and ``rx_gso``. ``engine`` is the one in
+    use, "auto" until a queue is set up; ``engine_reason`` says why that one.
     """
 
     driver_name: str = ""
@@ -167,7 +189,12 @@ class DevInfo:
 
 @dataclass(frozen=True)
 class Link:
-    """``rte_eth_link``. True for full duplex, autonegotiation and "up"; speed in Mb/s."""
+    """``rte_eth_link``.
+
+    ``link_status`` is True for up: the interface is up and has a carrier. ``link_speed`` is in
+    Mb/s, 0xFFFFFFFF for unknown; ``link_duplex`` is True for full duplex, ``link_autoneg`` for
+    autonegotiation.
+    """
 
     link_speed: int = LINK_SPEED_UNKNOWN
     link_duplex: bool = True
@@ -177,10 +204,15 @@ class Link:
 
 @dataclass
 class Stats:
-    """``rte_eth_stats`` with the per-queue lists, which have one entry per queue.
+    """``rte_eth_stats``: counts since the last reset.
 
-    Since the last reset: frames and bytes received (i) and sent (o), errors, ``imissed`` frames
-    that the kernel dropped because nobody read them, ``rx_nombuf`` times the pool was empty.
+    ``ipackets`` and ``ibytes`` were received, ``opackets`` and ``obytes`` sent. ``imissed`` frames
+    were dropped by the kernel because nobody read them in time, ``ierrors`` were received and not
+    handed out, ``oerrors`` consumed and not sent. ``rx_nombuf`` bursts found a frame and no free
+    mbuf. Bytes are those of frames without check sequence.
+
+    ``q_ipackets``, ``q_ibytes``, ``q_opackets``, ``q_obytes`` and ``q_errors`` (of receive queues)
+    are lists with one entry for each queue, by number.
     """
 
     ipackets: int = 0

@@ -115,16 +115,20 @@ cdef class ChecksumVerify(Stage):
 
     @property
     def bad_ip(self):
+        """Frames with a wrong IPv4 header checksum, of a tunnel's inner packet."""
         return _compat.counter_read(&self.how.bad_ip)
 
     @property
     def bad_l4(self):
+        """Frames with a wrong TCP or UDP checksum, of a tunnel's inner packet."""
         return _compat.counter_read(&self.how.bad_l4)
 
     @property
     def bad_outer_ip(self):
+        """Frames with a wrong checksum in a tunnel's outer IPv4 header."""
         return _compat.counter_read(&self.how.bad_outer_ip)
 
     @property
     def bad_outer_l4(self):
+        """Frames with a wrong checksum in a tunnel's outer UDP header."""
         return _compat.counter_read(&self.how.bad_outer_l4)

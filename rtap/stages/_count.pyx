@@ -41,8 +41,10 @@ cdef class Counter(Stage):
 
     @property
     def packets(self):
+        """Frames so far; a super-frame is one."""
         return _compat.counter_read(&self.counted.packets)
 
     @property
     def bytes(self):
+        """Bytes of those frames."""
         return _compat.counter_read(&self.counted.bytes)

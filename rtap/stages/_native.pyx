@@ -108,6 +108,7 @@ cdef class Native(Stage):
 
     @property
     def name(self):
+        """The function's name, or the class's where it has none."""
         return self.label or type(self).__name__
 
     cdef int passes(self, int layer, uint32_t n_targets) except -1:
@@ -220,6 +221,7 @@ cdef class Call(Stage):
 
     @property
     def name(self):
+        """The function's name, or the class's where it has none."""
         return self.label or type(self).__name__
 
     cdef int passes(self, int layer, uint32_t n_targets) except -1:

@@ -79,15 +79,16 @@ cdef class Stage:
 
     @property
     def name(self):
-        """Of the class, or of the function that it calls."""
+        """What it is called in figures and messages: its class, or the function that it calls."""
         return type(self).__name__
 
     def __call__(self, Burst burst not None, targets=1):
-        """Does to ``burst`` what it does in a route with so many targets.
+        """Does to ``burst`` what it does in a route with so many targets (1..65535).
 
         Frames that it drops leave the burst.  Returns the target of each frame that is left: a
-        read-only uint32 memoryview.  ValueError when it names a target that is not there.  OSError
-        with what a native stage returned, or what a Python one raised, and an empty burst then.
+        read-only uint32 memoryview.  ValueError when it names a target that is not there.  When a
+        native stage fails, OSError with what it returned, and when a Python one does, what it
+        raised; the burst is empty then.
         """
         cdef uint32_t n_targets = check_range("targets", targets, 1, 65535)
         cdef stage_t stage
