@@ -7,8 +7,6 @@ from rtap._tap.tx cimport tap_txq_t
 
 cdef class RxQueue(RxQueueBase):
     cdef tap_rxq_t *tap
-    cdef str chosen             # engine, and
-    cdef str why
     cdef readonly int max_frame
     cdef readonly bint scatter
     cdef list retired           # pools that a burst may still be reading into
@@ -21,5 +19,3 @@ cdef class RxQueue(RxQueueBase):
 cdef class TxQueue(TxQueueBase):
     cdef tap_txq_t *tap
     cdef object on_refused
-    cdef str chosen             # engine, and
-    cdef str why

@@ -11,7 +11,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, strerror
+from libc.string cimport memcpy
 
 cimport rtap._core.compat as _compat
 from rtap._core.linux cimport iovec, readv_now
@@ -64,13 +64,6 @@ cdef tuple choose_engine(str engine, int fd):
     if refusal:
         raise OSError(errno_names.ENOSYS, f"engine='uring' cannot be used: {refusal}")
     return ENGINE_URING, "uring", "asked for"
-
-
-cdef str reason_now(uint32_t fell_back, str why):
-    """``why`` an engine was chosen, or that it did not last."""
-    if fell_back == 0:
-        return why
-    return f"io_uring is refused meanwhile ({strerror(<int>fell_back).decode()})"
 
 
 cdef uint32_t segments(pool_t *p, uint32_t longest, bint scatter) except 0:
@@ -225,18 +218,6 @@ engine='auto', gil='auto')\n--\n
             pool.let_go()
         self.retired.clear()
         return 0
-
-    @property
-    def engine(self):
-        """"uring" or "syscall": what it bursts through."""
-        self.checked()
-        return "syscall" if _compat.load(&self.tap.fell_back) else self.chosen
-
-    @property
-    def engine_reason(self):
-        """Why that, in one sentence."""
-        self.checked()
-        return reason_now(_compat.load(&self.tap.fell_back), self.why)
 
     @property
     def wake(self):
@@ -428,18 +409,6 @@ engine='auto', gil='auto')\n--\n
         TxQueueBase.stop(self)
         if self.generation == fork_generation():
             self.settle()
-
-    @property
-    def engine(self):
-        """"uring" or "syscall": what it bursts through."""
-        self.checked()
-        return "syscall" if _compat.load(&self.tap.fell_back) else self.chosen
-
-    @property
-    def engine_reason(self):
-        """Why that, in one sentence."""
-        self.checked()
-        return reason_now(_compat.load(&self.tap.fell_back), self.why)
 
     @property
     def software_gso(self):

@@ -33,9 +33,10 @@ cdef enum:
     BURST_MAX = 65535
 
 
-cdef struct gate_t:             # who may burst on a queue
+cdef struct gate_t:             # who may burst on a queue, and through what
     uint32_t state
     uint32_t owned
+    uint32_t fell_back          # the errno for which it bursts by system calls meanwhile; or 0
 
 
 cdef struct rx_share_t:         # of a kernel entry that serves several queues
@@ -135,6 +136,8 @@ cdef class QueueBase:
     cdef uint32_t generation
     cdef dict zero              # totals at the last reset_counters, and
     cdef dict xzero             # at the last reset_xcounters; None before
+    cdef str chosen             # its engine at first, and
+    cdef str why
     cdef public str name
     cdef readonly int queue_id
     cdef readonly int port

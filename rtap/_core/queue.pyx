@@ -10,6 +10,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport EIO, ENETDOWN, ENOSYS, EPERM
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport strerror
 
 cimport rtap._core.compat as _compat
 from rtap._core.burst cimport Burst, burst_make
@@ -204,6 +205,22 @@ cdef class QueueBase:
     @cython.critical_section
     cdef str label(self):
         return self.name
+
+    @property
+    def engine(self):
+        """What it bursts through: "uring", "syscall", or "none" where no kernel is entered."""
+        self.checked()
+        return "syscall" if _compat.load(&self.gate.fell_back) else self.chosen
+
+    @property
+    def engine_reason(self):
+        """Why that, in one sentence."""
+        cdef uint32_t fell_back
+        self.checked()
+        fell_back = _compat.load(&self.gate.fell_back)
+        if fell_back == 0:
+            return self.why
+        return f"io_uring is refused meanwhile ({strerror(<int>fell_back).decode()})"
 
     def start(self):
         """Bursts are allowed from now on."""

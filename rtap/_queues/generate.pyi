@@ -5,8 +5,6 @@ from rtap._core.mempool import Mempool
 from rtap._core.queue import RxQueueBase
 
 class GenerateRxQueue(RxQueueBase):
-    engine: str
-    engine_reason: str
     def __init__(
         self,
         pool: Mempool,

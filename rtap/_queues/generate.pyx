@@ -136,14 +136,12 @@ vary='destination')\n--\n
         self.name = name
         self.port = 0xffff
         self.nb_desc = 64
+        self.chosen, self.why = "none", "no kernel is entered"
         self.generation = fork_generation()
 
     def __dealloc__(self):
         if self.q != NULL and self.gate.state != QUEUE_CLOSED and self.pool is not None:
             self.pool.let_go()
-
-    engine = "none"
-    engine_reason = "no kernel is entered"
 
     @property
     def frame_len(self):

@@ -3,8 +3,6 @@ from rtap._core.mempool import Mempool
 from rtap._core.queue import RxQueueBase, TxQueueBase
 
 class NullRxQueue(RxQueueBase):
-    engine: str
-    engine_reason: str
     def __init__(
         self,
         pool: Mempool,
@@ -19,8 +17,6 @@ class NullRxQueue(RxQueueBase):
     def close(self) -> None: ...
 
 class NullTxQueue(TxQueueBase):
-    engine: str
-    engine_reason: str
     def __init__(
         self,
         name: str,

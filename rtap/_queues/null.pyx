@@ -63,14 +63,12 @@ cdef class NullRxQueue(RxQueueBase):
         self.name = name
         self.queue_id = queue_id
         self.port = port
+        self.chosen, self.why = "none", "no kernel is entered"
         self.generation = fork_generation()
 
     def __dealloc__(self):
         if self.q != NULL and self.gate.state != QUEUE_CLOSED and self.pool is not None:
             self.pool.let_go()
-
-    engine = "none"
-    engine_reason = "no kernel is entered"
 
     def close(self):
         """Stops, for good; idempotent."""
@@ -96,10 +94,8 @@ cdef class NullTxQueue(TxQueueBase):
         self.name = name
         self.queue_id = queue_id
         self.port = port
+        self.chosen, self.why = "none", "no kernel is entered"
         self.generation = fork_generation()
-
-    engine = "none"
-    engine_reason = "no kernel is entered"
 
     def close(self):
         """Stops, for good; idempotent."""

@@ -2,6 +2,4 @@
 from rtap._core.queue import RxQueueBase
 
 class WrappedRxQueue(RxQueueBase):
-    engine: str
-    engine_reason: str
     def start(self) -> None: ...

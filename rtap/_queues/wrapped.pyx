@@ -40,6 +40,7 @@ cdef class WrappedRxQueue(RxQueueBase):
         self.nb_desc = inner.nb_desc
         self.layer = inner.layer
         self.route_ended = inner.route_ended
+        self.chosen, self.why = "none", "frames come from another queue"
         self.generation = fork_generation()
         return 0
 
@@ -50,9 +51,6 @@ cdef class WrappedRxQueue(RxQueueBase):
     cdef void give_back(self) noexcept:
         if _compat.exchange(&self.wrapped.lent, 0) != 0:
             _compat.store(&self.wrapped.inner.gate.owned, 0)
-
-    engine = "none"
-    engine_reason = "frames come from another queue"
 
     def start(self):
         """Takes the inner queue; DeviceStateError when that is in use or not started."""

@@ -33,7 +33,6 @@ cdef struct tap_rxq_t:
     pool_t *pool
     uint64_t file_id
     int engine                  # ENGINE_*
-    uint32_t fell_back          # the errno for which ENGINE_AUTO has gone over to system calls
     uint32_t entries            # most frames for each kernel entry
     uint32_t depth              # reads submitted first by the next burst
     uint32_t hdr_len            # of the virtio-net header; 0 without

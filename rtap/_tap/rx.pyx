@@ -232,7 +232,7 @@ cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexce
     r = uring_enter(&rc)
     if r == NULL:
         if q.engine == ENGINE_AUTO:
-            _compat.store(&q.fell_back, -rc)
+            _compat.store(&base.gate.fell_back, -rc)
             return rx_syscall(base, out, n, error)
         error[0] = -rc
         return 0

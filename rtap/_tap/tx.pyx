@@ -347,7 +347,7 @@ cdef uint32_t tx_uring(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept
         r = uring_enter(&rc)
         if r == NULL:
             if q.engine == ENGINE_AUTO:
-                _compat.store(&q.fell_back, -rc)
+                _compat.store(&base.gate.fell_back, -rc)
                 memmove(v, v + done, (n - done) * sizeof(mbuf_t *))
                 return done + tx_syscall(base, v, n - done, error)
             error[0] = -rc
