@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from rigs import Shape, bridged, label
-from support import ENGINES, pattern, skip_without_devices, skip_without_engine
+from support import (
+    ENGINES,
+    ETH_P_ALL,
+    PacketSocket,
+    pattern,
+    skip_without_devices,
+    skip_without_engine,
+)
 
 import rtap
 from rtap import (
@@ -112,11 +119,11 @@ def test_a_checksum_is_completed_inside_the_frame(l2: bool) -> None:
 class Rig:
     """Frames with an unfinished checksum, as the kernel leaves it; and a device without headers."""
 
-    def __init__(self, source: EthDev, dev: EthDev, plain: EthDev) -> None:
-        self.source, self.dev, self.plain = source, dev, plain
+    def __init__(self, source: EthDev, dev: EthDev, plain: EthDev, sent: PacketSocket) -> None:
+        self.source, self.dev, self.plain, self.sent = source, dev, plain, sent
 
-    def received(self, shape: Shape, payload: bytes) -> Mbuf:
-        request = shape.request(self.source.pool.alloc(shape.unfinished(payload)))
+    def received(self, shape: Shape, payload: bytes, segsz: int = 0) -> Mbuf:
+        request = shape.request(self.source.pool.alloc(shape.unfinished(payload)), segsz)
         assert self.source.tx_burst(0, Burst([request])) == 1
         (mbuf,) = self.dev.rx_burst(0, 1, 5)
         assert mbuf.ol_flags & MbufFlag.RX_L4_CKSUM_MASK == MbufFlag.RX_L4_CKSUM_NONE
@@ -128,13 +135,15 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     skip_without_devices()
     skip_without_engine(request.param)
     checksums = TxOffload.TCP_CKSUM | TxOffload.UDP_CKSUM
-    ours = {"engine": request.param, "rx_offloads": RxOffload.TCP_CKSUM, "tx_offloads": checksums}
+    received = RxOffload.TCP_CKSUM | RxOffload.UDP_CKSUM | RxOffload.UDP_LRO
+    ours = {"engine": request.param, "rx_offloads": received, "tx_offloads": checksums}
     with (
-        bridged(a={"tx_offloads": checksums}, b=ours) as bridge,
+        bridged(a={"tx_offloads": checksums | TxOffload.UDP_TSO}, b=ours) as bridge,
         rtap.open("plain", netns=bridge.ns, engine=request.param) as plain,
+        PacketSocket(bridge.ns, "plain", ETH_P_ALL) as sent,
     ):
         assert (bridge.b.info().vnet_hdr, plain.info().vnet_hdr) == (True, False)
-        yield Rig(bridge.a, bridge.b, plain)
+        yield Rig(bridge.a, bridge.b, plain, sent)
 
 
 @pytest.mark.root
@@ -154,6 +163,20 @@ def test_a_frame_that_has_lost_the_place_of_its_checksum(
     assert dev.tx_burst(0, burst) == 1
     assert dev.xstats()["tx_q0_bad_request_packets"] - bad == (inside < 2)
     assert dev.stats().opackets - sent == (inside == 2)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("inside", [2, 1, 0, -1])
+def test_the_verdict_on_a_frame_that_has_lost_the_place_of_its_checksum(
+    rig: Rig, inside: int
+) -> None:
+    """It is no longer unfinished when a byte of the field is gone: nobody can finish it."""
+    mbuf = rig.received(Shape(), bytes(20))
+    mbuf.trim(mbuf.pkt_len - (14 + 20 + 16 + inside))
+    burst = Burst([mbuf])
+    stages.ChecksumVerify(drop=False)(burst)
+    unfinished = MbufFlag.RX_L4_CKSUM_NONE if inside == 2 else 0
+    assert burst[0].ol_flags & MbufFlag.RX_L4_CKSUM_MASK == unfinished
 
 
 @pytest.mark.root
@@ -188,3 +211,36 @@ def test_a_udp_sum_of_zero_that_is_finished(rig: Rig, shape: Shape) -> None:
     (done,) = offload.gso(Burst([mbuf]))
     assert bytes(done) == shape.finished(payload)
     assert field(shape, bytes(done)) == b"\xff\xff"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("shape", SHAPES[::2], ids=label)
+def test_a_udp_sum_of_zero_of_a_super_frame_that_was_cut_to_one(rig: Rig, shape: Shape) -> None:
+    """It is still split in software, where the device has no headers: into itself."""
+    payload = zero_sum(shape, pattern(1, 200))
+    mbuf = rig.received(shape, 2 * payload, len(payload))
+    assert mbuf.ol_flags & MbufFlag.RX_LRO
+    mbuf.trim(len(payload))
+    headers = shape.l2_len + shape.l3_len + 8
+    mbuf[:headers] = shape.finished(payload)[:headers]
+    rig.sent.drain()
+    assert rig.plain.tx_burst(0, Burst([mbuf])) == 1
+    assert rig.sent.frames(1) == [shape.finished(payload)]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("moved", [-14, 4, 40])
+def test_the_place_of_a_checksum_in_a_copy(rig: Rig, moved: int) -> None:
+    """The frame's window starts somewhere else than a copy's."""
+    shape = Shape()
+    mbuf = rig.received(shape, pattern(1, 200))
+    data = bytes(mbuf)[max(-moved, 0) :]
+    if moved > 0:
+        mbuf.prepend(moved)[:] = bytes(moved)
+    else:
+        mbuf.adj(-moved)
+    holder = mbuf.clone()
+    (done,) = offload.gso(Burst([mbuf]), l2=moved > 0)  # finished in a copy
+    whole = shape.finished(pattern(1, 200))[max(-moved, 0) :]
+    assert bytes(done) == bytes(max(moved, 0)) + whole
+    assert bytes(holder) == bytes(max(moved, 0)) + data

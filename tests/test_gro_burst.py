@@ -64,6 +64,22 @@ def test_chains_are_what_bytes_are(r: random.Random, tags: bool) -> None:
         assert pool.in_use == 0
 
 
+@pytest.mark.parametrize("field", ["ack", "window", "ttl"])
+def test_frames_in_segments_that_differ(field: str) -> None:
+    """Each is compared with the first one's headers, in the segment where these are."""
+    flow = list(regular(F(), [300] * 3, random.Random(1)))
+    with Mempool(32, data_room=128) as pool:
+        whole = Gro().coalesce(pool.alloc_burst(3, [f.build() for f in flow]))
+        assert [mbuf.tso_segsz for mbuf in whole] == [300]
+        flow[1:] = [replace(f, **{field: getattr(f, field) + 1}) for f in flow[1:]]
+        frames = [f.build() for f in flow]
+        apart = Gro().coalesce(pool.alloc_burst(3, frames))
+        assert [mbuf.tso_segsz for mbuf in apart] == [0, 300]
+        assert sent(apart) == expected(frames)
+        whole.free()
+        apart.free()
+
+
 @given(st.randoms(use_true_random=False), st.sampled_from([64, 90, 200, 700]))
 def test_frames_in_segments(r: random.Random, room: int) -> None:
     """Frames in small slots lose nothing; those whose headers are in one piece merge."""

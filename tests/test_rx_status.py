@@ -23,7 +23,7 @@ from scapy.layers.l2 import ARP, GRE, Dot1AD, Dot1Q, Ether
 from scapy.layers.vxlan import VXLAN
 from support import frame
 
-from rtap import Burst, Mbuf, MbufFlag, Mempool, RxOffload
+from rtap import Burst, Mbuf, MbufFlag, Mempool, RxOffload, offload, stages
 from rtap._ring import RxQueue, TxQueue
 
 NEEDS_CSUM, DATA_VALID = 1, 2
@@ -429,6 +429,18 @@ def test_unfinished_in_a_tunnel(pair: Pair) -> None:
     assert mbuf.ol_flags & L4 == NONE
     assert pair.tx.tx_burst(Burst([mbuf])) == 1
     assert pair.theirs.recv(1 << 16) == header(start=at) + other
+
+
+def test_unfinished_behind_the_packet(pair: Pair) -> None:
+    """Not in what the packet's own checksum covers, which is as it would be without."""
+    data = ether(IP(dst="10.0.0.1") / UDP() / bytes(30)) + b"\xa5" * 40
+    wrong = data[:40] + b"\xbe\xef" + data[42:]
+    place = header(start=len(data) - 36, offset=6)
+    burst = Burst([pair.arrives(wrong, place), pair.arrives(data, place)])
+    stages.ChecksumVerify(drop=False)(burst)
+    assert [mbuf.ol_flags & L4 for mbuf in burst] == [BAD | NONE, NONE]
+    assert offload.fill_burst(burst) == 2
+    assert [bytes(mbuf) for mbuf in burst] == [data, data]
 
 
 # ---- nothing outside of the frame is read or written
