@@ -10,6 +10,10 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memmove, memset
 
 from rtap._core.burst cimport Burst, burst_make
+from rtap._core.flags cimport (
+    RX_IP_CKSUM_BAD, RX_IP_CKSUM_GOOD, RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE,
+    RX_OUTER_IP_CKSUM_BAD, RX_OUTER_L4_CKSUM_BAD,
+)
 from rtap._core.linux cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE
 from rtap._core.mbuf cimport Mbuf, check_range
 from rtap._core.mempool cimport Mempool
@@ -23,9 +27,7 @@ from rtap._frames.segment cimport (
     plan_segments, plan_t, segment_payload, vnet_t, write_segment,
 )
 from rtap._frames.verify cimport (
-    RX_IP_CKSUM_BAD, RX_IP_CKSUM_GOOD, RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD,
-    RX_L4_CKSUM_NONE, RX_OUTER_IP_CKSUM_BAD, RX_OUTER_L4_CKSUM_BAD, fill_frame,
-    fill_unfinished, note_verdict, unfinished_at, verify_frame,
+    fill_frame, fill_unfinished, note_verdict, unfinished_at, verify_frame,
 )
 
 cdef enum:

@@ -9,30 +9,21 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcmp, memcpy, memmove
 
 cimport rtap._core.compat as _compat
+from rtap._core.flags cimport RX_L4_CKSUM_NONE
 from rtap._core.linux cimport VIRTIO_NET_HDR_F_NEEDS_CSUM
 from rtap._core.pool cimport mbuf_data, mbuf_t, mbuf_tailroom
 from rtap._frames.checksum cimport fold16, pseudo_sum, sum16, update16
+from rtap._frames.headers cimport (
+    ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, ETHER_HDR_LEN,
+    IPPROTO_ICMP, IPPROTO_ICMPV6, IPV4_FRAGMENT, IPV4_HDR_LEN, IPV6_HDR_LEN, MAC_LEN, VLAN_HDR_LEN,
+)
 from rtap._frames.parse cimport be16, put_be16
-from rtap._frames.vnet cimport RX_L4_CKSUM_NONE
 
 cdef enum:
-    MAC_LEN = 6
-    ETHER_LEN = 14
-    VLAN_LEN = 4
     VLANS_MAX = 2
-    ETHERTYPE_IPV4 = 0x0800
-    ETHERTYPE_ARP = 0x0806
-    ETHERTYPE_VLAN = 0x8100
-    ETHERTYPE_IPV6 = 0x86DD
-    ETHERTYPE_QINQ = 0x88A8
     ARP_LEN = 28                # Ethernet and IPv4, RFC 826
     ARP_REQUEST = 1
     ARP_REPLY = 2
-    IPV4_LEN = 20
-    IPV4_FRAGMENT = 0x3fff      # offset and "more fragments"
-    IPV6_LEN = 40
-    PROTO_ICMP = 1
-    PROTO_ICMPV6 = 58
     ICMP_LEN = 8
     ICMP_REQUEST = 8
     ICMP_REPLY = 0
@@ -91,11 +82,11 @@ cdef bint answer_arp(uint8_t *p, uint32_t at, uint32_t n, const uint8_t *mac) no
 cdef bint answer_ipv4(mbuf_t *m, uint8_t *p, uint32_t at, uint32_t n) noexcept nogil:
     cdef uint8_t *ip = p + at
     cdef uint32_t length
-    if at + IPV4_LEN > n:
+    if at + IPV4_HDR_LEN > n:
         return False
     length = (ip[0] & 15) * 4
-    if (ip[0] >> 4 != 4 or length < IPV4_LEN or at + length + ICMP_LEN > n
-            or ip[9] != PROTO_ICMP or be16(ip + 6) & IPV4_FRAGMENT
+    if (ip[0] >> 4 != 4 or length < IPV4_HDR_LEN or at + length + ICMP_LEN > n
+            or ip[9] != IPPROTO_ICMP or be16(ip + 6) & IPV4_FRAGMENT
             or ip[16] >= 224 or nobody(ip + 12, 4)
             or ip[length] != ICMP_REQUEST or ip[length + 1] != 0):
         return False
@@ -107,8 +98,8 @@ cdef bint answer_ipv4(mbuf_t *m, uint8_t *p, uint32_t at, uint32_t n) noexcept n
 cdef bint answer_ipv6(mbuf_t *m, uint8_t *p, uint32_t at, uint32_t n,
                       const uint8_t *mac) noexcept nogil:
     cdef uint8_t *ip = p + at
-    cdef uint8_t *icmp = ip + IPV6_LEN
-    if (at + IPV6_LEN + ICMP_LEN > n or ip[0] >> 4 != 6 or ip[6] != PROTO_ICMPV6
+    cdef uint8_t *icmp = ip + IPV6_HDR_LEN
+    if (at + IPV6_HDR_LEN + ICMP_LEN > n or ip[0] >> 4 != 6 or ip[6] != IPPROTO_ICMPV6
             or nobody(ip + 8, 16) or icmp[1] != 0):
         return False
     if icmp[0] == ICMPV6_REQUEST and ip[24] != 0xff:
@@ -123,9 +114,9 @@ cdef bint answer_ipv6(mbuf_t *m, uint8_t *p, uint32_t at, uint32_t n,
 cdef bint advertise(mbuf_t *m, uint32_t at, const uint8_t *mac) noexcept nogil:
     """A solicitation, of which the first bytes have been looked at, becomes an advertisement."""
     cdef uint8_t *ip = mbuf_data(m) + at
-    cdef uint8_t *icmp = ip + IPV6_LEN
-    cdef uint32_t length = at + IPV6_LEN + ADVERTISEMENT_LEN
-    if (at + IPV6_LEN + SOLICITATION_LEN > m.data_len or m.next != NULL or ip[7] != 255
+    cdef uint8_t *icmp = ip + IPV6_HDR_LEN
+    cdef uint32_t length = at + IPV6_HDR_LEN + ADVERTISEMENT_LEN
+    if (at + IPV6_HDR_LEN + SOLICITATION_LEN > m.data_len or m.next != NULL or ip[7] != 255
             or be16(ip + 4) < SOLICITATION_LEN or icmp[8] == 0xff):
         return False
     if m.data_len < length and mbuf_tailroom(m) < length - m.data_len:
@@ -142,7 +133,7 @@ cdef bint advertise(mbuf_t *m, uint32_t at, const uint8_t *mac) noexcept nogil:
     icmp[25] = 1                # in units of 8 bytes
     memcpy(icmp + 26, mac, MAC_LEN)
     put_be16(icmp + 2, 0)
-    put_be16(icmp + 2, ~fold16(pseudo_sum(ip, 6, PROTO_ICMPV6, ADVERTISEMENT_LEN)
+    put_be16(icmp + 2, ~fold16(pseudo_sum(ip, 6, IPPROTO_ICMPV6, ADVERTISEMENT_LEN)
                                + sum16(icmp, ADVERTISEMENT_LEN)) & 0xffff)
     if m.vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
         m.vnet_flags = 0
@@ -155,16 +146,16 @@ cdef bint make_answer(mbuf_t *m, const uint8_t *mac) noexcept nogil:
 
     It must be the caller's to write to.  What comes of it leaves where it came from."""
     cdef uint8_t *p = mbuf_data(m)
-    cdef uint32_t n = m.data_len, at = ETHER_LEN, tags = 0, kind
+    cdef uint32_t n = m.data_len, at = ETHER_HDR_LEN, tags = 0, kind
     cdef bint answered = False
-    if n < ETHER_LEN:
+    if n < ETHER_HDR_LEN:
         return False
     kind = be16(p + 12)
     while (kind == ETHERTYPE_VLAN or kind == ETHERTYPE_QINQ) and tags < VLANS_MAX:
-        if at + VLAN_LEN > n:
+        if at + VLAN_HDR_LEN > n:
             return False
         kind = be16(p + at + 2)
-        at += VLAN_LEN
+        at += VLAN_HDR_LEN
         tags += 1
     if kind == ETHERTYPE_ARP:
         answered = answer_arp(p, at, n, mac)

@@ -16,16 +16,16 @@ import math
 
 cimport rtap._core.compat as _compat
 from rtap._core.burst cimport Burst, burst_make
+from rtap._core.flags cimport RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE
 from rtap._core.mbuf cimport check_range
 from rtap._core.pool cimport (
     mbuf_bytes, mbuf_clone, mbuf_copy, mbuf_data, mbuf_free, mbuf_guard, mbuf_is_private, mbuf_t,
 )
 from rtap._frames.gro cimport (
     GRO_FIXED_ID, GRO_L3, GRO_NONE, GRO_TRUST, GRO_UDP, gro_add, gro_create, gro_describe,
-    gro_destroy, gro_drained, gro_flush, gro_group_t, gro_headers, gro_item_t, gro_length,
-    gro_room, gro_t, gro_write,
+    gro_destroy, gro_drained, gro_flush, gro_group_t, gro_headers, gro_item_t, gro_length, gro_room,
+    gro_t, gro_write,
 )
-from rtap._frames.vnet cimport RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE
 
 cdef enum:
     MAX_FLOWS = 1 << 16

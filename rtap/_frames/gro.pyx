@@ -10,40 +10,26 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 
 cimport rtap._core.compat as _compat
+from rtap._core.flags cimport RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE, RX_LRO, TX_REQUESTS
+from rtap._core.linux cimport (
+    VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
+    VIRTIO_NET_HDR_GSO_UDP_L4,
+)
 from rtap._core.pool cimport csum_place, mbuf_read, mbuf_t, mbuf_window
 from rtap._frames.checksum cimport chain_sum, fold16, pseudo_sum, sum16
+from rtap._frames.headers cimport (
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPPROTO_DSTOPTS,
+    IPPROTO_HOPOPTS, IPPROTO_ROUTING, IPPROTO_TCP, IPPROTO_UDP, TCP_CSUM_OFFSET, TCP_CWR, TCP_FIN,
+    TCP_PSH, TCP_RST, TCP_SYN, TCP_URG, UDP_CSUM_OFFSET,
+)
 from rtap._frames.parse cimport be16, be32, put_be16
-from rtap._frames.request cimport TX_REQUESTS
-from rtap._frames.vnet cimport RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE, RX_LRO, keeps_vnet_hdr
+from rtap._frames.vnet cimport keeps_vnet_hdr
 
 cdef enum:
-    ETHERTYPE_IPV4 = 0x0800
-    ETHERTYPE_IPV6 = 0x86dd
-    ETHERTYPE_VLAN = 0x8100
-    ETHERTYPE_QINQ = 0x88a8
     VLANS_MAX = 4
     EXTENSIONS_MAX = 8
-    IPPROTO_HOPOPTS = 0
-    IPPROTO_TCP = 6
-    IPPROTO_UDP = 17
-    IPPROTO_ROUTING = 43
-    IPPROTO_DSTOPTS = 60
 
-    TCP_FIN = 0x01
-    TCP_SYN = 0x02
-    TCP_RST = 0x04
-    TCP_PSH = 0x08
-    TCP_URG = 0x20
-    TCP_CWR = 0x80
-    TCP_CSUM_OFFSET = 16
-    UDP_CSUM_OFFSET = 6
     UDP_COUNT_MAX = 64          # datagrams in a super-frame, as in the kernel
-
-    NEEDS_CSUM = 1              # VIRTIO_NET_HDR_F_*
-    DATA_VALID = 2
-    GSO_TCPV4 = 1               # VIRTIO_NET_HDR_GSO_*
-    GSO_TCPV6 = 4
-    GSO_UDP_L4 = 5
 
     # what gro_look finds
     ALONE = 0                   # of no flow that could be held
@@ -221,7 +207,7 @@ cdef bint checksum_right(const gro_t *g, const mbuf_t *m, view_t *v,
     """Whether the frame's L4 checksum is right, or is not a thing of this frame's bytes."""
     cdef uint32_t total, field, start
     v.verified = True
-    if keeps_vnet_hdr(m) and m.vnet_flags & NEEDS_CSUM:
+    if keeps_vnet_hdr(m) and m.vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
         field = UDP_CSUM_OFFSET if v.protocol == IPPROTO_UDP else TCP_CSUM_OFFSET
         return csum_place(m, &start) and start == v.l4 and m.csum_offset == field
     if m.ol_flags & RX_L4_CKSUM_NONE == RX_L4_CKSUM_GOOD and g.flags & GRO_TRUST:
@@ -532,7 +518,7 @@ cdef void gro_headers(const gro_group_t *d, uint8_t *out) noexcept nogil:
 cdef void gro_describe(const gro_group_t *d, mbuf_t *m) noexcept nogil:
     """Has the first segment of a super-frame say what it is, like one that the kernel made."""
     m.ol_flags = m.ol_flags & ~<uint64_t>RX_L4_CKSUM_NONE | RX_LRO | RX_L4_CKSUM_NONE
-    m.vnet_flags = NEEDS_CSUM
+    m.vnet_flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
     m.csum_at = m.data_off + d.l4
     m.l2_len = d.l3
     m.l3_len = d.l4 - d.l3
@@ -540,10 +526,10 @@ cdef void gro_describe(const gro_group_t *d, mbuf_t *m) noexcept nogil:
     m.tso_segsz = d.size
     if d.protocol == IPPROTO_UDP:
         m.csum_offset = UDP_CSUM_OFFSET
-        m.gso_type = GSO_UDP_L4
+        m.gso_type = VIRTIO_NET_HDR_GSO_UDP_L4
     else:
         m.csum_offset = TCP_CSUM_OFFSET
-        m.gso_type = GSO_TCPV4 if d.version == 4 else GSO_TCPV6
+        m.gso_type = VIRTIO_NET_HDR_GSO_TCPV4 if d.version == 4 else VIRTIO_NET_HDR_GSO_TCPV6
 
 
 cdef uint32_t gro_length(const gro_t *g, const gro_group_t *d) noexcept nogil:

@@ -4,18 +4,11 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 from rtap._core.pool cimport mbuf_read, mbuf_t, mbuf_window
+from rtap._frames.headers cimport IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP
 
 
 cdef enum:
     HEADERS_MAX = 256           # bytes of headers looked at in a frame of several segments
-    IPPROTO_IPIP = 4
-    IPPROTO_TCP = 6
-    IPPROTO_UDP = 17
-    IPPROTO_IPV6 = 41
-    IPPROTO_GRE = 47
-    IPPROTO_SCTP = 132
-    TCP_CSUM_OFFSET = 16
-    UDP_CSUM_OFFSET = 6
 
 
 cdef struct headers_t:

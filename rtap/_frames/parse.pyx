@@ -11,32 +11,17 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memset
 
 from rtap._frames.checksum cimport fold16, pseudo_sum, sum16
+from rtap._frames.headers cimport (
+    ETHERTYPE_1588, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_LLDP, ETHERTYPE_QINQ,
+    ETHERTYPE_TEB, ETHERTYPE_VLAN, ETHER_HDR_LEN, IPPROTO_AH, IPPROTO_DSTOPTS, IPPROTO_FRAGMENT,
+    IPPROTO_GRE, IPPROTO_HOPOPTS, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_IGMP, IPPROTO_IPIP,
+    IPPROTO_IPV6, IPPROTO_MH, IPPROTO_ROUTING, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP,
+    IPV4_FRAGMENT, VLAN_HDR_LEN, VXLAN_LEN, VXLAN_PORT,
+)
 
 cdef enum:
-    ETHER_HDR_LEN = 14
-    VLAN_HDR_LEN = 4
     VLANS_MAX = 8
-    ETHERTYPE_IPV4 = 0x0800
-    ETHERTYPE_ARP = 0x0806
-    ETHERTYPE_TEB = 0x6558      # Ethernet in GRE
-    ETHERTYPE_VLAN = 0x8100
-    ETHERTYPE_IPV6 = 0x86DD
-    ETHERTYPE_QINQ = 0x88A8
-    ETHERTYPE_LLDP = 0x88CC
-    ETHERTYPE_1588 = 0x88F7
-    IPV4_FRAGMENT = 0x3fff      # offset and "more fragments"
-    IPPROTO_HOPOPTS = 0
-    IPPROTO_ICMP = 1
-    IPPROTO_IGMP = 2
-    IPPROTO_ROUTING = 43
-    IPPROTO_FRAGMENT = 44
-    IPPROTO_AH = 51
-    IPPROTO_ICMPV6 = 58
-    IPPROTO_DSTOPTS = 60
-    IPPROTO_MH = 135
     EXTENSIONS_MAX = 16         # a header chain longer than that is not followed
-    VXLAN_PORT = 4789
-    VXLAN_LEN = 16              # with its UDP header
 
     # rte_mbuf_ptype.h; the inner ones of a kind are the outer ones, shifted
     L2_ETHER = 0x1

@@ -14,15 +14,16 @@ from rtap._core.linux cimport (
     VIRTIO_NET_HDR_GSO_UDP_L4,
 )
 from rtap._frames.checksum cimport pseudo_sum, sum16
-from rtap._frames.parse cimport IPPROTO_TCP, IPPROTO_UDP, TCP_CSUM_OFFSET, UDP_CSUM_OFFSET, put_be16
+from rtap._frames.headers cimport (
+    IPPROTO_TCP, IPPROTO_UDP, TCP_ACK, TCP_CSUM_OFFSET, TCP_CWR, UDP_CSUM_OFFSET,
+)
+from rtap._frames.parse cimport put_be16
 from rtap._frames.vnet cimport VNET_HDR_LEN
 
 cdef enum:
     SEGMENT = 8
     PAYLOAD = 2 * SEGMENT
     DISCARD_PORT = 9            # RFC 863
-    TCP_ACK = 0x10
-    TCP_CWR = 0x80
 
 
 cdef uint32_t probe_frame(uint8_t *out, uint8_t gso_type, bint l2) noexcept nogil:

@@ -6,6 +6,10 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memmove
 
 cimport rtap._core.compat as _compat
+from rtap._core.flags cimport (
+    RX_L4_CKSUM_NONE, RX_LRO, TX_CKSUM_REQUESTS, TX_IP_CKSUM, TX_L4_MASK, TX_QINQ, TX_REQUESTS,
+    TX_TCP_CKSUM, TX_TCP_SEG, TX_TUNNEL_MASK, TX_UDP_CKSUM, TX_UDP_SEG, TX_VLAN,
+)
 from rtap._core.linux cimport (
     VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4,
     VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP_L4,
@@ -15,19 +19,11 @@ from rtap._core.pool cimport (
     mbuf_tailroom, mbuf_write,
 )
 from rtap._frames.checksum cimport chain_sum, sum16
-from rtap._frames.parse cimport (
-    IPPROTO_TCP, IPPROTO_UDP, TCP_CSUM_OFFSET, UDP_CSUM_OFFSET, be16, headers_t, l4_pseudo_sum,
-    parse_outermost, put_be16,
+from rtap._frames.headers cimport (
+    ADDRESSES_LEN, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPPROTO_TCP, IPPROTO_UDP, TCP_CSUM_OFFSET,
+    TCP_CWR, UDP_CSUM_OFFSET, VLAN_HDR_LEN,
 )
-from rtap._frames.vnet cimport RX_L4_CKSUM_NONE, RX_LRO
-
-cdef enum:
-    TCP_CWR = 0x80              # in the fourteenth byte of the TCP header
-    ADDRESSES_LEN = 12          # in front of the tags
-    VLAN_HDR_LEN = 4
-    ETHERTYPE_VLAN = 0x8100
-    ETHERTYPE_QINQ = 0x88A8
-
+from rtap._frames.parse cimport be16, headers_t, l4_pseudo_sum, parse_outermost, put_be16
 
 cdef mbuf_t *private_of(mbuf_t *m) noexcept nogil:
     """The frame itself if nobody else can see it, else a copy, which is the caller's to free; NULL

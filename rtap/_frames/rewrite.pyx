@@ -9,14 +9,8 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
 
 from rtap._core.pool cimport mbuf_data, mbuf_read, mbuf_t, mbuf_write
-from rtap._frames.parse cimport (
-    HEADERS_MAX, IPPROTO_TCP, IPPROTO_UDP, be16, headers_of, headers_t, parse_outermost,
-)
-
-cdef enum:
-    MAC_LEN = 6
-    IPV4_OFFSET = 0x1fff
-
+from rtap._frames.headers cimport IPPROTO_TCP, IPPROTO_UDP, IPV4_OFFSET, MAC_LEN
+from rtap._frames.parse cimport HEADERS_MAX, be16, headers_of, headers_t, parse_outermost
 
 cdef inline void swap(uint8_t *p, uint32_t n) noexcept nogil:
     """Exchanges ``n`` (at most 16) bytes with the ``n`` behind them."""

@@ -12,6 +12,10 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 cimport rtap._core.compat as _compat
+from rtap._core.flags cimport (
+    RX_CKSUM_MASK, RX_IP_CKSUM_GOOD, RX_L4_CKSUM_GOOD, RX_LRO, TX_CKSUM_REQUESTS, TX_L4_MASK,
+    TX_TCP_SEG, TX_UDP_SEG,
+)
 from rtap._core.linux cimport (
     VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_NONE,
     VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP,
@@ -22,19 +26,17 @@ from rtap._core.pool cimport (
     mbuf_reset, mbuf_t, mbuf_tailroom, mbuf_write, pool_get, pool_t,
 )
 from rtap._frames.checksum cimport copy_sum16, fold16, sum16, swap16
+from rtap._frames.headers cimport (
+    IPPROTO_TCP, IPPROTO_UDP, TCP_CSUM_OFFSET, TCP_CWR, TCP_FIN, TCP_PSH, UDP_CSUM_OFFSET,
+)
 from rtap._frames.parse cimport (
-    HEADERS_MAX, IPPROTO_TCP, IPPROTO_UDP, TCP_CSUM_OFFSET, UDP_CSUM_OFFSET, be16, be32,
-    headers_of, headers_t, l4_pseudo_sum, parse_outermost, put_be16,
+    HEADERS_MAX, be16, be32, headers_of, headers_t, l4_pseudo_sum, parse_outermost, put_be16,
 )
-from rtap._frames.request cimport (
-    TX_CKSUM_REQUESTS, TX_L4_MASK, TX_TCP_SEG, TX_UDP_SEG, finish_checksum, private_of,
-)
-from rtap._frames.verify cimport RX_CKSUM_MASK, RX_IP_CKSUM_GOOD, RX_L4_CKSUM_GOOD, fill_frame
-from rtap._frames.vnet cimport RX_LRO
+from rtap._frames.request cimport finish_checksum, private_of
+from rtap._frames.verify cimport fill_frame
 
 cdef enum:
-    TCP_FIN_PSH = 0x09          # in the low byte of the flags word
-    TCP_CWR = 0x80
+    TCP_FIN_PSH = TCP_FIN | TCP_PSH     # in the low byte of the flags word
 
 
 cdef misfit_t check_completion(const uint8_t *p, uint32_t n, uint32_t pkt_len, bint l2,

@@ -7,20 +7,6 @@ from rtap._core.pool cimport mbuf_t
 from rtap._frames.parse cimport headers_t
 
 
-cdef extern from "rtap_compat.h":
-    # ol_flags, from rte_mbuf_core.h
-    const uint64_t RX_L4_CKSUM_BAD "RTAP_RX_L4_CKSUM_BAD"
-    const uint64_t RX_L4_CKSUM_GOOD "RTAP_RX_L4_CKSUM_GOOD"
-    const uint64_t RX_L4_CKSUM_NONE "RTAP_RX_L4_CKSUM_NONE"
-    const uint64_t RX_IP_CKSUM_BAD "RTAP_RX_IP_CKSUM_BAD"
-    const uint64_t RX_IP_CKSUM_GOOD "RTAP_RX_IP_CKSUM_GOOD"
-    const uint64_t RX_OUTER_IP_CKSUM_BAD "RTAP_RX_OUTER_IP_CKSUM_BAD"
-    const uint64_t RX_OUTER_L4_CKSUM_BAD "RTAP_RX_OUTER_L4_CKSUM_BAD"
-    const uint64_t RX_OUTER_L4_CKSUM_GOOD "RTAP_RX_OUTER_L4_CKSUM_GOOD"
-    const uint64_t RX_CKSUM_MASK "RTAP_RX_CKSUM_MASK"
-    const uint64_t RX_LRO "RTAP_RX_LRO"
-
-
 cdef uint64_t verify_frame(const mbuf_t *m, bint l2) noexcept nogil
 cdef uint64_t verify_parsed(const mbuf_t *m, const uint8_t *p, uint32_t n, const headers_t *h,
                             bint whole, bint layer4) noexcept nogil

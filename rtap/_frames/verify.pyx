@@ -7,12 +7,17 @@ What is summed is bounded by the IP length, so that Ethernet padding stays out.
 from libc.errno cimport EINVAL
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from rtap._core.flags cimport (
+    RX_CKSUM_MASK, RX_IP_CKSUM_BAD, RX_IP_CKSUM_GOOD, RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD,
+    RX_L4_CKSUM_NONE, RX_LRO, RX_OUTER_IP_CKSUM_BAD, RX_OUTER_L4_CKSUM_BAD, RX_OUTER_L4_CKSUM_GOOD,
+)
 from rtap._core.linux cimport VIRTIO_NET_HDR_F_NEEDS_CSUM
 from rtap._core.pool cimport csum_place, mbuf_read, mbuf_t, mbuf_write
 from rtap._frames.checksum cimport chain_sum, fold16, sum16, swap16
+from rtap._frames.headers cimport IPPROTO_TCP, IPPROTO_UDP, TCP_CSUM_OFFSET, UDP_CSUM_OFFSET
 from rtap._frames.parse cimport (
-    HEADERS_MAX, IPPROTO_TCP, IPPROTO_UDP, TCP_CSUM_OFFSET, UDP_CSUM_OFFSET, be16, headers_of,
-    headers_t, l4_pseudo_sum, parse_headers, parse_outermost, put_be16,
+    HEADERS_MAX, be16, headers_of, headers_t, l4_pseudo_sum, parse_headers, parse_outermost,
+    put_be16,
 )
 
 cdef enum:

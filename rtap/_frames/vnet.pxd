@@ -3,26 +3,13 @@
 
 from libc.stdint cimport uint8_t, uint64_t
 
+from rtap._core.flags cimport RX_L4_CKSUM_NONE, RX_LRO
 from rtap._core.linux cimport VIRTIO_NET_HDR_F_NEEDS_CSUM
 from rtap._core.pool cimport mbuf_t
 
 
 cdef enum:
     VNET_HDR_LEN = 10           # struct virtio_net_hdr, without num_buffers
-
-
-cdef extern from "rtap_compat.h":
-    # ol_flags, from rte_mbuf_core.h
-    const uint64_t RX_L4_CKSUM_BAD "RTAP_RX_L4_CKSUM_BAD"
-    const uint64_t RX_L4_CKSUM_GOOD "RTAP_RX_L4_CKSUM_GOOD"
-    const uint64_t RX_L4_CKSUM_NONE "RTAP_RX_L4_CKSUM_NONE"
-    const uint64_t RX_IP_CKSUM_MASK "RTAP_RX_IP_CKSUM_MASK"
-    const uint64_t RX_LRO "RTAP_RX_LRO"
-    # RxOffload
-    const uint64_t RX_OFFLOAD_IPV4_CKSUM "RTAP_RX_OFFLOAD_IPV4_CKSUM"
-    const uint64_t RX_OFFLOAD_UDP_CKSUM "RTAP_RX_OFFLOAD_UDP_CKSUM"
-    const uint64_t RX_OFFLOAD_TCP_CKSUM "RTAP_RX_OFFLOAD_TCP_CKSUM"
-    const uint64_t RX_OFFLOAD_CKSUM "RTAP_RX_OFFLOAD_CKSUM"
 
 
 cdef inline bint keeps_vnet_hdr(const mbuf_t *m) noexcept nogil:

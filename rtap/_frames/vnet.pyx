@@ -10,16 +10,18 @@ from libc.errno cimport EINVAL
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
+from rtap._core.flags cimport (
+    RX_IP_CKSUM_MASK, RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE, RX_LRO, RX_OFFLOAD_CKSUM,
+    RX_OFFLOAD_IPV4_CKSUM, RX_OFFLOAD_TCP_CKSUM, RX_OFFLOAD_UDP_CKSUM,
+)
 from rtap._core.linux cimport (
     VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN,
     VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
     VIRTIO_NET_HDR_GSO_UDP_L4,
 )
 from rtap._core.pool cimport csum_place, mbuf_t
-from rtap._frames.parse cimport (
-    HEADERS_MAX, IPPROTO_TCP, IPPROTO_UDP, TCP_CSUM_OFFSET, UDP_CSUM_OFFSET, headers_of,
-    headers_t, parse_headers, parse_outermost,
-)
+from rtap._frames.headers cimport IPPROTO_TCP, IPPROTO_UDP, TCP_CSUM_OFFSET, UDP_CSUM_OFFSET
+from rtap._frames.parse cimport HEADERS_MAX, headers_of, headers_t, parse_headers, parse_outermost
 from rtap._frames.verify cimport verify_parsed
 
 

@@ -14,14 +14,13 @@ from rtap._core.pool cimport (
     fork_generation, mbuf_data, mbuf_free_bulk, mbuf_reset, mbuf_t, pool_get,
 )
 from rtap._core.queue cimport GIL_AUTO, QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, rxq_t
+from rtap._frames.headers cimport ETHER_HDR_LEN, IPV4_HDR_LEN
 from rtap._frames.parse cimport be32, put_be16
 
 cdef enum:
-    ETHER_LEN = 14
-    IPV4_LEN = 20               # without options
-    IPV4_CHECKSUM = ETHER_LEN + 10
-    IPV4_SOURCE = ETHER_LEN + 12
-    IPV4_DESTINATION = ETHER_LEN + 16
+    IPV4_CHECKSUM = ETHER_HDR_LEN + 10
+    IPV4_SOURCE = ETHER_HDR_LEN + 12
+    IPV4_DESTINATION = ETHER_HDR_LEN + 16
 
 
 cdef inline void turn_to_flow(generate_t *g, uint8_t *header) noexcept nogil:
@@ -83,11 +82,11 @@ cdef uint32_t generate_rx(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noe
 
 cdef int prepare_flows(generate_t *g, uint32_t vary_at) except -1:
     cdef uint32_t at
-    if g.header_len < ETHER_LEN + IPV4_LEN or g.header[ETHER_LEN] != 0x45:
+    if g.header_len < ETHER_HDR_LEN + IPV4_HDR_LEN or g.header[ETHER_HDR_LEN] != 0x45:
         raise ValueError("flows need a header of Ethernet and IPv4 without options")
     g.vary_at = vary_at
     g.first = be32(g.header + vary_at)
-    for at in range(ETHER_LEN, ETHER_LEN + IPV4_LEN, 2):
+    for at in range(ETHER_HDR_LEN, ETHER_HDR_LEN + IPV4_HDR_LEN, 2):
         if at != IPV4_CHECKSUM and at != vary_at and at != vary_at + 2:
             g.rest_sum += (<uint32_t>g.header[at] << 8) | g.header[at + 1]
     return 0

@@ -11,15 +11,14 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
 cimport rtap._core.compat as _compat
+from rtap._core.flags cimport RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE, RX_LRO
 from rtap._core.linux cimport (
     EBADFD, POLLIN, RWF_NOWAIT, iovec, poll, pollfd, read, readv, readv_now,
 )
 from rtap._core.pool cimport mbuf_data, mbuf_free, mbuf_reset, mbuf_t, pool_get, pool_put
 from rtap._core.queue cimport rx_share_t, rxq_t
 from rtap._core.traffic cimport count_frames
-from rtap._frames.vnet cimport (
-    RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE, RX_LRO, vnet_hdr_to_mbuf,
-)
+from rtap._frames.vnet cimport vnet_hdr_to_mbuf
 from rtap._tap.liburing cimport (
     IOSQE_FIXED_FILE, io_uring_cq_advance, io_uring_cq_ready, io_uring_cqe, io_uring_get_sqe,
     io_uring_peek_batch_cqe, io_uring_prep_read, io_uring_prep_read_fixed, io_uring_prep_readv,

@@ -18,6 +18,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 cimport rtap._core.compat as _compat
+from rtap._core.flags cimport RX_LRO
 from rtap._core.linux cimport EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, read, write
 from rtap._core.pool cimport (
     MBUF_SEGS_MAX, mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_read, mbuf_reset, mbuf_t,
@@ -28,7 +29,7 @@ from rtap._core.traffic cimport count_frames
 from rtap._frames.segment cimport (
     FITS, REFERENCE_MIN, SPLIT_MAX, gso_check, gso_part, gso_whole, plan_mbuf, plan_t,
 )
-from rtap._frames.vnet cimport RX_LRO, keeps_vnet_hdr
+from rtap._frames.vnet cimport keeps_vnet_hdr
 
 
 cdef rx_gso_t *rx_gso_create(pool_t *pool, bint l2) noexcept nogil:

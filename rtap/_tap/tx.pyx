@@ -12,26 +12,24 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memmove, memset
 
 cimport rtap._core.compat as _compat
+from rtap._core.flags cimport RX_LRO, TX_REQUESTS, TX_SPECIAL
 from rtap._core.linux cimport (
     EBADFD, RWF_NOWAIT, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
-    VIRTIO_NET_HDR_GSO_UDP_L4, iovec, write, writev,
-    writev_now,
+    VIRTIO_NET_HDR_GSO_UDP_L4, iovec, write, writev, writev_now,
 )
 from rtap._core.pool cimport (
     mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_t, mbuf_window, pool_t,
 )
 from rtap._core.queue cimport tx_lost, tx_lost_frames, tx_share_t, txq_t
 from rtap._core.traffic cimport count_frames
+from rtap._frames.headers cimport ETHER_HDR_LEN
 from rtap._frames.probe cimport PROBE_MAX, probe_frame
-from rtap._frames.request cimport TX_REQUESTS, TX_SPECIAL, finish_checksum, take_requests
-from rtap._frames.vnet cimport (
-    RX_LRO, VNET_HDR_LEN, keeps_vnet_hdr, vnet_hdr_fits, vnet_hdr_from_mbuf,
-)
+from rtap._frames.request cimport finish_checksum, take_requests
+from rtap._frames.vnet cimport VNET_HDR_LEN, keeps_vnet_hdr, vnet_hdr_fits, vnet_hdr_from_mbuf
 from rtap._tap.liburing cimport (
-    IOSQE_CQE_SKIP_SUCCESS, IOSQE_FIXED_FILE, IOSQE_IO_LINK, io_uring_cq_advance,
-    io_uring_cq_ready, io_uring_cqe, io_uring_get_sqe, io_uring_peek_batch_cqe,
-    io_uring_prep_write, io_uring_prep_write_fixed, io_uring_prep_writev, io_uring_sqe,
-    io_uring_submit_and_wait,
+    IOSQE_CQE_SKIP_SUCCESS, IOSQE_FIXED_FILE, IOSQE_IO_LINK, io_uring_cq_advance, io_uring_cq_ready,
+    io_uring_cqe, io_uring_get_sqe, io_uring_peek_batch_cqe, io_uring_prep_write,
+    io_uring_prep_write_fixed, io_uring_prep_writev, io_uring_sqe, io_uring_submit_and_wait,
 )
 from rtap._tap.tx_gro cimport tx_gro, tx_gro_frames
 from rtap._tap.tx_split cimport split_begin, split_drop, split_more, tx_split_t
@@ -44,7 +42,6 @@ cdef enum:
     IOVECS_MAX = 1024           # UIO_MAXIOV: writev(2) refuses more
     PROBE_NS = 1_000_000_000    # between probes of what the kernel can split
     TO_SPLIT = 1
-    ETHERNET_HEADER = 14
 
 
 cdef inline uint8_t *tx_in_place(tap_txq_t *q, mbuf_t *m, uint32_t *length) noexcept nogil:
@@ -292,7 +289,7 @@ cdef bint tx_failed(tap_txq_t *q, mbuf_t *m, int code, bint *retry, int *error) 
     if code == EBADFD or code == EBADF:
         error[0] = code
         return False
-    if code == EINVAL and m.pkt_len < ETHERNET_HEADER and q.l2:
+    if code == EINVAL and m.pkt_len < ETHER_HDR_LEN and q.l2:
         tx_unfit(q, m)
         return True
     q.base.why = code

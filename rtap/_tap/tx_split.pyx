@@ -11,9 +11,8 @@ from libc.string cimport memcpy, memset
 
 from rtap._core.pool cimport mbuf_free, mbuf_read, mbuf_t
 from rtap._frames.checksum cimport fold16, sum16
-from rtap._frames.parse cimport (
-    TCP_CSUM_OFFSET, UDP_CSUM_OFFSET, headers_of, headers_t, l4_pseudo_sum, put_be16,
-)
+from rtap._frames.headers cimport TCP_CSUM_OFFSET, UDP_CSUM_OFFSET
+from rtap._frames.parse cimport headers_of, headers_t, l4_pseudo_sum, put_be16
 from rtap._frames.segment cimport (
     cursor_read, cursor_t, plan_split, plan_t, segment_payload, write_header,
 )

@@ -4,13 +4,13 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 cimport rtap._core.compat as _compat
+from rtap._core.flags cimport (
+    RX_IP_CKSUM_BAD, RX_IP_CKSUM_GOOD, RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD, RX_OUTER_IP_CKSUM_BAD,
+    RX_OUTER_L4_CKSUM_BAD, RX_OUTER_L4_CKSUM_GOOD,
+)
 from rtap._core.pool cimport mbuf_t
 from rtap._core.queue cimport LAYER_ETHERNET, LAYER_IP
-from rtap._frames.verify cimport (
-    RX_IP_CKSUM_BAD, RX_IP_CKSUM_GOOD, RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD,
-    RX_OUTER_IP_CKSUM_BAD, RX_OUTER_L4_CKSUM_BAD, RX_OUTER_L4_CKSUM_GOOD, fill_frame,
-    fill_unfinished, note_verdict, verify_frame,
-)
+from rtap._frames.verify cimport fill_frame, fill_unfinished, note_verdict, verify_frame
 from rtap._frames.vnet cimport keeps_vnet_hdr
 from rtap.stages._runner cimport DROP, STAGE_WRITES, rtap_burst
 from rtap.stages._stage cimport Stage

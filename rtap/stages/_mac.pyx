@@ -6,15 +6,12 @@ from libc.string cimport memcpy
 
 from rtap._core.pool cimport mbuf_data, mbuf_t, mbuf_write
 from rtap._core.queue cimport LAYER_ETHERNET
+from rtap._frames.headers cimport MAC_LEN
 from rtap._frames.rewrite cimport set_mac, swap_mac
 from rtap.stages._runner cimport STAGE_WRITES, rtap_burst
 from rtap.stages._stage cimport Stage
 
 from rtap.ether import MacAddr
-
-cdef enum:
-    MAC_LEN = 6
-
 
 cdef struct rewrite_t:
     uint8_t addresses[2 * MAC_LEN]

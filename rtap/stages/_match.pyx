@@ -7,10 +7,8 @@ from libc.string cimport memcpy, memset
 from rtap._core.mbuf cimport check_range
 from rtap._core.pool cimport mbuf_t
 from rtap._core.queue cimport LAYER_ETHERNET, LAYER_IP
-from rtap._frames.parse cimport (
-    HEADERS_MAX, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP, be16, has_ports, headers_of, headers_t,
-    parse_outermost,
-)
+from rtap._frames.headers cimport IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP
+from rtap._frames.parse cimport HEADERS_MAX, be16, has_ports, headers_of, headers_t, parse_outermost
 from rtap.stages._runner cimport DROP as NO_TARGET, rtap_burst
 from rtap.stages._stage cimport Stage
 

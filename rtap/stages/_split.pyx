@@ -6,10 +6,10 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cimport rtap._core.compat as _compat
+from rtap._core.flags cimport TX_TCP_SEG, TX_UDP_SEG
 from rtap._core.mempool cimport Mempool
 from rtap._core.pool cimport mbuf_t, pool_t
 from rtap._core.queue cimport LAYER_ETHERNET, LAYER_IP
-from rtap._frames.request cimport TX_TCP_SEG, TX_UDP_SEG
 from rtap._frames.segment cimport gso_part, gso_whole
 from rtap._frames.vnet cimport keeps_vnet_hdr
 from rtap.stages._runner cimport STAGE_SPLITS, held_drop, held_t, scratch_t, stage_t

@@ -12,23 +12,23 @@ from libc.stdio cimport fprintf, stderr
 from libc.stdlib cimport abort, calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
+from rtap._core.flags cimport (
+    RX_IP_CKSUM_BAD, RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE, RX_OUTER_IP_CKSUM_BAD,
+    RX_OUTER_L4_CKSUM_BAD,
+)
+from rtap._core.pool cimport mbuf_free, mbuf_free_bulk, mbuf_t, pool_available, pool_create, pool_t
 from rtap._frames.checksum cimport chain_sum, copy_sum16, sum16
 from rtap._frames.gro cimport (
     GRO_L3, GRO_UDP, gro_add, gro_create, gro_describe, gro_drained, gro_flush, gro_group_t,
     gro_length, gro_room, gro_t, gro_write,
 )
-from rtap._frames.parse cimport (
-    IPPROTO_UDP, be16, headers_of, headers_t, parse_headers, parse_outermost,
-)
-from rtap._core.pool cimport mbuf_free, mbuf_free_bulk, mbuf_t, pool_available, pool_create, pool_t
+from rtap._frames.headers cimport IPPROTO_UDP
+from rtap._frames.parse cimport be16, headers_of, headers_t, parse_headers, parse_outermost
 from rtap._frames.request cimport finish_checksum, take_requests
 from rtap._frames.segment cimport (
     FITS, complete, gso_mbuf, plan_segments, plan_t, segment_payload, vnet_t, write_segment,
 )
-from rtap._frames.verify cimport (
-    RX_IP_CKSUM_BAD, RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE, RX_OUTER_IP_CKSUM_BAD,
-    RX_OUTER_L4_CKSUM_BAD, fill_frame, verify_frame,
-)
+from rtap._frames.verify cimport fill_frame, verify_frame
 from rtap._frames.vnet cimport vnet_hdr_fits, vnet_hdr_from_mbuf, vnet_hdr_to_mbuf
 
 cdef enum:
