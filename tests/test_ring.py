@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from rings import receive
-from support import Tap, Task, frame, ip, links, python, skip_without_devices
+from support import Tap, Task, eventually, frame, ip, links, python, skip_without_devices
 
 from rtap import DeviceGone, Mempool, NetNS
 
@@ -209,7 +209,7 @@ def test_stop_ends_a_waiter(tap: Tap, engine: str, how: str, timeout: float | No
 
 
 def test_descriptor_is_free_when_the_queue_is_closed(netns: NetNS, engine: str) -> None:
-    """No ring keeps the interface: it is gone soon after close(2)."""
+    """No ring keeps the interface, which is gone while this thread has its ring."""
     pool = Mempool(64)
     for _ in range(10):
         tap = Tap(netns)
@@ -219,11 +219,8 @@ def test_descriptor_is_free_when_the_queue_is_closed(netns: NetNS, engine: str) 
             tx.tx_burst(pool.alloc_burst(4, frame(i)))
             packets.send(frame(i))
             assert receive(rx, 1) == [frame(i)]
-        before = time.monotonic()
         tap.close()
-        while "tap0" in links(netns):
-            assert time.monotonic() - before < 1
-        assert time.monotonic() - before < 0.3
+        eventually(lambda: "tap0" not in links(netns), "the interface is gone, the ring is not")
     assert pool.in_use == 0
 
 
