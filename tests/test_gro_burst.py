@@ -64,6 +64,16 @@ def test_chains_are_what_bytes_are(r: random.Random, tags: bool) -> None:
         assert pool.in_use == 0
 
 
+def test_headers_that_fill_a_segment() -> None:
+    """Nothing is left of that segment: it is no part of the super-frame."""
+    frames = [f.build() for f in regular(F(**V6), [300] * 3, random.Random(1))]
+    with Mempool(64, data_room=len(frames[0]) - 300) as small:
+        out = Gro().coalesce(small.alloc_burst(3, frames))
+        assert sent(out) == expected(frames)
+        assert out[0].nb_segs == sum(1 for _ in segments(out[0]))
+        out.free()
+
+
 @pytest.mark.parametrize("field", ["ack", "window", "ttl"])
 def test_frames_in_segments_that_differ(field: str) -> None:
     """Each is compared with the first one's headers, in the segment where these are."""

@@ -319,6 +319,7 @@ def test_an_exception_between_request_and_answer(
     assert control.get().mtu == 1100
     control.set_mtu(1200)
     assert control.get().mtu == 1200
+    assert not control._channel._answers  # nobody would come for them
 
 
 def test_a_request_inside_a_request(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:

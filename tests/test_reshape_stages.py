@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,12 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rigs import Shape, Wire, iproute, label, redirect, wire
-from support import PacketSocket, eventually, settle, skip_without_devices
+from support import PacketSocket, eventually, frame, pattern, settle, skip_without_devices
 from test_gro_burst import expected, frames_of, sent
+from test_rx_gso import header
+from test_tx_balance import Ends, drained
 from trains import UDP, V6, F, random_train
 
 import rtap
 from rtap import Burst, MbufFlag, Mempool, NetNS, RouteStats, RxOffload, TxOffload, Worker, stages
+from rtap._ring import RxQueue, TxQueue
+from rtap.offload import VnetHdr
 
 LRO = RxOffload.TCP_CKSUM | RxOffload.UDP_CKSUM | RxOffload.TCP_LRO | RxOffload.UDP_LRO
 TSO = TxOffload.TCP_CKSUM | TxOffload.UDP_CKSUM | TxOffload.TCP_TSO | TxOffload.UDP_TSO
@@ -310,6 +316,40 @@ def test_frames_become_super_frames_on_the_way(engine: str) -> None:
         assert w.b.xstats()["tx_q0_tso_packets"] > 0
         assert route.tx_packets == route.rx_packets - route.stages[0].merged
         assert route.drops == route.stages[0].drops == 0
+
+
+def test_split_frames_go_where_an_earlier_stage_has_sent_them(engine: str) -> None:
+    """All frames of a super-frame, and what comes between two of them."""
+    shape = Shape()
+    payloads = [pattern(n, 500) for n in range(2)]
+    plain = [frame(n) for n in range(2)]
+    with ExitStack() as stack:
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
+        for one in (end for pair in pairs for end in pair):
+            stack.enter_context(one).setblocking(False)
+        (ours, theirs), *outs = pairs
+        pool = stack.enter_context(Mempool(64, 2048))
+        rx = RxQueue(ours.fileno(), pool, name="rx", engine=engine)
+        txs = [TxQueue(out.fileno(), name="tx", vnet_hdr=False, engine=engine) for out, _ in outs]
+        for queue in (rx, *txs):
+            stack.callback(queue.close)
+            queue.start()
+        for payload, data in zip(payloads, plain, strict=True):
+            theirs.send(header(1, VnetHdr.GSO_TCPV4, 100) + shape.unfinished(payload))
+            theirs.send(bytes(10) + data)
+        turns = itertools.cycle((1, 0, 0, 1))
+        worker = Worker()
+        worker.forward(
+            (Ends(rx, txs[0]), 0),
+            [(Ends(rx, tx), 0) for tx in txs],
+            stages=[lambda burst: [next(turns) for _ in burst], stages.Gso()],
+            on_full="retry",
+        )
+        with worker:
+            eventually(lambda: worker.stats().tx_packets == 12, "all frames are sent")
+        cut = [shape.segments(payload, 100) for payload in payloads]
+        assert drained(outs[0][1]) == [plain[0], *cut[1]]
+        assert drained(outs[1][1]) == [*cut[0], plain[1]]
 
 
 class Fed:

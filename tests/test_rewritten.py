@@ -264,10 +264,23 @@ def nat(layer: int) -> Rewriting:
     return Rewriting(stage, change)
 
 
+def zeroed(sample: Sample) -> Callable[[Burst], None]:
+    """As many do before they compute a checksum: the place is zero, and the frame says no less
+    that somebody else is to finish it."""
+    at = sum(sample.frame()[1][4:6])
+
+    def rewrite(burst: Burst) -> None:
+        for mbuf in burst:
+            mbuf[at : at + 2] = bytes(2)
+
+    return rewrite
+
+
 REWRITINGS = {
     "mac": Rewriting(lambda _: stages.MacSwap(), swap_macs),
     "tuple": Rewriting(lambda _: stages.FiveTupleSwap(), swap_tuple),
     "nat": nat(0),
+    "zeroed": Rewriting(zeroed, lambda _: None),
 }
 INSIDE = {**REWRITINGS, "nat-inside": nat(1)}
 

@@ -7,17 +7,20 @@ import contextlib
 import itertools
 import os
 import random
+import socket
 from contextlib import ExitStack
 
 import pytest
 from rigs import Shape, redirect
 from support import PacketSocket, Tap, eventually, frame, ip, netdev, pattern, settle
+from test_rx_gso import header
 from trains import F, regular
 
 import rtap
 from rtap import Burst, EthDev, MbufFlag, Mempool, NetNS, TxOffload, Worker
-from rtap._ring import TxQueue
+from rtap._ring import RxQueue, TxQueue
 from rtap.drivers.observed import Drops
+from rtap.offload import VnetHdr
 
 pytestmark = [pytest.mark.root, pytest.mark.lifetime]
 
@@ -204,6 +207,76 @@ def test_what_waits_at_the_end_is_counted(netns: NetNS, engine: str, end: str) -
 
 
 # ---- descriptors of routes that have ended
+
+
+def waits(target: socket.socket, data: bytes) -> int:
+    """How many such writes its peer's buffer takes."""
+    for n in itertools.count():
+        try:
+            target.send(data)
+        except BlockingIOError:
+            return n
+    raise AssertionError("unreachable")
+
+
+def drained(peer: socket.socket) -> list[bytes]:
+    got = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            got.append(peer.recv(1 << 16))
+    return got
+
+
+class Ends:
+    """Queues without a device."""
+
+    def __init__(self, rx: RxQueue, tx: TxQueue) -> None:
+        self.rx, self.tx = rx, tx
+
+    def rx_queue(self, _number: int) -> RxQueue:
+        return self.rx
+
+    def tx_queue(self, _number: int) -> TxQueue:
+        return self.tx
+
+
+def test_what_waits_is_offered_once_more_at_the_end(engine: str) -> None:
+    """The route ends in a stage, in which its target gets room again."""
+    shape = Shape(4, "tcp")
+    with ExitStack() as stack:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        out, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs, out, peer):
+            stack.enter_context(end).setblocking(False)
+        out.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 15)
+        room = waits(out, shape.finished(bytes(50)))
+        assert len(drained(peer)) == room > 10
+        payload = pattern(3, 50 * (room + room // 2))
+        pool = stack.enter_context(Mempool(8, 66_000))
+        rx = RxQueue(ours.fileno(), pool, name="rx", max_frame=65_600, engine=engine)
+        tx = TxQueue(out.fileno(), name="tx", vnet_hdr=False, engine=engine)
+        for queue in (rx, tx):
+            stack.callback(queue.close)
+            queue.start()
+        arrived: list[bytes] = []
+        bursts = itertools.count()
+
+        def last(_burst: Burst) -> None:
+            if next(bursts) > 0:
+                arrived.extend(drained(peer))
+                raise RuntimeError("enough")
+
+        worker = Worker()
+        ends = Ends(rx, tx)
+        worker.forward((ends, 0), (ends, 0), stages=[last], on_full="retry")
+        with worker:
+            theirs.send(header(1, VnetHdr.GSO_TCPV4, 50) + shape.unfinished(payload))
+            eventually(lambda: tx.waiting > 0, "the target is full")
+            theirs.send(bytes(10) + frame(1))
+            eventually(lambda: bool(worker.stats().routes[0].error), "the route ends")
+        arrived += drained(peer)
+        assert arrived == shape.segments(payload, 50)
+        assert (tx.waiting, tx.counters()["unsent"]) == (0, 0)
 
 
 def watched(epoll: int) -> set[int]:

@@ -78,7 +78,6 @@ cdef bint take_over(gro_t *g, gro_group_t *d) noexcept nogil:
         if own != item.m:
             mbuf_free(item.m)
             item.m = own
-            item.data_off = own.data_off
         at = item.next
     d.head = mbuf_data(g.items[d.first].m)
     return True
