@@ -11,13 +11,12 @@ PYTHON3 := $(BIN)/python
 CHECKED := build/debug
 SANITIZED := build/sanitize
 FREE := build/freethreading/venv
-CHECKED_ENV := PYTHONPATH=$(CURDIR)/$(CHECKED) RTAP_TEST_BUILD=$(CHECKED)
 ARGS ?=
 
 help:
 	@echo 'make demo     forward TCP between two network namespaces, and compare with a veth pair'
 	@echo 'make test     the test suite on the release build, the lifetime tests on the checked build,'
-	@echo '              the shortest tests of native code under the sanitizers'
+	@echo '              the shortest tests of native code under the sanitizers, side by side'
 	@echo 'make test-freethreading'
 	@echo '              the test suite on a Python without a GIL, which it builds (ten minutes) once'
 	@echo 'make race     the parallel tests under ThreadSanitizer'
@@ -50,9 +49,7 @@ demo: build
 	@$(BIN)/rtap demo $(ARGS)
 
 test: build debug sanitized
-	@$(BIN)/pytest $(ARGS)
-	@$(CHECKED_ENV) $(BIN)/pytest -m lifetime
-	@tools/sanitize --short
+	@$(PYTHON3) tools/suite.py $(ARGS)
 
 # The newest hypothesis there is a wheel of: its source may need a Rust compiler.
 test-freethreading:

@@ -8,7 +8,7 @@ import subprocess
 from typing import Any
 
 from rigs import Wire, write_in
-from support import eventually, ip
+from support import add_ipv6, eventually
 
 from rtap import NetNS
 
@@ -45,7 +45,7 @@ def six(w: Wire) -> None:
     """Addresses fd09::1 and fd09::2 for the ends of a wire."""
     for ns, dev, address in ((w.left, w.a, "fd09::1"), (w.right, w.b, "fd09::2")):
         enable_ipv6(ns, dev.ifname)
-        ip(ns, "addr", "add", f"{address}/64", "dev", dev.ifname, "nodad")
+        add_ipv6(ns, dev.ifname, address)
 
 
 def listening(ns: NetNS, port: int) -> bool:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -36,6 +38,27 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "rtap"))
 skipped: list[str] = []
 
 
+def encodable(value: Any) -> Any:
+    """The value with every lone surrogate in its texts written as an escape."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {encodable(key): encodable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(encodable, value))
+    return value
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process runs a share of the tests for another one (pytest-xdist)."""
+    return hasattr(config, "workerinput")
+
+
+def has_workers(config: pytest.Config) -> bool:
+    """Whether other processes run the tests for this one."""
+    return config.getoption("dist", "no") != "no" and not is_worker(config)
+
+
 def package_directory() -> Path:
     spec = find_spec("rtap")
     if spec is None or spec.origin is None:
@@ -52,8 +75,10 @@ def pytest_configure(config: pytest.Config) -> None:
     wanted = (config.rootpath / BUILD).resolve()
     if found.parent != wanted:
         raise pytest.UsageError(f"the tests were to run on {wanted}, but rtap comes from {found}")
-    # Where the children of a test, run with python -c or -m, look first.
-    os.chdir(wanted)
+    # The workers start where this process is, and find the tests from there.
+    if not has_workers(config):
+        # Where the children of a test, run with python -c or -m, look first.
+        os.chdir(wanted)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -82,8 +107,24 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         skipped.append(report.nodeid)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """What a test printed reaches the process that reports it only as UTF-8."""
+    return encodable((yield))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker has ended: takes over what it skipped while it collected."""
+    # A worker that crashed has no output, and fails the run.
+    skipped.extend(set(getattr(node, "workeroutput", {}).get("skipped", ())) - set(skipped))
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    if NO_SKIPS and skipped and exitstatus == pytest.ExitCode.OK:
+    if is_worker(session.config):
+        # The other process sees the reports of tests, but not those of skipped modules.
+        session.config.workeroutput["skipped"] = skipped  # type: ignore[attr-defined]
+    elif NO_SKIPS and skipped and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from captures import Capture, frames_of
 from clients import enable_ipv6
 from rigs import MAC_A, MAC_B, iproute
-from support import PacketSocket, Task, eventually, netdev, quiet_netns
+from support import PacketSocket, Task, add_ipv6, eventually, netdev, quiet_netns
 
 import rtap
 from rtap import NetNS, Worker, stages
@@ -220,8 +220,8 @@ class Steered:
         for n in (NAMES, WEB):
             for address in (CLIENT, CLIENT6, f"{PREFIX6}::1"):
                 neighbour(self.hosts[n], address, MAC_A, f"b{n}")
-        iproute(self.hosts[NAMES], f"addr add {OTHER6}/64 dev b{NAMES} nodad")
-        iproute(self.hosts[WEB], f"addr add {PREFIX6}::2/64 dev b{WEB} nodad")
+        add_ipv6(self.hosts[NAMES], f"b{NAMES}", OTHER6)
+        add_ipv6(self.hosts[WEB], f"b{WEB}", f"{PREFIX6}::2")
         for address in (OTHER6, f"{PREFIX6}::2"):
             neighbour(self.client, address, MAC_B, "a0")
 
@@ -229,8 +229,10 @@ class Steered:
     def _interface(ns: NetNS, ifname: str, addresses: list[str]) -> None:
         enable_ipv6(ns, ifname)
         for address in addresses:
-            how = "/64 nodad" if ":" in address else "/24"
-            iproute(ns, f"addr add {address}{how} dev {ifname}")
+            if ":" in address:
+                add_ipv6(ns, ifname, address)
+            else:
+                iproute(ns, f"addr add {address}/24 dev {ifname}")
 
     def captured(self, path: Path) -> tuple[list[bytes], list[list[bytes]]]:
         """Frames before the stages, and those that came to each target, once all that left the

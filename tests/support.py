@@ -158,6 +158,18 @@ def ip(ns: NetNS, *args: str) -> str:
     return out
 
 
+def add_ipv6(ns: NetNS, ifname: str, address: str) -> None:
+    """Gives an interface ``address``/64 and waits until the kernel receives packets for it.
+
+    The kernel adds the local route that this takes in a work queue, some time after the address.
+    """
+    ip(ns, "addr", "add", f"{address}/64", "dev", ifname, "nodad")
+    eventually(
+        lambda: f"local {address} " in ip(ns, "-6", "route", "show", "table", "local"),
+        f"{address} is local",
+    )
+
+
 def ping(ns: NetNS, address: str, *options: str) -> None:
     """Has an answer to each of five requests, within 5 s each.
 

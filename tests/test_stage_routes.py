@@ -16,7 +16,15 @@ from flows import flow, flow_of
 from rigs import iproute, redirect, wire
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
-from support import PacketSocket, eventually, ping, quiet_netns, settle, skip_without_devices
+from support import (
+    PacketSocket,
+    add_ipv6,
+    eventually,
+    ping,
+    quiet_netns,
+    settle,
+    skip_without_devices,
+)
 
 import rtap
 from rtap import Burst, EthDev, NetNS, RouteStats, Worker, stages
@@ -183,7 +191,7 @@ def test_ping_is_answered(engine: str, family: str) -> None:
     with quiet_netns() as ns, rtap.open("a0", netns=ns, engine=engine) as dev:
         if family == "6":
             ns.run(["sysctl", "-qw", "net.ipv6.conf.a0.disable_ipv6=0"], check=True)
-            iproute(ns, "addr add fd00::1/64 dev a0 nodad")
+            add_ipv6(ns, "a0", "fd00::1")
         else:
             iproute(ns, "addr add 10.9.0.1/24 dev a0")
         worker = Worker()

@@ -232,6 +232,7 @@ def test_clearing_counters_takes_nothing_from_forwarding() -> None:
 
 def test_auto_start_and_a_first_burst() -> None:
     with attended(None, *PORTS, "--auto-start", "--forward-mode=rxonly", "--tx-first") as pmd:
+        eventually(lambda: "RX-packets: 0 " not in pmd.say("show port stats 0"), "frames come")
         total = numbers(pmd.say("stop"))
         assert total["TX-packets"] == 64
         assert total["RX-packets"] > 0

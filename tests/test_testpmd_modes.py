@@ -15,7 +15,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, ICMPv6ND_NA, ICMPv6ND_NS, IPv6
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
-from support import ETH_P_ALL, PacketSocket, frame, ip, ping
+from support import ETH_P_ALL, PacketSocket, add_ipv6, frame, ip, ping
 from testpmds import LRO, PEERS, attended, between, numbers
 
 from rtap.control.netns import NetNS
@@ -154,7 +154,7 @@ def test_ping_through_icmpecho(options: tuple[str, ...]) -> None:
     ):
         pmd.say("start")
         ip(ns, "addr", "add", "10.9.0.1/24", "dev", "a0")
-        ip(ns, "addr", "add", "fd00::1/64", "dev", "a0", "nodad")
+        add_ipv6(ns, "a0", "fd00::1")
         for address in ("10.9.0.2", "fd00::2"):
             ping(ns, address)
         # Several frames' worth, in fragments, are not answered: only the whole ones are.

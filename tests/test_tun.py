@@ -19,7 +19,18 @@ import pytest
 from rigs import wrong_checksums
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import IPv6
-from support import Task, child_environment, eventually, fds, ip, link, links, ping, with_open_tun
+from support import (
+    Task,
+    add_ipv6,
+    child_environment,
+    eventually,
+    fds,
+    ip,
+    link,
+    links,
+    ping,
+    with_open_tun,
+)
 
 import rtap
 from rtap import DeviceGone, NetNS
@@ -476,7 +487,7 @@ def test_udp_through_a_tun_device(netns: NetNS, engine: str, offloads: int) -> N
 
 def test_ipv6_through_a_tun_device(engine: str) -> None:
     with NetNS() as ns, rtap.open("u0", netns=ns, mode="tun", engine=engine) as dev:
-        ip(ns, "addr", "add", "fd00::1/64", "dev", "u0", "nodad")
+        add_ipv6(ns, "u0", "fd00::1")
         with ns.call(socket.socket, socket.AF_INET6, socket.SOCK_DGRAM) as s:
             s.sendto(b"hello", ("fd00::2", 9))
             seen = []

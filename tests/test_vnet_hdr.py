@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from support import LOCAL, REMOTE, SOL_PACKET, PacketSocket, Tap, Task, ip, pattern
+from support import LOCAL, REMOTE, SOL_PACKET, PacketSocket, Tap, Task, add_ipv6, ip, pattern
 
 from rtap import Burst, Mbuf, MbufFlag, Mempool, NetNS
 from rtap._ring import RxQueue, TxQueue
@@ -476,7 +476,7 @@ def routed(
                 # Before it is up: a report that is due when it goes down would count as dropped.
                 tap.ns.call(_enable_ipv6)
                 tap.set("addrgenmode", "none", "up")
-                ip(tap.ns, "addr", "add", f"fd09::{n}/64", "dev", tap.name, "nodad")
+                add_ipv6(tap.ns, tap.name, f"fd09::{n}")
         forwarder = Forwarder(a, b, engine, room)
         try:
             yield forwarder, a, b, "10.9.0.2" if version == 4 else "fd09::2"

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Runs the whole test suite (make test), its three parts side by side.
+
+The parts are all tests on the release build, the lifetime tests on the checked build, and the
+shortest tests of native code under the sanitizers. The first part writes to the terminal as it
+goes; what the other two print follows when all have ended. Arguments go to the first part.
+
+Most tests wait for the kernel most of the time, so there are more workers than CPUs. RTAP_TEST_JOBS
+sets their number; ``-n 0`` among the arguments makes the first part one process, for a debugger.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTEST = [sys.executable, "-m", "pytest"]
+CHECKED = "build/debug"
+
+
+class Part:
+    """A process that runs one part; ``hidden`` ones write to a file and have their own session."""
+
+    def __init__(
+        self, title: str, command: Sequence[str], *, hidden: bool, env: Mapping[str, str]
+    ) -> None:
+        self.title = title
+        # Removed with this process.
+        self.output: IO[bytes] | None = tempfile.TemporaryFile() if hidden else None  # noqa: SIM115
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | env,
+            stdin=subprocess.DEVNULL if hidden else None,
+            stdout=self.output,
+            stderr=subprocess.STDOUT if hidden else None,
+            # The terminal's Ctrl-C reaches the visible part, and a debugger there can read.
+            start_new_session=hidden,
+        )
+
+    def interrupt(self) -> None:
+        """Has it end as Ctrl-C does, its workers as well: they remove what they made."""
+        if self.process.poll() is None:
+            if self.output is None:
+                self.process.send_signal(signal.SIGINT)
+            else:
+                os.killpg(self.process.pid, signal.SIGINT)
+
+    def show(self) -> None:
+        if self.output is not None:
+            self.output.seek(0)
+            print(f"\n== {self.title}", flush=True)
+            sys.stdout.buffer.write(self.output.read())
+            sys.stdout.flush()
+
+
+def parts(args: Sequence[str]) -> list[Part]:
+    cpus = len(os.sched_getaffinity(0))
+    jobs = os.environ.get("RTAP_TEST_JOBS") or str(min(8, 3 * cpus))
+    checked = {"PYTHONPATH": str(ROOT / CHECKED), "RTAP_TEST_BUILD": CHECKED}
+    # Which tests failed last is kept of the release build alone (pytest --last-failed).
+    lifetime = ["-q", "-n", str(min(4, cpus)), "-p", "no:cacheprovider", "-m", "lifetime"]
+    spread = ["--dist", "worksteal"]
+    return [
+        Part(
+            "shortest tests under the sanitizers",
+            [str(ROOT / "tools/sanitize"), "--short"],
+            hidden=True,
+            env={},
+        ),
+        Part(
+            "lifetime tests on the checked build",
+            [*PYTEST, *spread, *lifetime],
+            hidden=True,
+            env=checked,
+        ),
+        Part(
+            "all tests on the release build",
+            [*PYTEST, "-n", jobs, *spread, *args],
+            hidden=False,
+            env={},
+        ),
+    ]
+
+
+def terminated(*_: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def main(args: Sequence[str]) -> int:
+    signal.signal(signal.SIGTERM, terminated)
+    running = parts(args)
+    try:
+        for part in reversed(running):  # the visible one first
+            part.process.wait()
+    except BaseException as exc:
+        for part in running:
+            # The visible part has Ctrl-C from the terminal.
+            if part.output is not None or not isinstance(exc, KeyboardInterrupt):
+                part.interrupt()
+        for part in running:
+            part.process.wait()
+        if not isinstance(exc, KeyboardInterrupt):
+            raise
+        return 128 + signal.SIGINT
+    for part in running:
+        part.show()
+    print()
+    for part in running:
+        status = part.process.returncode
+        print(f"{'passed' if status == 0 else f'FAILED ({status})':12} {part.title}")
+    return 1 if any(part.process.returncode for part in running) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
