@@ -25,7 +25,7 @@ help:
 	@echo 'make debug    the checked build (bounds checks, assertions) in $(CHECKED)'
 	@echo 'make lint     ruff, cython-lint, mypy, stubtest and the rules of the tree'
 	@echo 'make bench    benchmarks'
-	@echo 'make soak     a hundred million frames through a small pool'
+	@echo 'make soak     a hundred million frames through a small pool, and the long runs of tests'
 	@echo 'make fuzz     ten million inputs for the offload kernels, then the property tests with many'
 	@echo '              more examples; ARGS=--runs=1e5 for fewer inputs; in between two million'
 	@echo '              random calls of the API'
@@ -80,6 +80,7 @@ bench: build
 
 soak: build
 	@$(PYTHON3) -m bench.soak $(ARGS)
+	@$(BIN)/pytest -m soak --timeout=3600
 
 fuzz: build sanitized
 	@RTAP_FUZZ=1 tools/setup

@@ -85,7 +85,11 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"rtap: {Path(BUILD or 'release').name} build in {package_directory()}"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "soak" not in config.getoption("markexpr"):
+        long = [item for item in items if item.get_closest_marker("soak")]
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=long)
     for item in items:
         if item.path.stem not in PARALLEL and not item.get_closest_marker("thread_unsafe"):
             reason = "its fixtures are for one thread"

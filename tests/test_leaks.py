@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Nothing is left behind: after a thousand lives, after a violent end, after a failure halfway."""
+"""Nothing is left behind: after many lives, after a violent end, after a failure halfway.
+
+Twenty lives show whatever each of them leaves: a descriptor, a thread, an arena. The thousand that
+show what is small, or left now and then, and each kind of failure at each step, are for make soak.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import gc
+import os
+import random
 import resource
 import signal
 import socket
@@ -14,7 +20,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -98,12 +104,17 @@ def use(dev: EthDev) -> None:
 # ---- many lives
 
 
-@pytest.mark.parametrize("cycles", [500])
-def test_a_thousand_times_open_and_close(netns: NetNS, engine: str, cycles: int) -> None:
-    """500 for each engine."""
+#: Lives, and those before them that fill the caches.
+lives = pytest.mark.parametrize(
+    ("cycles", "first"), [(20, 5), pytest.param(500, 50, marks=pytest.mark.soak)]
+)
+
+
+@lives
+def test_many_times_open_and_close(netns: NetNS, engine: str, cycles: int, first: int) -> None:
     pools = []
-    for n in range(cycles + 50):
-        if n == 50:  # caches are filled by then
+    for n in range(first + cycles):
+        if n == first:
             gc.collect()
             before, size = fds(), memory()
         with rtap.open("t0", netns=netns, engine=engine) as dev:
@@ -116,13 +127,14 @@ def test_a_thousand_times_open_and_close(netns: NetNS, engine: str, cycles: int)
     gc.collect()
     now = memory()
     assert fds() == before
-    # A single forgotten arena is 9 MB of address space.
+    # A single forgotten arena is 9 MB of address space: twenty are 180 MB.
     assert now[0] - size[0] < 64 * MB
     assert now[1] - size[1] < 8 * MB
     assert registry._devices == {}
 
 
-def test_a_thousand_times_stop_and_start(netns: NetNS, engine: str) -> None:
+@lives
+def test_many_times_stop_and_start(netns: NetNS, engine: str, cycles: int, first: int) -> None:
     with (
         # So few that each is used soon, and memory touched for the first time is no leak.
         rtap.open("t0", netns=netns, engine=engine, queues=2, nb_mbufs=64) as dev,
@@ -130,8 +142,8 @@ def test_a_thousand_times_stop_and_start(netns: NetNS, engine: str) -> None:
     ):
         use(dev)
         assert len(kernel.frames(2)) == 2
-        for n in range(550):
-            if n == 50:  # caches are filled by then
+        for n in range(first + cycles):
+            if n == first:
                 gc.collect()
                 before, size = fds(), memory()
             dev.stop()
@@ -139,7 +151,7 @@ def test_a_thousand_times_stop_and_start(netns: NetNS, engine: str) -> None:
             assert dev.send(frame(n), queue=n % 2)
             assert kernel.recv(2000) == frame(n)
             kernel.send(frame(n))
-            if n % 100 == 0:
+            if n % 10 == 0:
                 eventually(lambda: any(len(dev.rx_burst(q)) for q in range(2)), "it receives")
             collect_now_and_then(n)
         gc.collect()
@@ -148,17 +160,18 @@ def test_a_thousand_times_stop_and_start(netns: NetNS, engine: str) -> None:
         assert settle(dev.pool) == 0
         assert now[0] - size[0] < 16 * MB
         assert now[1] - size[1] < 4 * MB
-        assert dev.stats().opackets == 552
+        assert dev.stats().opackets == first + cycles + 2
     assert names(netns) == ["lo"]
 
 
-def test_a_hundred_times_configured(netns: NetNS, engine: str) -> None:
+@pytest.mark.parametrize("cycles", [25, pytest.param(100, marks=pytest.mark.soak)])
+def test_many_times_configured(netns: NetNS, engine: str, cycles: int) -> None:
     with (
         Mempool(2048, 66000) as pool,
         nothing_left(netns),
         netns.call(rtap.probe, "net_rtap0,iface=t0") as dev,
     ):
-        for n in range(100):
+        for n in range(cycles):
             queues = 1 + n % 5
             offloads = (RxOffload(0), RxOffload.CHECKSUM, RxOffload.TCP_CKSUM | RxOffload.TCP_LRO)
             dev.configure(queues, queues, EthConf(rx_offloads=offloads[n % 3], engine=engine))
@@ -169,9 +182,9 @@ def test_a_hundred_times_configured(netns: NetNS, engine: str) -> None:
             use(dev)
             dev.stop()
             assert settle(pool) == 0
-            if n == 20:
+            if n == 5:
                 before = fds()
-            if n > 20 and queues == 1 + 20 % 5:
+            if n > 5 and queues == 1:
                 no_more_fds_than(before)
 
 
@@ -222,7 +235,8 @@ def test_forgotten_devices(netns: NetNS, engine: str) -> None:
             cycle.append(cycle)  # type: ignore[arg-type]
             del dev, cycle
             gc.collect()
-            assert names(netns) == ["lo"]
+            # The netlink thread may hold the device a moment longer.
+            eventually(lambda: names(netns) == ["lo"], "the interface is gone")
 
 
 # ---- violent ends
@@ -392,27 +406,41 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-ERRORS: dict[str, Callable[[], BaseException]] = {
+KINDS: dict[str, Callable[[], BaseException]] = {
     "ENOMEM": lambda: OSError(errno.ENOMEM, "injected"),
     "gone": lambda: DeviceGone(errno.EBADFD, "injected", "t0"),
     "ctrl-c": lambda: KeyboardInterrupt("injected"),
 }
-errors = pytest.mark.parametrize("error", ERRORS)
+
+
+def one_after_another(*kinds: str) -> pytest.MarkDecorator:
+    """At each step another kind of failure; for make soak, each of them at all steps."""
+    alone = [pytest.param((kind,), marks=pytest.mark.soak, id=kind) for kind in kinds]
+    return pytest.mark.parametrize("kinds", [pytest.param(kinds, id="in turn"), *alone])
+
+
+errors = one_after_another(*KINDS)
 
 
 def failing_at_each_step(
     monkeypatch: pytest.MonkeyPatch,
-    error: str,
+    kinds: Sequence[str],
     make: Callable[[], EthDev | None],
     work: Callable[[Any], object],
     check: Callable[[Any], object],
     *,
     may_swallow: bool = False,
 ) -> list[str]:
-    """Calls ``work(make())`` once for each step in it that can fail, and ``check`` after each."""
+    """Calls ``work(make())`` once for each step in it that can fail, and ``check`` after each.
+
+    Which kind of failure comes at the first step is drawn anew in each run, so that in time every
+    kind comes at every step. The message of a failure has the kind and the step.
+    """
     steps: list[str] = []
+    turn = random.randrange(len(kinds))
     while True:
-        failure = ERRORS[error]()
+        error = kinds[(turn + len(steps)) % len(kinds)]
+        failure = KINDS[error]()
         code = getattr(failure, "errno", None)
         dev = make()
         step = len(steps)
@@ -433,14 +461,16 @@ def failing_at_each_step(
             steps.append(injector.calls[step])
             # A device that seems gone is looked for, and may be found.
             if raised is None:
-                assert error == "gone" or may_swallow
+                assert error == "gone" or (may_swallow and error != "ctrl-c")
             # An OSError may have passed the gate where errno values become exceptions.
             elif raised is not failure:
                 assert type(raised) is type(failure)
                 assert isinstance(raised, DeviceGone) or getattr(raised, "errno", None) == code
             check(dev)
         except BaseException as exc:
-            raise AssertionError(f"step {step}: {injector.calls[step:]}, {raised!r}") from exc
+            raise AssertionError(
+                f"step {step}, {error}: {injector.calls[step:]}, {raised!r}"
+            ) from exc
         finally:
             del raised, failure, injector
             gc.collect()
@@ -449,7 +479,7 @@ def failing_at_each_step(
 @errors
 @pytest.mark.parametrize("options", [OPTIONS, {"mode": "tun"}], ids=["much", "little"])
 def test_open_that_fails_at_any_step(
-    netns: NetNS, monkeypatch: pytest.MonkeyPatch, error: str, options: dict[str, Any]
+    netns: NetNS, monkeypatch: pytest.MonkeyPatch, kinds: Sequence[str], options: dict[str, Any]
 ) -> None:
     with rtap.open("t0", netns=netns):
         pass  # this thread has its ring now
@@ -467,7 +497,7 @@ def test_open_that_fails_at_any_step(
         opened.clear()
         assert_nothing(netns, before)
 
-    steps = failing_at_each_step(monkeypatch, error, lambda: None, work, check)
+    steps = failing_at_each_step(monkeypatch, kinds, lambda: None, work, check)
     check(None)
     assert {"ioctl", "open_control", "RxQueue", "TxQueue", "Mempool", "request"} <= set(steps)
     assert len(steps) >= (50 if "queues" in options else 20)
@@ -475,7 +505,7 @@ def test_open_that_fails_at_any_step(
 
 @errors
 def test_taking_over_that_fails_at_any_step(
-    netns: NetNS, monkeypatch: pytest.MonkeyPatch, error: str
+    netns: NetNS, monkeypatch: pytest.MonkeyPatch, kinds: Sequence[str]
 ) -> None:
     """The interface stays, as it was."""
     iproute(netns, "tuntap add mode tap p0 multi_queue")
@@ -495,7 +525,7 @@ def test_taking_over_that_fails_at_any_step(
 
     failing_at_each_step(
         monkeypatch,
-        error,
+        kinds,
         lambda: None,
         lambda nothing: opened.append(rtap.open("p0", netns=netns, queues=2)),
         check,
@@ -503,9 +533,9 @@ def test_taking_over_that_fails_at_any_step(
     check(None)
 
 
-@pytest.mark.parametrize("error", ["ENOMEM", "ctrl-c"])  # gone: it is no descriptor to adopt
+@one_after_another("ENOMEM", "ctrl-c")  # gone: it is no descriptor to adopt
 def test_adopting_that_fails_at_any_step(
-    netns: NetNS, monkeypatch: pytest.MonkeyPatch, error: str
+    netns: NetNS, monkeypatch: pytest.MonkeyPatch, kinds: Sequence[str]
 ) -> None:
     """The descriptor stays its lender's, and the interface with it."""
     with Tap(netns, "t0", multi_queue=True) as lender:
@@ -521,7 +551,7 @@ def test_adopting_that_fails_at_any_step(
 
         steps = failing_at_each_step(
             monkeypatch,
-            error,
+            kinds,
             lambda: None,
             lambda nothing: opened.append(rtap.open(fd=lender.fd, queues=2, engine="syscall")),
             check,
@@ -533,7 +563,7 @@ def test_adopting_that_fails_at_any_step(
 @errors
 @pytest.mark.parametrize("header", [False, True])
 def test_configure_that_fails_at_any_step(
-    netns: NetNS, monkeypatch: pytest.MonkeyPatch, error: str, header: bool
+    netns: NetNS, monkeypatch: pytest.MonkeyPatch, kinds: Sequence[str], header: bool
 ) -> None:
     """The device can still be closed, and nothing stays; mostly it can be configured again."""
     before = fds()
@@ -569,7 +599,7 @@ def test_configure_that_fails_at_any_step(
         assert_nothing(netns, before)
 
     steps = failing_at_each_step(
-        monkeypatch, error, make, lambda dev: dev.configure(3, 3, other), check
+        monkeypatch, kinds, make, lambda dev: dev.configure(3, 3, other), check
     )
     assert len(steps) > 10
     assert again > len(steps) // 2
@@ -577,7 +607,7 @@ def test_configure_that_fails_at_any_step(
 
 @errors
 def test_start_that_fails_at_any_step(
-    netns: NetNS, monkeypatch: pytest.MonkeyPatch, error: str
+    netns: NetNS, monkeypatch: pytest.MonkeyPatch, kinds: Sequence[str]
 ) -> None:
     before = fds()
 
@@ -597,14 +627,14 @@ def test_start_that_fails_at_any_step(
         dev.close()
         assert_nothing(netns, before)
 
-    steps = failing_at_each_step(monkeypatch, error, make, lambda dev: dev.start(), check)
+    steps = failing_at_each_step(monkeypatch, kinds, make, lambda dev: dev.start(), check)
     assert len(steps) >= 3
 
 
 @errors
 @pytest.mark.parametrize("then", ["stop", "close"])
 def test_the_end_that_fails_at_any_step(
-    netns: NetNS, monkeypatch: pytest.MonkeyPatch, error: str, then: str
+    netns: NetNS, monkeypatch: pytest.MonkeyPatch, kinds: Sequence[str], then: str
 ) -> None:
     """Whatever goes wrong on the way, the device is stopped or closed."""
     before = fds()
@@ -626,11 +656,11 @@ def test_the_end_that_fails_at_any_step(
         warnings.simplefilter("ignore", ResourceWarning)
         failing_at_each_step(
             monkeypatch,
-            error,
+            kinds,
             lambda: rtap.open("t0", netns=netns, queues=2, engine="syscall"),
             end,
             check,
-            may_swallow=error != "ctrl-c",
+            may_swallow=True,
         )
 
 
@@ -638,4 +668,5 @@ def assert_nothing(ns: NetNS, descriptors: int, *stays: str) -> None:
     assert names(ns) == ["lo", *stays]
     assert registry._devices == {}
     assert registry._ports == {}
-    assert fds() == descriptors
+    # fds() takes its time, which is saved where the first look finds no more of them.
+    assert len(os.listdir("/proc/self/fd")) == descriptors or fds() == descriptors

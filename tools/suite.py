@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
-PYTEST = [sys.executable, "-m", "pytest"]
+# As a script: python -m would look for rtap in the tree first, whatever build is to be tested.
+PYTEST = [str(Path(sys.executable).with_name("pytest"))]
 CHECKED = "build/debug"
 
 
