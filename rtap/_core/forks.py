@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a forked child does before anything else runs in it.
 
-Whoever held a lock when the child was made may not exist there. So first every lock is made anew
-and every device is known to be the parent's, and nothing is let go of: a finalizer that takes an
-old lock would hang. Only then are the parent's threads, sockets and devices forgotten.
+The thread that held a lock at the fork may not exist in the child. So the child first makes every
+lock anew and marks every device as the parent's. It releases nothing before that, since a finalizer
+that takes an old lock would hang. Only then does it forget the parent's threads, sockets and devices.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t head
 
 
 cdef void pool_on_gone(pool_gone_fn hook) noexcept nogil:
-    """Who pins arenas is told, before one is unmapped, to let go of it."""
+    """Before an arena is unmapped, every ring that pinned it drops its registration."""
     global gone_hook
     gone_hook = hook
 

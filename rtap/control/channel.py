@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """One rtnetlink socket for each network namespace, shared by the process (``rtnetlink(7)``).
 
-It is there while somebody holds the namespace's :class:`Channel`, so requests need no thread, no
-``/proc`` and no right to enter the namespace, which a process may have given up meanwhile.
+The socket exists while somebody holds the namespace's :class:`Channel`. So requests need no thread,
+no ``/proc`` and no right to enter the namespace, which a process may have given up meanwhile.
 
 The kernel handles a request inside ``send(2)``: its answer is there when that returns, and no
-call waits. Answers are told by sequence number. One that an exception (of a signal handler, say)
+call waits. Sequence numbers tell answers apart. One that an exception (of a signal handler, say)
 left behind is skipped by the next request. A request made in the middle of another one, by a
 signal handler or a finalizer, keeps the other's answer for it.
 """

@@ -2,9 +2,10 @@
 """Hearing that somebody changed an interface (``rtnetlink(7)``, RTNLGRP_LINK).
 
 One thread, "rtap-netlink", listens for all devices of the process, with one socket for each network
-namespace they are in; both exist while something is watched. What it passes on is a hint and no
-more: look at that interface. Whoever gets one asks the kernel what is so now, which makes lost,
-late, merged and repeated notifications all alike, and an overrun (ENOBUFS) a hint for everybody.
+namespace they are in; both exist while something is watched. It passes on no more than a hint: look
+at that interface. A device that gets one asks the kernel for the present state. So lost, late,
+merged and repeated notifications all have the same effect, and an overrun (ENOBUFS) is a hint for
+every device.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The control methods of a device: what it tells of itself, what can be set, whom it calls back.
+"""The control methods of a device: what can be asked and set, and the callbacks.
 
-They are :class:`rtap.EthDev`'s, which inherits them; states, queues and packets are in
+:class:`rtap.EthDev` inherits them; states, queues and packets are in
 :mod:`rtap.ethdev.states` and :mod:`rtap.ethdev.device`.
 """
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The states of a device and of its queues, and how the ones lead to the others.
+"""The states of a device and of its queues, and what leads from one to the next.
 
-They are :class:`rtap.EthDev`'s, which inherits them. What ends bursts goes in three steps: refuse
-further ones, wait without the lock until those in progress are over, have the driver do the rest.
+:class:`rtap.EthDev` inherits these methods. Bursts are ended in three steps: refuse further ones,
+wait without the lock until those in progress are over, have the driver do the rest.
 """
 
 from __future__ import annotations
@@ -462,7 +462,7 @@ class EthDevStates(EthDevControl):
             self._ops.dev_forked()
 
     def _new_lock(self) -> None:
-        """Who held the old one, or waits for bursts to end, is no more."""
+        """The threads that held the old one, or waited for bursts to end, do not exist here."""
         self._lock = self._port.lock = FairRLock()
         self._ender, self._left = 0, self._lock.condition()
 
