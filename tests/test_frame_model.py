@@ -40,6 +40,8 @@ from rtap import Burst, Mbuf, MbufFlag, Mempool, PoolEmpty, offload, stages
 from rtap.offload import Gro, VnetHdr
 
 REQUESTS = SEGS | MbufFlag.TX_L4_MASK
+#: A stage makes no more of one frame.
+SPLIT_MAX = 2048
 
 
 @functools.cache
@@ -489,6 +491,8 @@ class FrameMachine(RuleBasedStateMachine):
             return None
         if not head.is_super and not head.flags & SEGS:
             return [head]
+        if in_parts and len(parts) > SPLIT_MAX:
+            return None
         if len(parts) == 1:
             own = self.private_of(head)
             if own is not None:

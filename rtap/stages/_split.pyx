@@ -95,7 +95,7 @@ cdef class Gso(Stage):
     are too few buffers for all frames of one, even when nothing else is in hand, those for which
     there are some go first, and the others when these are gone.  Frames for which there is no
     buffer at all then are dropped, and so is a super-frame that does not fit what it says of
-    itself.
+    itself, or that would make more than 2048 frames.
 
     pool: the :class:`rtap.Mempool` of the frames; without, each super-frame's own
     l2:   Ethernet frames (TAP), else IP packets (TUN)
