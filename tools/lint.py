@@ -33,6 +33,7 @@ def steps() -> dict[str, list[str]]:
         "ruff check": ["ruff", "check", "--quiet"],
         "ruff format": ["ruff", "format", "--check", "--diff", "--quiet"],
         "cython-lint": ["cython-lint", *cython],
+        "codespell": ["codespell"],
         "mypy": ["mypy", "--no-error-summary"],
         "stubtest": [sys.executable, "-m", "mypy.stubtest", *stubtest, *compiled],
         "tree": [sys.executable, "tools/check_tree.py"],
