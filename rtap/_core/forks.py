@@ -3,7 +3,8 @@
 
 The thread that held a lock at the fork may not exist in the child. So the child first makes every
 lock anew and marks every device as the parent's. It releases nothing before that, since a finalizer
-that takes an old lock would hang. Only then does it forget the parent's threads, sockets and devices.
+that takes an old lock would hang. Only then does it forget the parent's threads, sockets and
+devices.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t head
 
 
 cdef void pool_on_gone(pool_gone_fn hook) noexcept nogil:
-    """Before an arena is unmapped, every ring that pinned it drops its registration."""
+    """``hook`` runs before an arena is unmapped: there every ring drops its registration of it."""
     global gone_hook
     gone_hook = hook
 
