@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from oracle import ones_sum
 from rigs import HOST_A, HOST_B, Shape, label
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
@@ -429,6 +430,20 @@ def test_unfinished_in_a_tunnel(pair: Pair) -> None:
     assert mbuf.ol_flags & L4 == NONE
     assert pair.tx.tx_burst(Burst([mbuf])) == 1
     assert pair.theirs.recv(1 << 16) == header(start=at) + other
+
+
+@pytest.mark.parametrize("gap", [7, 8])
+def test_what_is_around_an_unfinished_one_is_filled_in(pair: Pair, gap: int) -> None:
+    """In a tunnel unknown here, whose header may have an odd length."""
+    data = ether(IP(dst="10.0.0.1") / UDP(dport=6081) / bytes(gap) / Ether() / INNER)
+    inner = bytes(INNER)
+    at = data.index(inner) + 20
+    pseudo = ones_sum(inner[12:20] + struct.pack("!HH", 6, len(inner) - 20))
+    unfinished = data[: at + 16] + struct.pack("!H", pseudo) + data[at + 18 :]
+    wrong = unfinished[:40] + b"\xbe\xef" + unfinished[42:]
+    burst = Burst([pair.arrives(wrong, header(start=at))])
+    assert offload.fill_burst(burst) == 1
+    assert bytes(burst[0]) == unfinished
 
 
 def test_unfinished_behind_the_packet(pair: Pair) -> None:

@@ -17,7 +17,7 @@ from test_rx_gso import header
 from trains import F, regular
 
 import rtap
-from rtap import Burst, EthDev, MbufFlag, Mempool, NetNS, TxOffload, Worker
+from rtap import Burst, DeviceStateError, EthDev, MbufFlag, Mempool, NetNS, TxOffload, Worker
 from rtap._ring import RxQueue, TxQueue
 from rtap.drivers.observed import Drops
 from rtap.offload import VnetHdr
@@ -277,6 +277,59 @@ def test_what_waits_is_offered_once_more_at_the_end(engine: str) -> None:
         arrived += drained(peer)
         assert arrived == shape.segments(payload, 50)
         assert (tx.waiting, tx.counters()["unsent"]) == (0, 0)
+
+
+@pytest.mark.parametrize("end", ["stop", "close"])
+def test_a_super_frame_that_is_split_in_portions_is_let_go_of(engine: str, end: str) -> None:
+    """Only its first pieces are made when its queue is stopped."""
+    shape = Shape()
+    payload = pattern(3, 250) * 200
+    with ExitStack() as stack:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        out, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for one in (ours, theirs, out, peer):
+            stack.enter_context(one).setblocking(False)
+        out.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 13)
+        pool = stack.enter_context(Mempool(8, 66_000))
+        rx = RxQueue(ours.fileno(), pool, name="rx", max_frame=65_600, engine=engine)
+        tx = TxQueue(out.fileno(), name="tx", vnet_hdr=False, engine=engine)
+        for queue in (rx, tx):
+            stack.callback(queue.close)
+            queue.start()
+        theirs.send(header(1, VnetHdr.GSO_TCPV4, 50) + shape.unfinished(payload))
+        assert tx.tx_burst(rx.rx_burst(1)) == 1
+        assert tx.waiting > 256
+        assert pool.in_use == 1
+        getattr(tx, end)()
+        counters = tx.counters()
+        assert pool.in_use == 0
+        assert counters["packets"] + counters["unsent"] == 1000
+        assert len(drained(peer)) == counters["packets"]
+
+
+def test_a_target_passes_to_the_route_that_still_has_it(engine: str) -> None:
+    """And is nobody's when that one has ended, too."""
+    with ExitStack() as stack:
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
+        for one in (end for pair in pairs for end in pair):
+            stack.enter_context(one).setblocking(False)
+        pool = stack.enter_context(Mempool(64, 2048))
+        rxs = [RxQueue(ours.fileno(), pool, name="rx", engine=engine) for ours, _ in pairs[:2]]
+        tx = TxQueue(pairs[2][0].fileno(), name="tx", vnet_hdr=False, engine=engine)
+        for queue in (*rxs, tx):
+            stack.callback(queue.close)
+            queue.start()
+        worker = Worker()
+        for rx in rxs:
+            worker.forward((Ends(rx, tx), 0), (Ends(rx, tx), 0))
+        with worker:
+            rxs[0].stop()
+            with pytest.raises(DeviceStateError, match="in use"):
+                tx.tx_burst(pool.alloc_burst(0))
+            pairs[1][1].send(bytes(10) + frame(1))
+            eventually(lambda: drained(pairs[2][1]) == [frame(1)], "the other route goes on")
+        assert tx.tx_burst(pool.alloc_burst(1, frame(2))) == 1
+        assert drained(pairs[2][1]) == [frame(2)]
 
 
 def watched(epoll: int) -> set[int]:
