@@ -12,6 +12,7 @@ from support import ip, link, quiet_netns, skip_without_devices
 
 import rtap
 from rtap import DeviceGone, EthDev, NetNS
+from rtap._core.descriptor import Descriptor
 from rtap.control import tun
 
 
@@ -39,7 +40,7 @@ def between(monkeypatch: pytest.MonkeyPatch, times: int, disturb: Callable[[], N
     """Calls `disturb` so many times after a descriptor said where its interface is."""
     ask = tun.device_netns
 
-    def asked(fd: int, ifname: str = "") -> int:
+    def asked(fd: int, ifname: str = "") -> Descriptor:
         nonlocal times
         answer = ask(fd, ifname)
         if times > 0:

@@ -37,10 +37,8 @@ def control(netns: NetNS, fd: int) -> Iterator[Control]:
             there = tun.device_netns(fd)
         except DeviceGone:
             return None
-        try:
-            ns = NetNS.from_fd(there)
-        finally:
-            os.close(there)
+        with there:
+            ns = NetNS.from_fd(there.fileno())
         moved = find_link(ns.fd, tun.get_iface(fd).name)
         if moved is None:
             ns.close()

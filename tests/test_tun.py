@@ -398,11 +398,8 @@ def test_namespace_of_the_interface(netns: NetNS, netns2: NetNS, descriptors: De
     for home in (netns, netns2):
         if home is netns2:
             ip(netns, "link", "set", "t0", "netns", netns2.path)
-        there = tun.device_netns(fd, "t0")
-        try:
-            assert os.fstat(there).st_ino == home.inode
-        finally:
-            os.close(there)
+        with tun.device_netns(fd, "t0") as there:
+            assert os.fstat(there.fileno()).st_ino == home.inode
 
 
 def test_attaching_without_rights(netns: NetNS, tmp_path: Path) -> None:

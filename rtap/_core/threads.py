@@ -14,9 +14,11 @@ import threading
 import time
 from collections.abc import Callable
 from types import BuiltinFunctionType
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["FairRLock", "require_native", "start_thread"]
+__all__ = ["FairRLock", "begin", "call_in_thread", "require_native", "start_thread"]
+
+_T = TypeVar("_T")
 
 
 def require_native() -> None:
@@ -30,11 +32,54 @@ def require_native() -> None:
         )
 
 
+def call_in_thread(fn: Callable[[], _T]) -> _T:
+    """What ``fn()`` returns or raises in a thread of its own. RuntimeError for green threads.
+
+    What a signal handler raises meanwhile ends the wait and arrives as it is: the thread goes on,
+    and nobody gets its result.
+    """
+    require_native()
+    result: list[_T] = []
+    failure: list[BaseException] = []
+    # One wait in C. Those of threading.Thread are Python, and an exception in the middle of one
+    # turns into "release unlocked lock".
+    running = _thread.allocate_lock()
+    running.acquire()
+
+    def body() -> None:
+        try:
+            result.append(fn())
+        except BaseException as exc:  # noqa: BLE001 - raised in the caller's thread
+            failure.append(exc)
+        finally:
+            running.release()
+
+    _thread.start_new_thread(body, ())
+    running.acquire()
+    if failure:
+        try:
+            raise failure[0]
+        finally:
+            failure.clear()  # the traceback refers to this frame: no cycle, please
+    return result[0]
+
+
+def begin(thread: threading.Thread) -> None:
+    """``thread.start()``, in which a signal handler may raise: that arrives as it is.
+
+    The thread may run by then, or soon.
+    """
+    if threading.current_thread() is threading.main_thread():  # where signal handlers run
+        call_in_thread(thread.start)
+    else:
+        thread.start()
+
+
 def start_thread(target: Callable[..., object], *args: Any, name: str) -> threading.Thread:
-    """A started daemon thread that runs ``target(*args)``. RuntimeError for green threads."""
+    """A started daemon thread that runs ``target(*args)``, see :func:`begin`."""
     require_native()
     thread = threading.Thread(target=target, args=args, name=name, daemon=True)
-    thread.start()
+    begin(thread)
     return thread
 
 

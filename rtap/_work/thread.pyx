@@ -34,6 +34,7 @@ from rtap.stages._runner cimport stage_alloc, stage_t
 from rtap.stages._stage cimport Stage, why_failed
 
 from rtap._core.forks import forget_in_child, renew_in_child
+from rtap._core.threads import begin
 from rtap._work.figures import RouteStats, StageStats, TargetStats, WorkerStats
 from rtap._work.power import limit_resume_latency
 from rtap.errors import DeviceStateError
@@ -189,7 +190,7 @@ cdef class Work:
             self.ended = threading.Event()
             self.thread = threading.Thread(target=self._main, args=(self.starts,), name=self.name,
                                            daemon=True)
-            self.thread.start()
+            begin(self.thread)
         except BaseException:
             # A thread that was made may be on its way here: it comes in time, or finds nothing.
             if self.give_back():

@@ -159,10 +159,8 @@ def netns_of(fd: int) -> NetNS:
         if exc.errno not in (errno.EPERM, errno.EINVAL):
             raise
         return NetNS.current()
-    try:
-        return NetNS.from_fd(there)
-    finally:
-        os.close(there)
+    with there:
+        return NetNS.from_fd(there.fileno())
 
 
 def adopt(ns: NetNS, fd: int, mode: str) -> tuple[QueueFile, TunIface]:
@@ -194,7 +192,7 @@ def adopt(ns: NetNS, fd: int, mode: str) -> tuple[QueueFile, TunIface]:
             f"fd: frames of descriptor {fd} ({iface.name}) have a protocol prefix, it has to be "
             "attached with IFF_NO_PI"
         )
-    own = QueueFile(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0), "r+")
+    own = QueueFile.of(os.dup, fd)
     try:
         os.set_blocking(own.fileno(), False)
         if iface.flags & QueueFlag.VNET_HDR:

@@ -18,6 +18,7 @@ import itertools
 import os
 import struct
 import threading
+import weakref
 from types import TracebackType
 from typing import TypeAlias
 
@@ -42,8 +43,13 @@ _AGAIN = frozenset((errno.ENOBUFS, errno.EINTR))
 _Answer: TypeAlias = tuple[int, bytes]
 
 
+class _Socket(_socket.socket):
+    # One that a signal handler's exception has left to nobody is closed without a warning.
+    __del__ = _socket.socket.close
+
+
 def _open() -> _socket.socket:
-    sock = _socket.socket(
+    sock = _Socket(
         _socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _socket.NETLINK_ROUTE
     )
     try:
@@ -194,14 +200,17 @@ class Channel:
 class _Channels:
     def __init__(self) -> None:
         self._in_child()
-        self.by_netns: dict[tuple[int, int], Channel] = {}
+        # Weak: an exception of a signal handler may take a holder's reference, but not its count.
+        self.by_netns: weakref.WeakValueDictionary[tuple[int, int], Channel] = (
+            weakref.WeakValueDictionary()
+        )
 
     def _in_child(self) -> None:
         # Reentrant: the garbage collector may close a forgotten device in the middle of anything.
         self.lock = threading.RLock()
 
     def forget(self) -> None:
-        for channel in self.by_netns.values():
+        for channel in list(self.by_netns.values()):
             channel.forked()
 
 

@@ -22,6 +22,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from rtap._core.descriptor import Descriptor
 from rtap._core.forks import forget_in_child, renew_in_child
 from rtap._core.threads import require_native, start_thread
 from rtap.control.netns import call_in
@@ -76,31 +77,24 @@ class _Loop:
     def __init__(self, monitor: _Monitor) -> None:
         require_native()
         self.epoll = select.epoll()
-        self._wake = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)]
+        self._wake = Descriptor.of(os.eventfd, 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             self.epoll.register(self.wake, select.EPOLLIN)
             self.thread = start_thread(monitor.run, self, name="rtap-netlink")
-        except Exception:
-            self.close()
-            raise
         except BaseException:
-            # Ctrl-C: the thread may run already, and the descriptors are its own then.
+            # A signal handler raised: the thread may run already, and the descriptors are its own
+            # then. Where there is none they are closed with this object.
             os.eventfd_write(self.wake, 1)
             raise
 
     @property
     def wake(self) -> int:
-        return self._wake[0]
+        return self._wake.fileno()
 
     def close(self) -> None:
-        """By the thread, or where there is none. Once: the number may be somebody else's soon."""
+        """By the thread. Where there is none they are closed with this object."""
         self.epoll.close()
-        with contextlib.suppress(IndexError):
-            os.close(self._wake.pop())
-
-    def __del__(self) -> None:
-        if getattr(self, "_wake", None):
-            self.close()
+        self._wake.close()
 
 
 def _netns_id(netns: int) -> _NetnsId:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
 
-from rtap._core.threads import start_thread
+from rtap._core.descriptor import Descriptor
+from rtap._core.threads import call_in_thread
 from rtap.errors import raise_errno
 
 __all__ = ["NetNS", "NetNSLike", "call_in", "open_netns"]
@@ -36,10 +37,6 @@ def _setns(fd: int) -> None:
         raise_errno(ctypes.get_errno(), "setns into a network namespace")
 
 
-def _open_own() -> int:
-    return os.open(_OWN_NETNS, os.O_RDONLY | os.O_CLOEXEC)
-
-
 def _is_own(fd: int) -> bool:
     there = os.fstat(fd)
     try:
@@ -49,30 +46,13 @@ def _is_own(fd: int) -> bool:
     return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
 
-def _in_thread(fn: Callable[[], _T], name: str) -> _T:
-    result: list[_T] = []
-    failure: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            result.append(fn())
-        except BaseException as exc:  # noqa: BLE001 - raised in the caller's thread
-            failure.append(exc)
-
-    start_thread(body, name=name).join()
-    if failure:
-        try:
-            raise failure[0]
-        finally:
-            failure.clear()  # the traceback refers to this frame: no cycle, please
-    return result[0]
-
-
 def call_in(netns: int, fn: Callable[..., _T], *args: Any, own_thread: bool = False) -> _T:
     """Run ``fn(*args)`` in the network namespace of descriptor `netns` and return its result.
 
     Runs in the calling thread where that is already there, otherwise (or with `own_thread`) in a
-    thread of its own. Exceptions of `fn` come back as they are.
+    thread of its own. Exceptions of `fn` come back as they are, and so does what a signal handler
+    raises during the wait: then nobody gets the result of `fn`, which has to be an object that
+    cleans up after itself.
 
     Raises OSError (PermissionError without CAP_SYS_ADMIN) when the namespace cannot be entered,
     and RuntimeError where threads are green ones (:mod:`rtap._core.threads`).
@@ -86,7 +66,7 @@ def call_in(netns: int, fn: Callable[..., _T], *args: Any, own_thread: bool = Fa
             _setns(netns)
         return fn(*args)
 
-    return _in_thread(body, "rtap-netns")
+    return call_in_thread(body)
 
 
 class NetNS:
@@ -106,26 +86,27 @@ class NetNS:
     __slots__ = ("__weakref__", "_held")
 
     # The descriptor; empty once closed. Of threads that close it at once, one takes it out.
-    _held: list[int]
+    _held: list[Descriptor]
 
     def __init__(self) -> None:
         self._held = []
 
-        def make() -> int:
+        def make() -> None:
             if _libc.unshare(_CLONE_NEWNET) < 0:
                 raise_errno(ctypes.get_errno(), "unshare a network namespace")
             from rtap.control.netlink import loopback_up
 
             loopback_up()
-            return _open_own()
+            # Here, where no signal handler raises: the caller may have gone.
+            self._held.append(Descriptor(_OWN_NETNS))
 
-        self._held.append(_in_thread(make, "rtap-netns"))
+        call_in_thread(make)
 
     @classmethod
     def from_fd(cls, fd: int) -> NetNS:
         """Adopt the namespace that `fd` refers to; `fd` is duplicated and stays the caller's."""
         self = cls.__new__(cls)
-        self._held = [os.dup(fd)]  # close-on-exec, see PEP 446
+        self._held = [Descriptor.of(os.dup, fd)]  # close-on-exec, see PEP 446
         return self
 
     @classmethod
@@ -135,7 +116,7 @@ class NetNS:
             raise ValueError(f"a network namespace name or path is a non-empty str, got {name!r}")
         path = name if "/" in name else f"{_NAMED_NETNS}/{name}"
         self = cls.__new__(cls)
-        self._held = [os.open(path, os.O_RDONLY | os.O_CLOEXEC)]
+        self._held = [Descriptor(path)]
         return self
 
     @classmethod
@@ -154,7 +135,7 @@ class NetNS:
         held = self._held[:]
         if not held:
             raise ValueError("the network namespace is closed")
-        return held[0]
+        return held[0].fileno()
 
     def fileno(self) -> int:
         """Same as :attr:`fd`."""
@@ -194,6 +175,29 @@ class NetNS:
         """
         return self.call(subprocess.Popen, argv, **kwargs)
 
+    def _started(self, argv: Sequence[str], kwargs: dict[str, Any]) -> subprocess.Popen[Any]:
+        """As :meth:`popen`; a child that an exception of a signal handler left behind is ended."""
+        children: list[subprocess.Popen[Any]] = []
+        abandoned: list[bool] = []
+
+        def end() -> None:
+            while children:
+                with contextlib.suppress(IndexError), children.pop() as child:
+                    child.kill()
+
+        def start() -> None:
+            children.append(subprocess.Popen(argv, **kwargs))
+            if abandoned:
+                end()
+
+        try:
+            self.call(start)
+            return children[0]
+        except BaseException:
+            abandoned.append(True)  # before the look whether there is one: start() does the reverse
+            end()
+            raise
+
     def run(
         self,
         argv: Sequence[str],
@@ -212,7 +216,7 @@ class NetNS:
             kwargs["stdin"] = subprocess.PIPE
         if capture_output:
             kwargs["stdout"] = kwargs["stderr"] = subprocess.PIPE
-        with self.popen(argv, **kwargs) as process:
+        with self._started(argv, kwargs) as process:
             try:
                 out, err = process.communicate(input, timeout=timeout)
             except BaseException:
@@ -229,7 +233,7 @@ class NetNS:
         Idempotent.
         """
         with contextlib.suppress(IndexError):
-            os.close(self._held.pop())
+            self._held.pop().close()
 
     def __enter__(self) -> NetNS:
         return self

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import io
 import os
 import platform
 import struct
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import NoReturn
 
+from rtap._core.descriptor import Descriptor
 from rtap.errors import raise_errno
 from rtap.ether import MacAddr
 
@@ -182,14 +182,8 @@ def _set_value(fd: int, request: int, value: int, operation: str, ifname: str) -
         _fail(exc, operation, ifname)
 
 
-class QueueFile(io.FileIO):
-    """An open ``/dev/net/tun``: a descriptor that is closed once, at the latest when forgotten.
-
-    An object from the first moment on, so that an exception of a signal handler loses none.
-    """
-
-    def __del__(self) -> None:
-        self.close()
+class QueueFile(Descriptor):
+    """An open ``/dev/net/tun``."""
 
 
 def open_control() -> QueueFile:
@@ -429,12 +423,12 @@ def set_queue_attached(fd: int, attached: bool, ifname: str = "") -> None:
         _fail(exc, f"TUNSETQUEUE {flag.name}", ifname)
 
 
-def device_netns(fd: int, ifname: str = "") -> int:
-    """TUNGETDEVNETNS: a new descriptor of the network namespace the interface is in now.
+def device_netns(fd: int, ifname: str = "") -> Descriptor:
+    """TUNGETDEVNETNS: the network namespace the interface is in now.
 
     Needs CAP_NET_ADMIN there (EPERM) and Linux 5.2.
     """
     try:
-        return fcntl.ioctl(fd, TUNGETDEVNETNS)
+        return Descriptor.of(fcntl.ioctl, fd, TUNGETDEVNETNS)
     except OSError as exc:
         _fail(exc, "TUNGETDEVNETNS", ifname)

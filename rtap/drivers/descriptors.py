@@ -11,6 +11,7 @@ import time
 import warnings
 from functools import partial
 
+from rtap._core.descriptor import Descriptor
 from rtap.control import tun
 from rtap.control.attach import DYING_S, POLL_S, adopt, attach_first, claimed
 from rtap.control.channel import hold
@@ -125,8 +126,8 @@ class Descriptors:
         """Whether there is no interface behind one of the descriptors any more."""
         return any(map(self._lost, self.fds))
 
-    def _netns_fd(self) -> int | None:
-        """Where the interface is, for the caller to close; None when it is gone or will not say."""
+    def _netns_now(self) -> Descriptor | None:
+        """Where the interface is; None when it is gone or will not say."""
         if not self._files:
             return None
         try:
@@ -138,32 +139,22 @@ class Descriptors:
                 raise
             return None
 
-    def _netns(self) -> NetNS | None:
-        fd = self._netns_fd()
-        if fd is None:
-            return None
-        try:
-            return NetNS.from_fd(fd)
-        finally:
-            os.close(fd)
-
     def strayed(self, ns: NetNS) -> bool:
         """Whether the interface has left that namespace."""
-        # A plain descriptor: what a signal handler raises is lost in a finalizer, as NetNS has one.
-        fd = self._netns_fd()
-        if fd is None:
+        there = self._netns_now()
+        if there is None:
             return False
-        try:
-            return not os.path.sameopenfile(fd, ns.fd)
-        finally:
-            os.close(fd)
+        with there:
+            return not os.path.sameopenfile(there.fileno(), ns.fd)
 
     def relocate(self) -> tuple[NetNS, int] | None:
         """Where the interface is now, asked of its descriptor; None when it is gone."""
         for _ in range(MOVES):
-            ns = self._netns()
-            if ns is None:
+            there = self._netns_now()
+            if there is None:
                 break
+            with there:
+                ns = NetNS.from_fd(there.fileno())
             try:
                 link = find_link(ns.fd, self.present_name())
             except OSError:

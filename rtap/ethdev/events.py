@@ -119,7 +119,11 @@ class _Dispatcher:
         with self._lock:
             if self._queue is None:
                 items: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
-                start_thread(self._run, items, name="rtap-events")
+                try:
+                    start_thread(self._run, items, name="rtap-events")
+                except BaseException:
+                    items.put(None)  # a signal handler raised, and the thread may run already
+                    raise
                 self._queue = items
             self._handles.add(handle)
             owner.append(handle)
