@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Coverage-guided fuzzing of the offload kernels: libFuzzer with AddressSanitizer over their C.
+"""Coverage-guided fuzzing of the native code: libFuzzer with AddressSanitizer over its C.
 
 The C files that Cython made for the release build are compiled once more, with clang; a harness
-(tests/fuzz) feeds them. What it does with an input, and what it checks, is said there.
+(tests/fuzz) feeds them. What it does with an input, and what it checks, is said there. There are
+two of them: ``offload`` for the kernels that look at one frame's bytes, ``frames`` for programs
+over pools, mbufs, requests, GSO, GRO and stages.
 
-    python tools/fuzz.py                    10 million inputs
+    python tools/fuzz.py                    10 million inputs for the one, 2 million for the other
+    python tools/fuzz.py --target frames    only for that one
     python tools/fuzz.py --runs 0           only what there is: seeds, corpus, earlier finds
     python tools/fuzz.py --reduce           writes the corpus anew from what was found
 
-The test suite replays the corpus of the repository through the same harness, compiled with gcc and
-without coverage (``build_replay``).
+The test suite replays the corpora of the repository through the same harnesses, compiled with gcc
+and without coverage (``build_replay``).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import random
 import re
 import shlex
 import shutil
@@ -26,23 +30,84 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 HARNESS = ROOT / "tests" / "fuzz"
-CORPUS = HARNESS / "corpus.bin"
 GENERATED = ROOT / "build" / "cython-release" / "rtap"
 OUT = ROOT / "build" / "fuzz"
 KERNELS = (
-    *("_core/pool", "_frames/checksum", "_frames/gro", "_frames/parse", "_frames/request"),
-    *("_frames/segment", "_frames/verify", "_frames/vnet"),
+    *("_core/burst", "_core/mbuf", "_core/mempool", "_core/pool", "_core/queue", "_core/traffic"),
+    *("_frames/checksum", "_frames/coalesce", "_frames/gro", "_frames/parse", "_frames/request"),
+    *("_frames/rewrite", "_frames/segment", "_frames/verify", "_frames/vnet"),
+    *("stages/_checksums", "stages/_count", "stages/_mac", "stages/_merge", "stages/_runner"),
+    *("stages/_split", "stages/_spread", "stages/_stage", "stages/_tuple"),
 )
+#: What those import of rtap when they are loaded.
+SCRIPTS = ("errors.py", "ether.py")
+HARNESSES = ("frames_model", "frames_flat", "frames_program", "frames_fuzz", "offload_fuzz")
 SANITIZE = ["-g1", "-fno-omit-frame-pointer", "-fno-strict-aliasing", "-fno-sanitize-recover=all"]
-#: A wrong bound in the parser, with which it reads one byte too far, to see that this is seen.
-PLANTED = ("_frames/parse.pyx", "        if q.l4 + 20 > seen:\n", "        if q.l4 + 12 > seen:\n")
 LONGEST = 2048
-#: Longest input of the repository's corpus.
+#: Longest input of the repository's corpora.
 KEPT = 600
+#: Bytes of such a corpus.
+CORPUS_MAX = 100 * 1024
+
+
+@dataclass(frozen=True)
+class Target:
+    """A harness, its corpus, and a fault that it has to see."""
+
+    name: str
+    runs: float
+    longest: int
+    #: A file of rtap, and what is to be replaced in it.
+    planted: tuple[str, tuple[tuple[str, str], ...]]
+
+    @property
+    def corpus(self) -> Path:
+        return HARNESS / ("corpus.bin" if self.name == "offload" else f"corpus-{self.name}.bin")
+
+    def out(self, what: str) -> Path:
+        return OUT / self.name / what
+
+    def seeds(self) -> Iterator[bytes]:
+        return seeds() if self.name == "offload" else programs()
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        # A wrong bound in the parser, with which it reads one byte too far.
+        Target(
+            "offload",
+            10e6,
+            LONGEST,
+            (
+                "_frames/parse.pyx",
+                (("        if q.l4 + 20 > seen:\n", "        if q.l4 + 12 > seen:\n"),),
+            ),
+        ),
+        # A copy that takes all that a segment shows into one slot, whatever its pool's slots hold.
+        Target(
+            "frames",
+            2e6,
+            256,
+            (
+                "_core/pool.pyx",
+                (
+                    ("n if n <= m.buf_len else m.buf_len - m.data_off\n", "n\n"),
+                    (
+                        "    _compat.check(m.direct == NULL and m.data_off + k <= m.buf_len)\n"
+                        "    memcpy(mbuf_data(m), src, k)\n",
+                        "    memcpy(mbuf_data(m), src, k)\n",
+                    ),
+                ),
+            ),
+        ),
+    )
+}
 
 
 def unavailable(compiler: str = "clang") -> str:
@@ -69,7 +134,7 @@ def generate(source: Path, target: Path, include: Path) -> None:
     directives |= {"cdivision": True, "initializedcheck": False, "freethreading_compatible": True}
     options = Main.CompilationOptions(
         default_options,
-        include_path=[str(include)],
+        include_path=[str(include), str(HARNESS)],
         output_file=str(target),
         compiler_directives=directives,
     )
@@ -101,19 +166,23 @@ def compile_all(
     for package in {Path("rtap"), *(Path("rtap", name).parent for name in KERNELS)}:
         (library / package).mkdir(parents=True, exist_ok=True)
         (library / package / "__init__.py").touch()
+    for name in SCRIPTS:
+        shutil.copy(ROOT / "rtap" / name, library / "rtap")
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    harness = OUT / "offload_fuzz.c"
-    if not newer(harness, HARNESS / "offload_fuzz.pyx", *sorted((ROOT / "rtap").rglob("*.pxd"))):
-        generate(HARNESS / "offload_fuzz.pyx", harness, ROOT)
+    declared = [*(ROOT / "rtap").rglob("*.pxd"), *HARNESS.glob("*.pxd")]
     jobs = []
     for name in KERNELS:
         c_file = planted if planted.stem == Path(name).name else GENERATED / f"{name}.c"
         target = library / "rtap" / f"{name}{suffix}"
         if not newer(target, c_file):
             jobs.append([*cc, *module, str(c_file), "-o", str(target)])
-    target = library / f"offload_fuzz{suffix}"
-    if not newer(target, harness):
-        jobs.append([*cc, *module, str(harness), "-o", str(target)])
+    for name in HARNESSES:
+        c_file = OUT / f"{name}.c"
+        if not newer(c_file, HARNESS / f"{name}.pyx", *declared):
+            generate(HARNESS / f"{name}.pyx", c_file, ROOT)
+        target = library / f"{name}{suffix}"
+        if not newer(target, c_file):
+            jobs.append([*cc, *module, str(c_file), "-o", str(target)])
     fuzzer = out / "fuzzer"
     if not newer(fuzzer, HARNESS / "main.c"):
         where = sysconfig.get_config_var("LIBDIR")
@@ -133,43 +202,46 @@ def build() -> Path:
     return compile_all(base(["clang", "-O2"]), module, ["-fsanitize=fuzzer,address"], OUT, Path())
 
 
-def build_replay(*, planted: bool = False) -> Path:
-    """The same harness as a program that runs the inputs of a file and ends: gcc will do. With
-    `planted`, one with a mistake in it."""
+def build_replay(planted: Target | None = None) -> Path:
+    """The same harnesses as a program that runs the inputs of a file and ends: gcc will do. With
+    `planted`, with that one's mistake in it."""
     module = ["-fsanitize=address", "-fPIC", "-shared"]
     link = ["-fsanitize=address", "-DRTAP_REPLAY"]
     cc = base(["gcc", "-O0"])
     out = OUT / "replay"
     program = compile_all(cc, module, link, out, Path())
     if planted:
-        wrong = OUT / "planted"
+        wrong = planted.out("planted")
         shutil.copytree(out, wrong, dirs_exist_ok=True)
-        program = compile_all(cc, module, link, wrong, plant(wrong))
+        program = compile_all(cc, module, link, wrong, plant(planted, wrong))
     return program
 
 
-def plant(out: Path) -> Path:
-    """C of the parser with the mistake in it."""
-    name, right, wrong = PLANTED
+def plant(target: Target, out: Path) -> Path:
+    """C of a kernel with the mistake in it."""
+    name, changes = target.planted
     package = out / "source" / "rtap"
     source = package / name
     text = (ROOT / "rtap" / name).read_text()
-    if right not in text:
-        sys.exit(f"fuzz: there is no {right!r} in {name}")
+    for right, wrong in changes:
+        if right not in text:
+            sys.exit(f"fuzz: there is no {right!r} in {name}")
+        text = text.replace(right, wrong, 1)
     for path in (ROOT / "rtap").rglob("*.pxd"):
         copy = package / path.relative_to(ROOT / "rtap")
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
         (copy.parent / "__init__.py").touch()
-    source.write_text(text.replace(right, wrong, 1))
-    target = source.with_suffix(".c")
-    generate(source, target, package.parent)
-    return target
+    source.write_text(text)
+    c_file = source.with_suffix(".c")
+    generate(source, c_file, package.parent)
+    return c_file
 
 
-def environment(fuzzer: Path) -> dict[str, str]:
+def environment(fuzzer: Path, target: Target) -> dict[str, str]:
     """What the fuzzer runs under."""
     found = os.environ | {
+        "RTAP_HARNESS": f"{target.name}_fuzz",
         "PYTHONPATH": str(fuzzer.parent / "lib"),
         "ASAN_OPTIONS": "detect_leaks=0:malloc_context_size=1:quarantine_size_mb=8",
     }
@@ -224,6 +296,37 @@ def seeds() -> Iterator[bytes]:
             yield b"\x23" + train
 
 
+def programs() -> Iterator[bytes]:
+    """Inputs of the other harness: every operation after frames of every kind, at random."""
+    for kind in range(8):
+        for pool in range(5):
+            two = bytes((1, 32 + pool, kind, 1, 31))  # build: pool, kind, flow, payload
+            # Two frames of a flow, one of them held a second time, into a table; its window moves.
+            for what in (2, 3):
+                for at in (0, 1):
+                    held = bytes((5, at, 0, 15, 1, 2, 0, 0, 1))
+                    yield two + held + bytes((6, 2, what, 1, 16, 1))
+            # Tags where there is no headroom, on a frame with an unfinished checksum.
+            ask = bytes(
+                (1, pool, kind | 32, 1, 7, 6, 0, 0, 32 - 16 * (pool in (1, 3)), 10, 0, 32, 0)
+            )
+            yield ask + bytes((11, 0, 12, 0))
+            # A tail that others see too, behind a head that they do not: every stage that writes.
+            for stage in range(5):
+                tail = bytes((0, 0, stage, 1, pool, kind, 1, 60, 5, 1, 0, 8, 0, 1))
+                yield tail + bytes((17, 0, 2, stage, 0, 1))
+    r = random.Random(10)
+    for n in range(400):
+        program = bytearray()
+        for _ in range(r.randrange(1, 5)):  # build: pool and number, kind, flow, payload
+            program += bytes((1, r.randrange(160), r.randrange(128), r.randrange(3)))
+            program += bytes((r.choice((0, 30, 100, 0xC5, 0xD0)), r.randrange(200)))
+        for _ in range(r.randrange(12)):
+            program += bytes((n % 18 if r.random() < 0.3 else r.randrange(18),))
+            program += r.randbytes(r.randrange(6))
+        yield bytes(program)
+
+
 def spread(inputs: Iterator[bytes], directory: Path) -> Path:
     """Writes each input to a file of its own."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -242,12 +345,14 @@ def prefixes() -> Iterator[bytes]:
             yield b"\x00" + case.frame[:n]
 
 
-def replay(program: Path, inputs: Iterator[bytes]) -> subprocess.CompletedProcess[bytes]:
+def replay(
+    program: Path, target: Target, inputs: Iterator[bytes]
+) -> subprocess.CompletedProcess[bytes]:
     """Runs every input once."""
     return subprocess.run(
         [str(program)],
         input=pack(inputs),
-        env=environment(program),
+        env=environment(program, target),
         capture_output=True,
         check=False,
     )
@@ -261,30 +366,43 @@ def stat(text: str, name: str) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__.partition("\n")[0])
-    parser.add_argument("--runs", type=float, default=10e6, help="inputs in all (default 1e7)")
+    parser.add_argument("--target", choices=TARGETS, help="one harness (default: both)")
+    parser.add_argument("--runs", type=float, help="inputs for each (default: 1e7 and 2e6)")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seed", type=int, default=0, help="0: another one each time")
-    parser.add_argument("--reduce", action="store_true", help="write the corpus of the repository")
+    parser.add_argument("--reduce", action="store_true", help="write the corpora of the repository")
     args = parser.parse_args(argv)
     if reason := unavailable():
         print(f"fuzz: {reason}", file=sys.stderr)
         return 1
     fuzzer = build()
-    found = OUT / "corpus"
-    spread(seeds(), OUT / "seeds")
-    if CORPUS.exists():
-        spread(unpack(CORPUS.read_bytes()), OUT / "kept")
-    (OUT / "kept").mkdir(exist_ok=True)
-    found.mkdir(exist_ok=True)
-    each = int(args.runs) // max(1, args.jobs)
+    bad = 0
+    for target in [TARGETS[args.target]] if args.target else TARGETS.values():
+        runs = int(target.runs if args.runs is None else args.runs)
+        found = fuzz(fuzzer, target, runs, args.jobs, args.seed)
+        bad += found
+        if args.reduce and not found:
+            reduce(fuzzer, target)
+    return 1 if bad else 0
+
+
+def fuzz(fuzzer: Path, target: Target, runs: int, jobs: int, seed: int) -> int:
+    """Gives a harness so many inputs, of which each of ``jobs`` processes takes its share; how many
+    of these found something."""
+    spread(target.seeds(), target.out("seeds"))
+    if target.corpus.exists():
+        spread(unpack(target.corpus.read_bytes()), target.out("kept"))
+    for name in ("kept", "corpus"):
+        target.out(name).mkdir(exist_ok=True)
     running = []
-    for n in range(args.jobs if args.runs else 1):
-        log = (OUT / f"fuzz-{n}.log").open("w")
-        command = [str(fuzzer), f"-runs={each}", f"-max_len={LONGEST}", "-print_final_stats=1"]
-        command += [f"-seed={args.seed + n if args.seed else 0}", "-reload=1", "-timeout=20"]
-        command += [f"-artifact_prefix={OUT}/", str(found), str(OUT / "kept"), str(OUT / "seeds")]
+    for n in range(jobs if runs else 1):
+        log = target.out(f"fuzz-{n}.log").open("w")
+        command = [str(fuzzer), f"-runs={runs // max(1, jobs)}", f"-max_len={target.longest}"]
+        command += [f"-seed={seed + n if seed else 0}", "-reload=1", "-timeout=20"]
+        command += ["-print_final_stats=1", f"-artifact_prefix={OUT / target.name}/"]
+        command += [str(target.out(name)) for name in ("corpus", "kept", "seeds")]
         process = subprocess.Popen(
-            command, env=environment(fuzzer), stdout=log, stderr=subprocess.STDOUT
+            command, env=environment(fuzzer, target), stdout=log, stderr=subprocess.STDOUT
         )
         running.append((process, log.name))
     inputs, bad = 0, 0
@@ -296,23 +414,30 @@ def main(argv: list[str] | None = None) -> int:
             print(text[-6000:])
         else:
             print("\n".join(line for line in text.splitlines()[-8:] if line))
-    print(f"fuzz: {inputs} inputs, {bad} of {len(running)} processes found something")
-    if args.reduce and not bad:
-        reduce(fuzzer, found)
-    return 1 if bad else 0
+    print(
+        f"fuzz: {target.name}: {inputs} inputs, {bad} of {len(running)} processes found something"
+    )
+    return bad
 
 
-def reduce(fuzzer: Path, found: Path) -> None:
-    """Keeps the smallest inputs that cover what all of them cover."""
-    least = OUT / "least"
+def reduce(fuzzer: Path, target: Target) -> None:
+    """Keeps the smallest inputs that cover what all of them cover, as far as there is room."""
+    least = target.out("least")
     shutil.rmtree(least, ignore_errors=True)
     least.mkdir()
-    sources = [str(found), str(OUT / "kept"), str(OUT / "seeds")]
+    sources = [str(target.out(name)) for name in ("corpus", "kept", "seeds")]
     run_in = [str(fuzzer), "-merge=1", f"-max_len={KEPT}", str(least), *sources]
-    subprocess.run(run_in, env=environment(fuzzer), check=True, capture_output=True)
+    subprocess.run(run_in, env=environment(fuzzer, target), check=True, capture_output=True)
     files = sorted(least.iterdir(), key=lambda path: (path.stat().st_size, path.name))
-    CORPUS.write_bytes(pack(path.read_bytes() for path in files))
-    print(f"fuzz: {len(files)} inputs, {CORPUS.stat().st_size} bytes in {CORPUS.name}")
+    packed, kept = b"", 0
+    for path in files:
+        packed += pack(iter([path.read_bytes()]))
+        if len(packed) > CORPUS_MAX:
+            break
+        target.corpus.write_bytes(packed)
+        kept += 1
+    size = target.corpus.stat().st_size
+    print(f"fuzz: {kept} of {len(files)} inputs, {size} bytes in {target.corpus.name}")
 
 
 if __name__ == "__main__":

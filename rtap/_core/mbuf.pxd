@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from rtap._core.pool cimport mbuf_t, pool_t
 
@@ -24,3 +24,10 @@ cdef Py_ssize_t check_range(str what, value, Py_ssize_t low, Py_ssize_t high) ex
 cdef int slice_range(slice index, Py_ssize_t n, Py_ssize_t *start, Py_ssize_t *stop,
                      Py_ssize_t *step) except -1
 cdef Py_ssize_t wrap_index(index, Py_ssize_t n, str what) except -1
+
+# What moves a frame's window returns the room there was: when that is less than ``n``, nothing
+# moved.
+cdef uint32_t frame_prepend(mbuf_t *m, Py_ssize_t n, uint8_t **start) noexcept nogil
+cdef uint32_t frame_append(mbuf_t *m, Py_ssize_t n, uint8_t **start) noexcept nogil
+cdef uint32_t frame_adj(mbuf_t *m, Py_ssize_t n) noexcept nogil
+cdef uint32_t frame_trim(mbuf_t *m, Py_ssize_t n) noexcept nogil

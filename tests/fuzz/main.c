@@ -2,7 +2,8 @@
  *
  * Gives libFuzzer its entry points, or with RTAP_REPLAY runs inputs from the standard input, each
  * after its length in two bytes. Python is here only to load the modules under test, which are the
- * C files that Cython made of rtap's kernels; tools/fuzz.py builds and runs all of it.
+ * C files that Cython made of rtap's kernels; tools/fuzz.py builds and runs all of it. RTAP_HARNESS
+ * in the environment names the module with the harness.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -14,12 +15,13 @@ static int (*fuzz_one)(const uint8_t *data, size_t n);
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
+	const char *harness = getenv("RTAP_HARNESS");
 	PyObject *module, *address;
 
 	(void)argc;
 	(void)argv;
 	Py_InitializeEx(0);
-	module = PyImport_ImportModule("offload_fuzz");
+	module = PyImport_ImportModule(harness ? harness : "offload_fuzz");
 	address = module ? PyObject_CallMethod(module, "address", NULL) : NULL;
 	if (address == NULL) {
 		PyErr_Print();
