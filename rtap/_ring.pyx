@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Queues on a TAP or TUN descriptor: :class:`RxQueue` and :class:`TxQueue`.
+"""Queues on a TAP or TUN descriptor or a packet socket: :class:`RxQueue` and :class:`TxQueue`.
 
 Two engines.  ``uring`` submits a batch of RWF_NOWAIT reads or writes in one ``io_uring_enter``
 and finds every result when it returns; ``syscall`` does one read(2) or write(2) a frame, for
@@ -14,7 +14,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 cimport rtap._core.compat as _compat
-from rtap._core.linux cimport iovec, readv_now
+from rtap._core.linux cimport iovec, msghdr, readv_now
 from rtap._core.mbuf cimport check_range
 from rtap._core.mempool cimport Mempool
 from rtap._core.pool cimport fork_generation, pool_t, thread_number
@@ -22,6 +22,7 @@ from rtap._core.queue cimport (
     LAYER_ETHERNET, LAYER_IP, QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, TxQueueBase, gil_mode,
 )
 from rtap._frames.vnet cimport VNET_HDR_LEN
+from rtap._tap.packet cimport PACKET_DATA_ROOM, PACKET_HEADROOM
 from rtap._tap.rx cimport (
     FILTER_MAX, SEGS_MAX, filter_t, room_t, rx_adopt, rx_split, rx_syscall, rx_uring,
     rx_uring_many, tap_rxq_t,
@@ -45,14 +46,14 @@ cdef enum:
     FRAME_MAX = 1 << 20
 
 
-cdef tuple choose_engine(str engine, int fd):
-    """(number, name, reason) for ``engine`` on a TAP descriptor."""
+cdef tuple choose_engine(str engine, int fd, bint packet):
+    """(number, name, reason) for ``engine`` on a TAP descriptor, or a packet socket."""
     cdef str refusal
     if engine == "syscall":
         return ENGINE_SYSCALL, "syscall", "asked for"
     if engine != "uring" and engine != "auto":
         raise ValueError(f"engine must be auto, uring or syscall, got {engine!r}")
-    refusal = uring_refusal(fd)
+    refusal = uring_refusal(fd, packet)
     if engine == "auto":
         if refusal:
             return ENGINE_SYSCALL, "syscall", refusal
@@ -66,10 +67,14 @@ cdef tuple choose_engine(str engine, int fd):
     return ENGINE_URING, "uring", "asked for"
 
 
-cdef uint32_t segments(pool_t *p, uint32_t longest, bint scatter) except 0:
+cdef uint32_t segments(pool_t *p, uint32_t longest, bint scatter, bint packet) except 0:
     """How many slots of a pool hold the longest frame.  A read that fills its buffer cannot be
     told from a cut one: one byte is kept spare."""
     cdef uint32_t segs = (longest + p.data_room) // p.data_room
+    if packet and (p.headroom < PACKET_HEADROOM or p.data_room < PACKET_DATA_ROOM):
+        raise ValueError(f"a packet socket needs a pool with a headroom of at least "
+                         f"{PACKET_HEADROOM} and a data_room of at least {PACKET_DATA_ROOM}, this "
+                         f"one has {p.headroom} and {p.data_room}")
     if segs > 1 and not scatter:
         raise ValueError(f"frames of up to {longest} bytes need a data_room of at least "
                          f"{longest + 1}, the pool's is {p.data_room} (or the SCATTER offload)")
@@ -85,10 +90,10 @@ cdef uint32_t segments(pool_t *p, uint32_t longest, bint scatter) except 0:
 @cython.no_gc_clear
 cdef class RxQueue(RxQueueBase):
     """RxQueue(fd, pool, *, name, queue_id=0, port=0xffff, nb_desc=64, vnet_hdr=True, \
-max_frame=1522, scatter=False, l2=True, offloads=0, split=None, shared=False, \
+max_frame=1522, scatter=False, l2=True, offloads=0, split=None, shared=False, packet=False, \
 engine='auto', gil='auto')\n--\n
 
-    Receives frames from a TAP or TUN descriptor into the mbufs of ``pool``.
+    Receives frames from a TAP or TUN descriptor or a packet socket into the mbufs of ``pool``.
 
     fd:        non-blocking descriptor of one queue; stays the caller's, who closes it after us
     name:      interface name, for messages
@@ -107,28 +112,39 @@ engine='auto', gil='auto')\n--\n
                readable while split frames wait for the next burst; with vnet_hdr
     shared:    somebody else has the descriptor's open file too, and may make it blocking: bursts
                wait for nothing nevertheless, which costs a system call up to 90 ns
+    packet:    the descriptor is a packet socket, with PACKET_VNET_HDR and PACKET_AUXDATA: VLAN tags
+               are put back where the kernel has taken them out.  The pool that is read into needs
+               a ``headroom`` of 64
     engine:    "auto", "uring" or "syscall";  gil: "auto", "release" or "hold"
     """
 
     def __init__(self, int fd, Mempool pool not None, *, str name, int queue_id=0, int port=0xffff,
                  nb_desc=64, bint vnet_hdr=True, max_frame=1522, bint scatter=False,
                  bint l2=True, uint64_t offloads=0, Mempool split=None, bint shared=False,
-                 str engine="auto", str gil="auto"):
+                 bint packet=False, str engine="auto", str gil="auto"):
         cdef pool_t *p
         cdef tap_rxq_t *q
+        cdef msghdr *msgs = NULL
         cdef uint32_t segs
         cdef int mode = gil_mode(gil), n_desc = <int>check_range("nb_desc", nb_desc, 1, 32768)
         cdef int longest = <int>check_range("max_frame", max_frame, 14, FRAME_MAX)
         cdef str chosen, reason
-        number, chosen, reason = choose_engine(engine, fd)
+        number, chosen, reason = choose_engine(engine, fd, packet)
+        if packet and not vnet_hdr:
+            raise ValueError("packet needs vnet_hdr: a packet socket gives frames whose checksum "
+                             "is not finished, and without headers does not say so")
         if split is not None and not vnet_hdr:
             raise ValueError("split needs vnet_hdr: without headers there are no super-frames")
         self.once()
         p = pool.hold()
         try:
-            segs = segments(p, longest, scatter)
+            segs = segments(p, longest, scatter, packet)
             q = <tap_rxq_t *>calloc(1, sizeof(tap_rxq_t))
-            if q == NULL:
+            if packet:
+                msgs = <msghdr *>calloc(RING_ENTRIES, sizeof(msghdr))
+            if q == NULL or (packet and msgs == NULL):
+                free(q)
+                free(msgs)
                 raise MemoryError("no memory for an rx queue")
             if split is not None:
                 try:
@@ -138,6 +154,7 @@ engine='auto', gil='auto')\n--\n
                         raise MemoryError("no memory or no descriptor for an rx queue that splits")
                 except BaseException:
                     free(q)
+                    free(msgs)
                     raise
         except BaseException:
             pool.let_go()
@@ -165,6 +182,7 @@ engine='auto', gil='auto')\n--\n
         q.segs = segs
         q.l2 = l2
         q.shared = shared
+        q.msgs = msgs
         self.layer = LAYER_ETHERNET if l2 else LAYER_IP
         q.port = <uint16_t>port
         self.name = name
@@ -183,6 +201,7 @@ engine='auto', gil='auto')\n--\n
                     uring_forget_file(self.tap.file_id)
                 self.release_pools()
             rx_gso_destroy(self.tap.gso)
+            free(self.tap.msgs)
             free(self.tap)
 
     def close(self):
@@ -202,6 +221,21 @@ engine='auto', gil='auto')\n--\n
         if _compat.cas(&self.gate.owned, 0, thread_number()):
             rx_gso_drop(self.tap.gso, &self.tap.base)
             self.disown()
+
+    def renew(self):
+        """The descriptor refers to another open file from now on (dup2(2)): drops the rings'
+        references on the one before.  For a queue that is stopped."""
+        self.checked()
+        uring_forget_file(self.tap.file_id)
+        _compat.store(&self.tap.gone, 0)
+        self.tap.base.revisit = False
+
+    def lose(self):
+        """The interface of a packet socket has gone, of which the kernel may have told the socket
+        before, and only that it is down: bursts raise from now on, waiting ones within 60 ms."""
+        self.checked()
+        _compat.store(&self.tap.gone, 1)
+        self.tap.base.revisit = True
 
     @cython.critical_section
     cdef int release_pools(self) except -1:
@@ -255,7 +289,7 @@ engine='auto', gil='auto')\n--\n
             raise ValueError(f"{self!r} splits what it reads: its buffers hold the longest frame")
         p = to.hold()
         try:
-            segs = segments(p, longest, self.scatter)
+            segs = segments(p, longest, self.scatter, self.tap.msgs != NULL)
             if _compat.load(&self.gate.state) == QUEUE_CLOSED:
                 raise DeviceStateError(f"{self!r} is closed")
         except BaseException:
@@ -328,10 +362,10 @@ engine='auto', gil='auto')\n--\n
 @cython.no_gc_clear
 cdef class TxQueue(TxQueueBase):
     """TxQueue(fd, *, name, queue_id=0, port=0xffff, nb_desc=64, vnet_hdr=True, l2=True, \
-ordered=False, on_refused=None, gro=False, gro_udp=False, shared=False, \
+ordered=False, on_refused=None, gro=False, gro_udp=False, shared=False, packet=False, \
 engine='auto', gil='auto')\n--\n
 
-    Sends frames to a TAP or TUN descriptor; arguments as for :class:`RxQueue`.
+    Sends frames to a TAP or TUN descriptor or a packet socket; arguments as for :class:`RxQueue`.
 
     ordered: link the writes of a batch, so that what a full kernel queue leaves unsent is never
              followed by a later frame; needed only with a finite TUNSETSNDBUF (costs a third)
@@ -343,12 +377,12 @@ engine='auto', gil='auto')\n--\n
 
     def __init__(self, int fd, *, str name, int queue_id=0, int port=0xffff, nb_desc=64,
                  bint vnet_hdr=True, bint l2=True, bint ordered=False, on_refused=None,
-                 bint gro=False, bint gro_udp=False, bint shared=False, str engine="auto",
-                 str gil="auto"):
+                 bint gro=False, bint gro_udp=False, bint shared=False, bint packet=False,
+                 str engine="auto", str gil="auto"):
         cdef tap_txq_t *q
         cdef int mode = gil_mode(gil), n_desc = <int>check_range("nb_desc", nb_desc, 1, 32768)
         cdef str chosen, reason
-        number, chosen, reason = choose_engine(engine, fd)
+        number, chosen, reason = choose_engine(engine, fd, packet)
         if gro and not vnet_hdr:
             raise ValueError("gro needs vnet_hdr: without a header a super-frame cannot say that "
                              "it is one")
@@ -409,6 +443,11 @@ engine='auto', gil='auto')\n--\n
         TxQueueBase.stop(self)
         if self.generation == fork_generation():
             self.settle()
+
+    def renew(self):
+        """The descriptor refers to another open file from now on; see :meth:`RxQueue.renew`."""
+        self.checked()
+        uring_forget_file(self.tap.file_id)
 
     @property
     def software_gso(self):

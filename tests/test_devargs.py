@@ -119,7 +119,8 @@ def test_what_is_taken_is_gone() -> None:
         ("net_rtap0,iface=foo,fd=0", "iface=foo and fd=0 exclude each other"),
         (
             "net_tap0,iface=foo",
-            "'net_tap0', its name must start with one of eth_null, eth_rtap, net_null, net_rtap",
+            "'net_tap0', its name must start with one of eth_af_packet, eth_null, eth_rtap, "
+            "net_af_packet, net_null, net_rtap",
         ),
         ("rtap0", "'rtap0'"),
     ],

@@ -31,6 +31,7 @@ cdef extern from "rtap_compat.h" nogil:
     const int EIO
     const int EMSGSIZE
     const int ENOBUFS
+    const int ENETDOWN
     const int ENODEV
     const int ENOMEM
     const int EPROTO
@@ -42,9 +43,17 @@ cdef extern from "rtap_compat.h" nogil:
         void *iov_base
         size_t iov_len
 
-    # read(2), write(2), readv(2), writev(2), none of them a cancellation point.
+    struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+        void *msg_control
+        size_t msg_controllen
+    const int MSG_DONTWAIT
+
+    # read(2), write(2), readv(2), writev(2), recvmsg(2), none of them a cancellation point.
     ssize_t read "rtap_read" (int fd, void *buf, size_t n)
     ssize_t write "rtap_write" (int fd, const void *buf, size_t n)
+    ssize_t recvmsg "rtap_recvmsg" (int fd, msghdr *msg, int flags)
     ssize_t readv "rtap_readv" (int fd, const iovec *iov, int count)
     ssize_t writev "rtap_writev" (int fd, const iovec *iov, int count)
     # The same, on a descriptor that somebody may have made blocking.

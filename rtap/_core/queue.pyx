@@ -344,6 +344,8 @@ cdef class RxQueueBase(QueueBase):
                 return True
             if _compat.now_ns() >= deadline:
                 return False
+            if q.revisit:
+                return True
 
     cdef bint wait_buffer(self, uint64_t deadline) except -1:
         """Waits until the pool has a free buffer; False when the time is up."""

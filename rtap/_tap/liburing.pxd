@@ -3,7 +3,7 @@
 
 from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t, uint8_t
 
-from rtap._core.linux cimport iovec
+from rtap._core.linux cimport iovec, msghdr
 
 cdef extern from "rtap_compat.h" nogil:
     const unsigned int IORING_SETUP_SUBMIT_ALL
@@ -52,6 +52,7 @@ cdef extern from "rtap_compat.h" nogil:
                              uint64_t offset)
     void io_uring_prep_writev(io_uring_sqe *sqe, int fd, const iovec *iov, unsigned int n,
                               uint64_t offset)
+    void io_uring_prep_recvmsg(io_uring_sqe *sqe, int fd, msghdr *msg, unsigned int flags)
     void io_uring_prep_read_fixed(io_uring_sqe *sqe, int fd, void *buf, unsigned int n,
                                   uint64_t offset, int buf_index)
     void io_uring_prep_write_fixed(io_uring_sqe *sqe, int fd, const void *buf, unsigned int n,

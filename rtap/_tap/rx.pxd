@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from rtap._core.linux cimport msghdr
 from rtap._core.pool cimport mbuf_t, pool_t
 from rtap._core.queue cimport rx_share_t, rxq_t
 from rtap._tap.rx_gso cimport rx_gso_t
@@ -40,6 +41,8 @@ cdef struct tap_rxq_t:
     uint32_t segs               # slots for each read
     bint l2                     # Ethernet frames, not IP packets
     bint shared                 # somebody else may make the descriptor blocking
+    msghdr *msgs                # of a packet socket, one for each read of an entry; NULL: a TAP's
+    uint32_t gone               # its interface is, and only the first read was told
     uint16_t port
     filter_t filter
     rx_gso_t *gso               # splits what is read; NULL: handed out as it comes

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Receive loops on a TAP or TUN descriptor, one for each engine.
+"""Receive loops on a TAP or TUN descriptor or a packet socket, one for each engine.
 
 A read puts the virtio-net header into the headroom and the frame after it, into one slot or, with
 SCATTER, into a chain.  Buffers hold one byte more than the longest legal frame: a read that fills
 its buffer was cut, and is counted instead of delivered.
 """
 
-from libc.errno cimport EAGAIN, EBADF, EINTR, errno
+from libc.errno cimport EAGAIN, EBADF, EINTR, ENODEV, errno
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
 cimport rtap._core.compat as _compat
 from rtap._core.flags cimport RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE, RX_LRO
 from rtap._core.linux cimport (
-    EBADFD, POLLIN, RWF_NOWAIT, iovec, poll, pollfd, read, readv, readv_now,
+    EBADFD, ENETDOWN, MSG_DONTWAIT, POLLIN, RWF_NOWAIT, iovec, poll, pollfd, read, readv, readv_now,
+    recvmsg,
 )
 from rtap._core.pool cimport mbuf_data, mbuf_free, mbuf_reset, mbuf_t, pool_get, pool_put
 from rtap._core.queue cimport rx_share_t, rxq_t
@@ -22,8 +23,9 @@ from rtap._frames.vnet cimport vnet_hdr_to_mbuf
 from rtap._tap.liburing cimport (
     IOSQE_FIXED_FILE, io_uring_cq_advance, io_uring_cq_ready, io_uring_cqe, io_uring_get_sqe,
     io_uring_peek_batch_cqe, io_uring_prep_read, io_uring_prep_read_fixed, io_uring_prep_readv,
-    io_uring_sqe, io_uring_submit_and_wait,
+    io_uring_prep_recvmsg, io_uring_sqe, io_uring_submit_and_wait,
 )
+from rtap._tap.packet cimport packet_gone, packet_msg, packet_put_tag
 from rtap._tap.rx_gso cimport rx_gso
 from rtap._tap.uring cimport (
     ENGINE_AUTO, RING_ENTRIES, uring_buffer, uring_enter, uring_file, uring_leave, uring_run,
@@ -85,6 +87,7 @@ cdef bint rx_accept(tap_rxq_t *q, mbuf_t **slots, uint32_t n) noexcept nogil:
     cdef mbuf_t *tail = m
     cdef uint32_t room = q.pool.data_room
     cdef uint32_t left, used = 1
+    cdef uint8_t *hdr = rx_start(q, m)
     if n >= q.segs * room + q.hdr_len:
         _compat.counter_add(&q.base.truncated, 1)
         _compat.counter_add(&q.base.errors, 1)
@@ -106,10 +109,12 @@ cdef bint rx_accept(tap_rxq_t *q, mbuf_t **slots, uint32_t n) noexcept nogil:
     m.nb_segs = <uint16_t>used
     if used < q.segs:
         pool_put(q.pool, slots + used, q.segs - used)
+    if q.msgs != NULL:
+        hdr = packet_put_tag(m, hdr)
     if q.hdr_len != 0:
         # The first two bytes are flags and gso_type: without offloads there is nothing to do.
-        if (rx_start(q, m)[0] | rx_start(q, m)[1] | q.offloads) != 0:
-            if vnet_hdr_to_mbuf(m, rx_start(q, m), q.l2, q.offloads) != 0:
+        if (hdr[0] | hdr[1] | q.offloads) != 0:
+            if vnet_hdr_to_mbuf(m, hdr, q.l2, q.offloads) != 0:
                 _compat.counter_add(&q.base.bad_vnet_hdr, 1)
                 _compat.counter_add(&q.base.errors, 1)
                 mbuf_free(m)
@@ -120,6 +125,14 @@ cdef bint rx_accept(tap_rxq_t *q, mbuf_t **slots, uint32_t n) noexcept nogil:
     if m.ol_flags != 0:
         rx_count_offloads(&q.base, m.ol_flags)
     return True
+
+
+cdef void rx_down(tap_rxq_t *q, int32_t result, int *error) noexcept nogil:
+    """A packet socket has no frame; one whose interface has gone tells the first read only."""
+    if result == -ENETDOWN and packet_gone(q.base.fd):
+        _compat.store(&q.gone, 1)
+    if _compat.load_relaxed(&q.gone) != 0:
+        error[0] = ENODEV
 
 
 cdef bint rx_settle(tap_rxq_t *q, mbuf_t **slots, int32_t result, mbuf_t **out, uint32_t *got,
@@ -133,6 +146,8 @@ cdef bint rx_settle(tap_rxq_t *q, mbuf_t **slots, int32_t result, mbuf_t **out, 
     pool_put(q.pool, slots, q.segs)
     if result == -EBADFD or result == -EBADF:
         error[0] = -result
+    elif q.msgs != NULL and (result == -EAGAIN or result == -ENETDOWN):
+        rx_down(q, result, error)
     elif result != -EAGAIN and result != -EINTR:
         _compat.counter_add(&q.base.read_errors, 1)
         _compat.counter_add(&q.base.errors, 1)
@@ -187,18 +202,25 @@ cdef void rx_prepare(tap_rxq_t *q, uring_t *r, mbuf_t **slots, uint32_t n, uint3
     cdef uint8_t flags = 0 if index < 0 else <uint8_t>IOSQE_FIXED_FILE
     cdef int buffer = uring_buffer(r, q.pool) if q.segs == 1 else -1
     cdef uint32_t length = q.pool.data_room + q.hdr_len
+    cdef int how = RWF_NOWAIT if q.msgs == NULL else MSG_DONTWAIT
+    cdef bint in_one = q.segs == 1 and q.msgs == NULL
     cdef io_uring_sqe *sqe
     cdef uint32_t i
     for i in range(n):
         sqe = io_uring_get_sqe(&r.ring)
-        if q.segs > 1:
-            io_uring_prep_readv(sqe, fd, iov, rx_iovecs(q, slots + i * q.segs, iov), 0)
+        if not in_one:
+            rx_iovecs(q, slots + i * q.segs, iov)
+            if q.msgs == NULL:
+                io_uring_prep_readv(sqe, fd, iov, q.segs, 0)
+            else:
+                packet_msg(&q.msgs[i], iov, q.segs)
+                io_uring_prep_recvmsg(sqe, fd, &q.msgs[i], MSG_DONTWAIT)
             iov += q.segs
         elif buffer >= 0:
             io_uring_prep_read_fixed(sqe, fd, rx_start(q, slots[i]), length, 0, buffer)
         else:
             io_uring_prep_read(sqe, fd, rx_start(q, slots[i]), length, 0)
-        sqe.rw_flags = RWF_NOWAIT
+        sqe.rw_flags = how
         sqe.flags = flags
         sqe.user_data = first + i
 
@@ -322,7 +344,7 @@ cdef uint32_t rx_syscall(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noex
     cdef bint more = True, in_one
     cdef ssize_t rc
     rx_adopt(q)
-    in_one = q.segs == 1 and not q.shared
+    in_one = q.segs == 1 and not q.shared and q.msgs == NULL
     limit = <uint32_t>BATCH_SLOTS // q.segs
     depth = q.depth
     while more and asked < n:   # not "got": frames that are dropped must not prolong a burst
@@ -336,6 +358,9 @@ cdef uint32_t rx_syscall(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noex
             at = slots + done * q.segs
             if in_one:
                 rc = read(base.fd, rx_start(q, at[0]), q.pool.data_room + q.hdr_len)
+            elif q.msgs != NULL:
+                packet_msg(q.msgs, iov, rx_iovecs(q, at, iov))
+                rc = recvmsg(base.fd, q.msgs, MSG_DONTWAIT)
             elif q.shared:
                 rc = readv_now(base.fd, iov, rx_iovecs(q, at, iov))
             else:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Transmit loops on a TAP or TUN descriptor, one for each engine.
+"""Transmit loops on a TAP or TUN descriptor or a packet socket, one for each engine.
 
 A frame in one private segment gets its virtio-net header written into the headroom and leaves from
 one place; chains and shared frames leave through an iovec with the header beside them, so that
 sending never writes into bytes that somebody else can see.
 """
 
-from libc.errno cimport EAGAIN, EBADF, EINTR, EINVAL, EIO, ENOBUFS, ENOMEM, errno
+from libc.errno cimport EAGAIN, EBADF, EINTR, EINVAL, EIO, ENOBUFS, ENODEV, ENOMEM, ENXIO, errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memmove, memset
@@ -14,8 +14,8 @@ from libc.string cimport memmove, memset
 cimport rtap._core.compat as _compat
 from rtap._core.flags cimport RX_LRO, TX_REQUESTS, TX_SPECIAL
 from rtap._core.linux cimport (
-    EBADFD, RWF_NOWAIT, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
-    VIRTIO_NET_HDR_GSO_UDP_L4, iovec, write, writev, writev_now,
+    EBADFD, ENETDOWN, RWF_NOWAIT, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4,
+    VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP_L4, iovec, write, writev, writev_now,
 )
 from rtap._core.pool cimport (
     mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_t, mbuf_window, pool_t,
@@ -286,8 +286,8 @@ cdef bint tx_failed(tap_txq_t *q, mbuf_t *m, int code, bint *retry, int *error) 
     if code == EAGAIN or code == ENOMEM or code == ENOBUFS or code == EINTR:
         retry[0] = True
         return False
-    if code == EBADFD or code == EBADF:
-        error[0] = code
+    if code == EBADFD or code == EBADF or code == ENXIO:
+        error[0] = ENODEV if code == ENXIO else code     # a packet socket says it so
         return False
     if code == EINVAL and m.pkt_len < ETHER_HDR_LEN and q.l2:
         tx_unfit(q, m)
@@ -295,7 +295,7 @@ cdef bint tx_failed(tap_txq_t *q, mbuf_t *m, int code, bint *retry, int *error) 
     q.base.why = code
     if q.gro != NULL:
         frames = tx_gro_frames(q.gro, m)
-    if code == EIO:
+    if code == EIO or code == ENETDOWN:     # of a TAP, of a packet socket
         _compat.counter_add(&q.base.down, frames)
     else:
         _compat.counter_add(&q.base.refused, frames)

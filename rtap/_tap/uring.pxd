@@ -54,5 +54,5 @@ cdef void uring_forget_file(uint64_t file_id) noexcept nogil
 cdef int uring_buffer(uring_t *r, pool_t *p) noexcept nogil
 cdef uint32_t uring_run(uring_t *r, uint32_t n) noexcept nogil
 cdef uint64_t uring_new_file_id() noexcept nogil
-cdef str uring_refusal(int fd)
+cdef str uring_refusal(int fd, bint packet)
 cdef tuple uring_costs()

@@ -311,17 +311,19 @@ cdef int probe_read(int fd) noexcept nogil:
     return result
 
 
-cdef dict known = {}            # fork generation -> refusal, "" for none
+cdef dict known = {}            # (fork generation, packet) -> refusal, "" for none
 
 
-cdef str uring_refusal(int fd):
-    """Why the uring engine cannot serve TAP descriptors here; "" when it can.  Asked of the
-    kernel once for each process."""
+cdef str uring_refusal(int fd, bint packet):
+    """Why the uring engine cannot serve TAP descriptors here, or packet sockets; "" when it can.
+    Asked of the kernel once for each process."""
+    cdef str kind = "packet sockets" if packet else "TAP descriptors"
+    cdef tuple key = (fork_generation(), packet)
     cdef int rc
     cdef uring_t *own = <uring_t *>pthread_getspecific(ring_key)
     if own != NULL and own.refused != 0:
         return f"io_uring is blocked here ({strerror(-own.refused).decode()})"
-    cached = known.get(fork_generation())
+    cached = known.get(key)
     if cached is not None:
         return cached
     with nogil:
@@ -331,10 +333,10 @@ cdef str uring_refusal(int fd):
     elif rc == -ENOSYS or rc == -EPERM:
         reason = f"io_uring is blocked here ({strerror(-rc).decode()})"
     else:
-        reason = f"io_uring reads on TAP descriptors fail here ({strerror(-rc).decode()})"
+        reason = f"io_uring reads on {kind} fail here ({strerror(-rc).decode()})"
     if reason == "" or rc == -ENOSYS or rc == -EPERM or rc == -EOPNOTSUPP:
         # Anything else may be this descriptor's, or this moment's.
-        known[fork_generation()] = reason
+        known[key] = reason
     return reason
 
 

@@ -55,7 +55,7 @@ class LinkState:
 
     ``kind`` is "tun" for TUN and TAP devices, which then have ``tun``: the IFLA_TUN_* attributes
     by name. ``dropped`` counts the frames the kernel had for whoever reads and dropped: sending,
-    from its side.
+    from its side. ``ethernet`` is whether frames begin with an Ethernet header.
     """
 
     index: int
@@ -70,6 +70,9 @@ class LinkState:
     tun: dict[str, int]
     dropped: int
     txqueuelen: int = 0
+    min_mtu: int = 68
+    max_mtu: int = 65535
+    ethernet: bool = True
 
     @property
     def up(self) -> bool:
@@ -103,6 +106,9 @@ _NLM_F_REQUEST = 1
 _NLM_F_ACK = 4
 # struct ifinfomsg: family, type, index, flags, change.
 _IFINFOMSG = struct.Struct("=BxHiII")
+# linux/if_arp.h; the loopback interface's frames have an Ethernet header too.
+_ARPHRD_ETHER = 1
+_ARPHRD_LOOPBACK = 772
 _NLATTR = struct.Struct("=HH")
 _NLA_TYPE_MASK = 0x3FFF
 
@@ -116,6 +122,8 @@ _IFLA_LINKINFO = 18
 _IFLA_STATS64 = 23
 _IFLA_CARRIER = 33
 _IFLA_CARRIER_CHANGES = 35
+_IFLA_MIN_MTU = 50
+_IFLA_MAX_MTU = 51
 _IFLA_INFO_KIND = 1
 _IFLA_INFO_DATA = 2
 _TX_DROPPED = struct.Struct("=56xQ")  # the eighth of struct rtnl_link_stats64
@@ -152,7 +160,7 @@ def _text(data: bytes | None) -> str:
 
 
 def _link_state(answer: bytes) -> LinkState:
-    _, _, index, flags, _ = _IFINFOMSG.unpack_from(answer)
+    _, hardware, index, flags, _ = _IFINFOMSG.unpack_from(answer)
     attrs = dict(_attributes(answer, _IFINFOMSG.size))
     info = dict(_attributes(attrs.get(_IFLA_LINKINFO, b"")))
     kind = _text(info.get(_IFLA_INFO_KIND))
@@ -176,6 +184,10 @@ def _link_state(answer: bytes) -> LinkState:
         tun=tun,
         dropped=_TX_DROPPED.unpack_from(stats)[0] if len(stats) >= _TX_DROPPED.size else 0,
         txqueuelen=_number(attrs.get(_IFLA_TXQLEN)),
+        min_mtu=max(_number(attrs.get(_IFLA_MIN_MTU)), 68),
+        # 0 is no limit.
+        max_mtu=min(_number(attrs.get(_IFLA_MAX_MTU)) or 65535, 65535),
+        ethernet=hardware in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK),
     )
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 
 __all__ = ["RxInterrupt"]
@@ -24,6 +25,7 @@ class RxInterrupt:
 
     def __init__(self, fd: int, live: bool, wake: int = -1) -> None:
         self._fds = [fd] if wake < 0 else [fd, wake]
+        self._end: list[int] = []
         self._live = live
         self._enabled = False
         self._added = False
@@ -48,13 +50,25 @@ class RxInterrupt:
         self._live = live
         self._update()
 
+    def end(self) -> None:
+        """Signal for good: whatever the descriptor says, the next burst raises. Idempotent."""
+        if not self._end:
+            self._end.append(os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+            if self._added:
+                self._epoll.register(self._end[0], select.EPOLLIN)
+
+    def renew(self) -> None:
+        """Undo :meth:`end`. Idempotent."""
+        while self._end:
+            os.close(self._end.pop())  # which takes it out of the set
+
     def _update(self) -> None:
         wanted = self._enabled and self._live
         if wanted and not self._added:
-            for fd in self._fds:
+            for fd in (*self._fds, *self._end):
                 self._epoll.register(fd, select.EPOLLIN)
         elif self._added and not wanted:
-            for fd in self._fds:
+            for fd in (*self._fds, *self._end):
                 # Gone already when the descriptor behind it was closed.
                 with contextlib.suppress(OSError):
                     self._epoll.unregister(fd)
@@ -63,3 +77,4 @@ class RxInterrupt:
     def close(self) -> None:
         """Close the descriptor. Idempotent; also right in a forked child, whose copy it closes."""
         self._epoll.close()
+        self.renew()

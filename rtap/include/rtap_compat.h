@@ -18,11 +18,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 #include <linux/fs.h>
+#include <linux/if_packet.h>
 #include <linux/virtio_net.h>
 #include <liburing.h>
 
@@ -249,6 +251,16 @@ static inline void rtap_step_unlock(uint32_t *lock)
 static inline ssize_t rtap_read(int fd, void *buf, size_t n)
 {
 	return syscall(SYS_read, fd, buf, n);
+}
+
+static inline ssize_t rtap_recvmsg(int fd, struct msghdr *msg, int flags)
+{
+	return syscall(SYS_recvmsg, fd, msg, flags);
+}
+
+static inline int rtap_getsockname(int fd, void *address, unsigned int *n)
+{
+	return getsockname(fd, (struct sockaddr *)address, n);
 }
 
 static inline ssize_t rtap_write(int fd, const void *buf, size_t n)
