@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.config import create_terminal_writer
 from hypothesis import HealthCheck, settings
 
 BUILD = os.environ.get("RTAP_TEST_BUILD")
@@ -69,6 +70,10 @@ def package_directory() -> Path:
 def pytest_configure(config: pytest.Config) -> None:
     # A shell's background jobs ignore it, and so would the children that tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if is_worker(config):
+        # Nobody reads a worker's standard output, where pytest-timeout says what hung.
+        writer = create_terminal_writer(config, sys.__stderr__)
+        config.get_terminal_writer = lambda: writer  # type: ignore[method-assign]
     found = package_directory()
     if not BUILD:
         return
