@@ -41,7 +41,7 @@ from support import (
 import rtap
 from rtap import DeviceGone, EthConf, EthDev, Mempool, NetNS, RxOffload
 from rtap.control import channel, tun
-from rtap.drivers import descriptors, net_rtap
+from rtap.drivers import descriptors, interface, net_rtap, observed
 from rtap.drivers import open_tap as opening_module
 from rtap.ethdev import registry
 
@@ -359,11 +359,11 @@ class Injector:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fail_at: int, error: BaseException) -> None:
         self.fail_at, self.error = fail_at, error
         # What the netlink thread does comes when it likes: these tests are without it.
-        observe = net_rtap.NetRtap._observe
+        look = observed.Observer.look
         monkeypatch.setattr(
-            net_rtap.NetRtap,
-            "_observe",
-            lambda self: threading.current_thread().name == "rtap-netlink" or observe(self),
+            observed.Observer,
+            "look",
+            lambda self: threading.current_thread().name == "rtap-netlink" or look(self),
         )
         for dev in registry.devices():
             with dev._lock:
@@ -373,10 +373,10 @@ class Injector:
             (fcntl, "ioctl"),
             (tun, "open_control"),
             (channel.Channel, "request"),
-            (net_rtap, "RxQueue"),
-            (net_rtap, "TxQueue"),
+            (interface, "RxQueue"),
+            (interface, "TxQueue"),
             (net_rtap, "open_netns"),
-            (net_rtap, "watch"),
+            (observed, "watch"),
             (descriptors, "find_link"),
             (opening_module, "Mempool"),
         ):

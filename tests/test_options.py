@@ -36,7 +36,7 @@ from rtap._ring import TxQueue
 from rtap.control import tun
 from rtap.control.netlink import find_link
 from rtap.control.tun import QueueFlag
-from rtap.drivers import net_rtap
+from rtap.drivers import interface
 from rtap.drivers.options import IfaceOptions
 
 pytestmark = pytest.mark.root
@@ -335,7 +335,7 @@ def test_sndbuf_of_the_descriptor_is_respected(
         ordered.append(options["ordered"])
         return TxQueue(*args, **options)
 
-    monkeypatch.setattr(net_rtap, "TxQueue", tx_queue)
+    monkeypatch.setattr(interface, "TxQueue", tx_queue)
     fd = lend(netns)
     with rtap.open(fd=fd, engine=engine):
         assert ordered == [False]
