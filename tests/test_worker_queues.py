@@ -210,6 +210,24 @@ def owned(dev: rtap.EthDev, queue: int) -> bool:
     return False
 
 
+@pytest.mark.parametrize("wait", WAITS)
+def test_fewer_buffers_than_queues(netns: NetNS, engine: str, wait: str) -> None:
+    """Queues that have nothing do not keep the only buffers from those behind them."""
+    flows = 200
+    with ExitStack() as stack:
+        options: dict[str, Any] = {"netns": netns, "engine": engine, "queues": 4}
+        a = stack.enter_context(rtap.open("a0", nb_mbufs=1, **options))
+        b = stack.enter_context(rtap.open("b0", **options))
+        at_a = stack.enter_context(PacketSocket(netns, "a0", 0x0800, rcvbuf=1 << 24))
+        with queue_to_queue(a, b, wait=wait) as worker:
+            for n in range(flows):
+                at_a.send(flow(n))
+            eventually(lambda: sum(served(worker)) == flows, "every frame was read")
+            assert all(served(worker)), "some queue was given nothing"
+        assert a.stats().imissed == 0
+        assert settle(a.pool) == 0
+
+
 def test_queues_that_vanish_while_idle(netns: NetNS, engine: str) -> None:
     with ExitStack() as stack:
         a = stack.enter_context(rtap.open("a0", netns=netns, engine=engine, queues=16))

@@ -441,6 +441,15 @@ cdef void scan_parked(worker_t *w, uint64_t now) noexcept nogil:
             w.n_busy += 1
 
 
+cdef void take_turns(worker_t *w) noexcept nogil:
+    """Has another route be the first of a pass: queues that share a kernel entry take their buffers
+    in this order, and one that has nothing would keep the last ones from those behind it."""
+    cdef uint32_t first = w.busy[0], i
+    for i in range(1, w.n_busy):
+        w.busy[i - 1] = w.busy[i]
+    w.busy[w.n_busy - 1] = first
+
+
 cdef void worker_loop(worker_t *w) noexcept nogil:
     cdef uint64_t idle_since = 0, now
     cdef bint slept = False, moved  # in vain
@@ -460,6 +469,8 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
             for i in range(w.n_busy):
                 w.routes[w.busy[i]].empties = 0
         sort_out(w, PARK_AFTER)
+        if w.starved and w.n_busy > 1:
+            take_turns(w)
         now = _compat.now_ns()
         scan_parked(w, now)
         if w.n_active == 0:
