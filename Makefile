@@ -27,8 +27,9 @@ help:
 	@echo 'make bench    benchmarks'
 	@echo 'make soak     a hundred million frames through a small pool, and the long runs of tests'
 	@echo 'make fuzz     ten million inputs for the offload kernels, two million for programs over frames,'
-	@echo '              two million random calls of the API, then the property tests with many more'
-	@echo '              examples; ARGS=--runs=1e5 for fewer inputs'
+	@echo '              two million random calls of the API, four million frames through devices (as'
+	@echo '              root), then the property tests with many more examples; ARGS=--runs=1e5 for'
+	@echo '              fewer inputs'
 	@echo 'make docs     the manual, into build/docs'
 	@echo 'make wheel    sdist and wheel, into dist'
 	@echo 'make clean    remove all that was built, and .venv'
@@ -87,6 +88,8 @@ fuzz: build sanitized
 	@$(PYTHON3) tools/fuzz.py $(ARGS)
 	@$(PYTHON3) tools/fuzz_api.py --calls=1e6
 	@tools/sanitize --run $(PYTHON3) tools/fuzz_api.py --calls=1e6
+	@$(PYTHON3) tools/fuzz_wire.py --frames=3e6
+	@tools/sanitize --run $(PYTHON3) tools/fuzz_wire.py --frames=1e6 --seed=100001
 	@HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -m fuzz --timeout=3600
 
 docs: build
