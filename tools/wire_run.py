@@ -24,8 +24,8 @@ from rtap import Burst, MbufFlag, Mempool, NetNS, RouteStats, stages
 from rtap._ring import RxQueue, TxQueue
 from rtap.offload import VnetHdr
 
-#: Seconds that a run may stand still.
-STILL = 10
+#: Seconds that a run may stand still, and for which it sends.
+STILL, SENDS = 10, 20
 #: Frames of one run, about, and the volleys that it fires for that at most.
 FRAMES, VOLLEYS, VOLLEY = 16000, 300, 192
 HEADER = VnetHdr.SIZE
@@ -177,6 +177,7 @@ class Run:
         if plan.worker:
             self.employ()
         moment = self.r.randrange(5, 30)
+        ends = time.monotonic() + SENDS
         for n in range(VOLLEYS):
             for end in self.sources:
                 if not end.closed:
@@ -189,7 +190,7 @@ class Run:
                 self.look_at(end)
             if n == moment:
                 self.happen(plan.event)
-            if n % 4 == 3 and n > moment and self.moved() > FRAMES:
+            if n % 4 == 3 and n > moment and (self.moved() > FRAMES or time.monotonic() > ends):
                 break
         self.settle()
         for worker, _ in self.workers:
