@@ -19,7 +19,8 @@ from rtap._core.mbuf cimport check_range
 from rtap._core.mempool cimport Mempool
 from rtap._core.pool cimport fork_generation, pool_t, thread_number
 from rtap._core.queue cimport (
-    LAYER_ETHERNET, LAYER_IP, QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, TxQueueBase, gil_mode,
+    LAYER_ETHERNET, LAYER_IP, OWNED_BY_WORKER, QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase,
+    TxQueueBase, gil_mode,
 )
 from rtap._frames.vnet cimport VNET_HDR_LEN
 from rtap._tap.packet cimport PACKET_DATA_ROOM, PACKET_HEADROOM
@@ -369,8 +370,9 @@ engine='auto', gil='auto')\n--\n
 
     ordered: link the writes of a batch, so that what a full kernel queue leaves unsent is never
              followed by a later frame; needed only with a finite TUNSETSNDBUF (costs a third)
-    on_refused: called with the kind of super-frames (see ``software_gso``) that the kernel turns
-             out to refuse whatever they look like, in the thread that bursts
+    on_refused: called with the kinds of super-frames (see ``software_gso``) that the kernel turns
+             out to refuse whatever they look like, in the thread that bursts, after the burst
+             (of a worker in its middle); again after the next one when it raises
     gro:     merge frames of a TCP flow before they enter the kernel, with ``gro_udp`` datagrams
              too; needs ``vnet_hdr``
     """
@@ -413,7 +415,7 @@ engine='auto', gil='auto')\n--\n
         q.least = 0 if l2 else 20
         self.layer = LAYER_ETHERNET if l2 else LAYER_IP
         q.owner = <void *>self
-        q.refused = tell_refused
+        q.refused = note_refused
         self.on_refused = on_refused
         self.name = name
         self.queue_id = queue_id
@@ -449,6 +451,11 @@ engine='auto', gil='auto')\n--\n
         self.checked()
         uring_forget_file(self.tap.file_id)
 
+    cdef int tell(self, uint32_t news) except -1:
+        if self.on_refused is not None:
+            self.on_refused(news)
+        return 0
+
     @property
     def software_gso(self):
         """Kinds of super-frames that are split here because the kernel refuses them: bits 1 (TCP
@@ -460,6 +467,15 @@ engine='auto', gil='auto')\n--\n
     def software_gso(self, kinds):
         self.checked()
         _compat.store(&self.tap.software, check_range("software_gso", kinds, 0, 7))
+
+
+cdef void note_refused(tap_txq_t *q, uint32_t kind) noexcept nogil:
+    """In the middle of a burst.  The queue's shell tells of it afterwards, where what signal
+    handlers raise has somewhere to go; a worker has no shell, and its thread runs none."""
+    if _compat.load(&q.base.gate.owned) == OWNED_BY_WORKER:
+        tell_refused(q, kind)
+    else:
+        _compat.store(&q.base.news, q.base.news | kind)
 
 
 cdef void tell_refused(tap_txq_t *q, uint32_t kind) noexcept with gil:

@@ -165,6 +165,43 @@ def test_one_frame_that_the_kernel_refuses_is_split_here(
     }  # fmt: skip
 
 
+def test_a_signal_handler_that_raises_while_it_is_said(shim: Path, engine: str) -> None:
+    """The exception arrives; the frame was sent, and what was found out is known."""
+    found = run(
+        shim,
+        engine,
+        """
+        import signal
+
+        class Interrupted(Exception):
+            pass
+
+        def interrupt(*_):
+            raise Interrupted
+
+        class Interrupts(logging.Handler):
+            def emit(self, record):
+                signal.raise_signal(signal.SIGUSR1)
+
+        signal.signal(signal.SIGUSR1, interrupt)
+        shape = Shape()
+        with bridged(a=options(), b={"engine": "syscall"}) as bridge:
+            dev, wanted = bridge.a, shape.segments(pattern(1, 5000), 1000)
+            logging.getLogger("rtap").addHandler(Interrupts())
+            refuse(TCP4)
+            burst = Burst([shape.request(dev.pool.alloc(shape.unfinished(pattern(1, 5000))), 1000)])
+            try:
+                dev.tx_burst(0, burst)
+            except Interrupted:
+                found = [len(burst), int(dev.info().tx_offloads_refused)]
+            assert bridge.arriving(len(wanted)) == wanted
+            send(bridge, shape, pattern(2, 5000), 1000)
+            print(json.dumps([found, dev.stats().oerrors, dev.pool.in_use]))
+        """,
+    )
+    assert found == [[0, TxOffload.TCP_TSO], 0, 0]
+
+
 def test_configuring_anew_asks_the_kernel_anew(shim: Path, engine: str) -> None:
     found = run(
         shim,

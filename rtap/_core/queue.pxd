@@ -107,6 +107,7 @@ cdef struct txq_t:
     # Pieces of super-frames that it has taken: any burst, also an empty one, sends them first.
     uint32_t waiting
     int why                     # errno of the last frame that was consumed unsent
+    uint32_t news               # what the queue's shell is to tell of after the burst; 0: nothing
     uint64_t packets
     uint64_t bytes
     uint64_t errors             # frames consumed unsent: for one of the next four reasons
@@ -176,6 +177,8 @@ cdef class TxQueueBase(QueueBase):
 
     cdef void serve(self, txq_t *q) noexcept
     cdef uint32_t run(self, mbuf_t **v, uint32_t n, int *error) noexcept
+    cdef int tell(self, uint32_t news) except -1
+    cdef int tell_news(self) except -1
     cdef void leave(self) noexcept
     cdef void settle(self) noexcept
 

@@ -511,6 +511,8 @@ cdef class TxQueueBase(QueueBase):
         sent = self.run(v, <uint32_t>n, &error)
         self.leave()
         burst.give_back(v, n - sent, capacity)
+        if self.q.news != 0:
+            self.tell_news()
         if error != 0:
             raise_errno(error, "tx_burst", self.label(), sent, hint=refusal(error))
         return sent
@@ -567,6 +569,16 @@ cdef class TxQueueBase(QueueBase):
         if why == EIO or why == ENETDOWN:
             return False
         raise_errno(why, f"send a frame of {length} bytes", self.label())
+
+    cdef int tell(self, uint32_t news) except -1:
+        return 0
+
+    cdef int tell_news(self) except -1:
+        """After a burst, of what it has found out; again after the next one when this raises."""
+        cdef uint32_t news = _compat.load(&self.q.news)
+        self.tell(news)
+        _compat.cas(&self.q.news, news, 0)
+        return 0
 
     cdef void leave(self) noexcept:
         """After a burst.  Who stopped the queue meanwhile, and did not wait, found it owned: what

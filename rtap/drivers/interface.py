@@ -166,19 +166,19 @@ class InterfaceDriver(QueueDriver[RxQueue, TxQueue]):
         txq.software_gso = self._software_gso
         return txq
 
-    def _gso_refused(self, kind: int) -> None:
+    def _gso_refused(self, kinds: int) -> None:
         """In a thread that bursts: the kernel splits no such super-frames."""
-        if self._software_gso & kind:
-            return
-        self._software_gso |= kind
+        new = [kind for kind in GSO_KINDS if kind & kinds & ~self._software_gso]
+        self._software_gso |= kinds
         for txq in list(self._txq.values()):
             txq.software_gso = self._software_gso
-        log.warning(
-            "%s: the kernel refuses every super-frame of %s, they are split in software from now "
-            "on",
-            self._control.name,
-            GSO_KINDS[kind],
-        )
+        for kind in new:
+            log.warning(
+                "%s: the kernel refuses every super-frame of %s, they are split in software from "
+                "now on",
+                self._control.name,
+                GSO_KINDS[kind],
+            )
 
     def rx_queue_release(self, queue_id: int) -> None:
         intr = self._intr.pop(queue_id, None)
