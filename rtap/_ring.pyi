@@ -6,6 +6,8 @@ from typing_extensions import Buffer
 from rtap._core.mempool import Mempool
 from rtap._core.queue import RxQueueBase, TxQueueBase
 
+def purge(fd: int) -> int: ...
+
 class RxQueue(RxQueueBase):
     def __init__(
         self,

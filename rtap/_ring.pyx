@@ -88,6 +88,27 @@ cdef uint32_t segments(pool_t *p, uint32_t longest, bint scatter, bint packet) e
     return segs
 
 
+cdef Py_ssize_t read_away(int fd) noexcept nogil:
+    """Reads what waits on a descriptor, and waits for nothing; how many frames it was."""
+    cdef uint8_t scratch[64]
+    cdef iovec iov
+    cdef Py_ssize_t n = 0
+    iov.iov_base = scratch
+    iov.iov_len = sizeof(scratch)
+    while n < PURGE_MAX and readv_now(fd, &iov, 1) > 0:
+        n += 1
+    return n
+
+
+def purge(int fd):
+    """Throws away the frames that wait in the kernel on a descriptor without a queue; returns how
+    many."""
+    cdef Py_ssize_t n
+    with nogil:
+        n = read_away(fd)
+    return n
+
+
 @cython.no_gc_clear
 cdef class RxQueue(RxQueueBase):
     """RxQueue(fd, pool, *, name, queue_id=0, port=0xffff, nb_desc=64, vnet_hdr=True, \
@@ -267,7 +288,7 @@ engine='auto', gil='auto')\n--\n
         """Bytes that one read has space for."""
         cdef room_t *r = &self.tap.room
         cdef uint32_t n
-        self.checked()
+        self.not_inherited()
         _compat.lock(&r.lock)
         if r.new != 0:
             n = r.segs * r.pool.data_room
@@ -285,7 +306,7 @@ engine='auto', gil='auto')\n--\n
         cdef uint32_t segs
         cdef int longest = <int>check_range("max_frame", max_frame, 14, FRAME_MAX)
         cdef room_t *r = &self.tap.room
-        self.checked()
+        self.not_inherited()
         if self.reads is not None:
             raise ValueError(f"{self!r} splits what it reads: its buffers hold the longest frame")
         p = to.hold()
@@ -317,7 +338,7 @@ engine='auto', gil='auto')\n--\n
         cdef list wanted = [bytes(address) for address in addresses]
         cdef const uint8_t *p
         cdef bytes packed
-        self.checked()
+        self.not_inherited()
         if len(wanted) > FILTER_MAX:
             raise ValueError(f"a queue listens for at most {FILTER_MAX} addresses, "
                              f"got {len(wanted)}")
@@ -336,23 +357,15 @@ engine='auto', gil='auto')\n--\n
     def purge(self):
         """Throws away the frames that wait in the kernel; returns how many, and counts them in
         ``purged_packets``."""
-        cdef uint8_t scratch[64]
-        cdef iovec iov
-        cdef Py_ssize_t n = 0
-        self.checked()
-        if self.generation != fork_generation():
-            raise DeviceStateError(f"{self!r} was opened before fork() and belongs to the parent "
-                                   "process")
+        cdef Py_ssize_t n
+        self.not_inherited()
         if not _compat.cas(&self.gate.owned, 0, thread_number()):
             raise DeviceStateError(f"{self!r} is in use by another thread or worker")
         if _compat.load(&self.gate.state) == QUEUE_CLOSED:
             self.disown()
             raise DeviceStateError(f"{self!r} is closed")
-        iov.iov_base = scratch
-        iov.iov_len = sizeof(scratch)
         with nogil:
-            while n < PURGE_MAX and readv_now(self.q.fd, &iov, 1) > 0:
-                n += 1
+            n = read_away(self.q.fd)
             _compat.counter_add(&self.q.purged, n)
             if self.tap.gso != NULL:
                 rx_gso_drop(self.tap.gso, &self.tap.base)

@@ -147,6 +147,7 @@ cdef class QueueBase:
 
     cdef int once(self) except -1
     cdef int checked(self) except -1
+    cdef int not_inherited(self) except -1
     cdef int own(self, uint32_t owner) except -1
     cdef void disown(self) noexcept
     cdef bint move(self, uint32_t value) except -1

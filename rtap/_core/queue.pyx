@@ -140,6 +140,15 @@ cdef class QueueBase:
             raise DeviceStateError("the queue was never initialised")
         return 0
 
+    cdef int not_inherited(self) except -1:
+        """In a forked child, what it has of this queue is a copy: a lock in it may be that of a
+        thread that does not exist there."""
+        self.checked()
+        if self.generation != fork_generation():
+            raise DeviceStateError(f"{self!r} was opened before fork() and belongs to the parent "
+                                   "process")
+        return 0
+
     cdef int own(self, uint32_t owner) except -1:
         self.checked()
         if self.generation != fork_generation():
@@ -159,9 +168,7 @@ cdef class QueueBase:
     cdef bint move(self, uint32_t value) except -1:
         """Changes the state and waits for nobody; false, and no change, when it is closed."""
         cdef uint32_t before
-        if self.generation != fork_generation():
-            raise DeviceStateError(f"{self!r} was opened before fork() and belongs to the parent "
-                                   "process")
+        self.not_inherited()
         before = _compat.load(&self.gate.state)
         # Written before owned is read, as own() and wait() do it the other way.
         while before != QUEUE_CLOSED and not _compat.cas(&self.gate.state, before, value):

@@ -12,6 +12,7 @@ import warnings
 from functools import partial
 
 from rtap._core.descriptor import Descriptor
+from rtap._ring import purge
 from rtap.control import tun
 from rtap.control.attach import DYING_S, POLL_S, adopt, attach_first, claimed
 from rtap.control.channel import hold
@@ -46,6 +47,8 @@ class Descriptors:
         # Kept alive without descriptors for a moment, see negotiate_header.
         self._kept_alive = False
         self._detached: set[int] = set()
+        #: Frames that waited on descriptors which were given up for another configuration.
+        self.purged = 0
         channel = control = None
         try:
             channel = hold(ns.fd)  # one socket for all of this
@@ -185,11 +188,17 @@ class Descriptors:
         while len(self._files) > keep:
             self._files.pop().close()
 
+    def _give_up(self, keep: int = 0) -> None:
+        """As :meth:`close`, and counts what waits there: the kernel throws it away uncounted."""
+        for file in reversed(self._files[keep:]):
+            self.purged += purge(file.fileno())
+            self.close(len(self._files) - 1)
+
     def resize(self, n: int) -> None:
         """Have `n` of them, all attached."""
         for q in sorted(self._detached):
             self.attach(q, True)
-        self.close(n)
+        self._give_up(n)
         if len(self._files) < n:
             self._open(n)
 
@@ -213,7 +222,7 @@ class Descriptors:
                 # Renamed or moved meanwhile: these belong to a new interface of the old name.
                 raise DeviceGone(errno.ENODEV, f"{link.name} was renamed or moved", link.name)
         except BaseException:
-            self.close(before)
+            self._give_up(before)
             raise
 
     def attach(self, queue_id: int, attached: bool) -> None:
@@ -265,7 +274,7 @@ class Descriptors:
             self._kept_alive = not self.persist
             try:
                 tun.set_persist(self.first, True, self.name)
-                self.close()
+                self._give_up()
                 file, iface = call_in(self.control.netns.fd, attach)
                 self._files.append(file)
                 self.flags = iface.flags
