@@ -3,7 +3,8 @@
  * Preloaded by test_gso_fallback.py and others: makes a kernel that splits every kind of super-frame one that
  * does not. A write to a TAP device of a super-frame of a refused kind is shortened until nothing
  * is left of the frame but its virtio-net header, to which the kernel itself answers EINVAL.
- * And a kernel without RWF_NOWAIT, and one on which a system call is slow.
+ * And a kernel without RWF_NOWAIT, one on which a system call is slow, and one that is full for a
+ * moment.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -25,11 +26,19 @@ static unsigned long longer_than;
 static int hits;
 static int refuses_nowait;
 static int slow;
+static int full_at;
 
 /* So that engine="auto" takes io_uring. */
 void slow_writes(int on)
 {
 	slow = on;
+}
+
+/* The n-th write to a TAP device from now on finds no room, nor does the one after it: pieces are
+ * tried once more. */
+void full_at_write(int n)
+{
+	full_at = n + 1;
 }
 
 void refuse_nowait(void)
@@ -95,6 +104,11 @@ long syscall(long number, ...)
 	if (refuses_nowait && (number == SYS_preadv2 || number == SYS_pwritev2)) {
 		hits++;
 		errno = EOPNOTSUPP;
+		return -1;
+	}
+	if (full_at > 0 && (number == SYS_write || number == SYS_writev) && is_tap((int)a[0]) &&
+	    --full_at < 2) {
+		errno = EAGAIN;
 		return -1;
 	}
 	if (kinds != 0 && number == SYS_write && is_tap((int)a[0]) &&

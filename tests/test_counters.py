@@ -282,6 +282,18 @@ def tx_full(pair: Pair) -> dict[str, int]:
     return counted(*[100] * sent, full=1)
 
 
+def tx_no_copy(pair: Pair) -> dict[str, int]:
+    """A frame that somebody else sees, and asks for a change: there is no mbuf for a copy."""
+    shape = Shape(proto="udp")
+    with Mempool(1, ROOM) as one:
+        mbuf = shape.request(one.alloc(shape.unfinished(bytes(40))))
+        burst = Burst([mbuf])
+        assert pair.tx.tx_burst(burst) == 0
+        assert len(burst) == 1
+        del burst, mbuf
+    return {"full": 1}
+
+
 CASES: dict[str, Callable[[Pair], dict[str, int]]] = {
     name: case
     for name, case in list(globals().items())

@@ -240,6 +240,27 @@ def test_pool_stays_readable_after_close(dev: EthDev, pool: Mempool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["rx", "tx"])
+def test_what_a_stop_of_one_queue_left_undone_ends_with_the_device(
+    dev: EthDev, pool: Mempool, kind: str
+) -> None:
+    """Interrupted, it is not done later to a queue that was started anew, or never."""
+    ops = ops_of(dev)
+    dev.configure(1, 1)
+    dev.rx_queue_setup(0, 8, pool, deferred_start=True)
+    dev.tx_queue_setup(0, 8, deferred_start=True)
+    dev.start()
+    getattr(dev, f"{kind}_queue_start")(0)
+    ops.fail[f"{kind}_queue_stop"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        getattr(dev, f"{kind}_queue_stop")(0)
+    dev.stop()
+    dev.start()
+    ops.take()
+    getattr(dev, f"{kind}_queue_start")(0)
+    assert ops.take() == [f"{kind}_queue_start(0)"]
+
+
+@pytest.mark.parametrize("kind", ["rx", "tx"])
 def test_a_queue_that_could_not_be_set_up_anew_is_the_old_one(
     dev: EthDev, pool: Mempool, kind: str
 ) -> None:

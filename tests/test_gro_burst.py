@@ -277,6 +277,28 @@ def test_segments_that_somebody_holds(pool: Mempool) -> None:
 
 
 @pytest.mark.lifetime
+@pytest.mark.parametrize("which", [0, 1, 3])
+@pytest.mark.parametrize("by", ["holding", "cloning"])
+def test_a_segment_in_use_is_not_chained_on(by: str, which: int) -> None:
+    """What somebody has of a frame stays as it is: nothing is put behind its last segment."""
+    frames = frames_of(F(), 4, 200)
+    with Mempool(64, 128) as small:
+        burst = small.alloc_burst(4, frames)
+        part = burst[which].next
+        assert part is not None
+        if by == "cloning":
+            part = part.clone()
+        out = Gro().coalesce(burst)
+        assert part.next is None
+        assert sent(out) == expected(frames)
+        out.free()
+        assert part.next is None
+        assert bytes(part) == frames[which][128:]
+        del part
+        assert small.in_use == 0
+
+
+@pytest.mark.lifetime
 def test_frames_that_others_resize_meanwhile() -> None:
     """Threads move the windows of frames while these are merged: whatever comes out is a frame with
     the lengths it says, and its slots come back."""

@@ -196,6 +196,48 @@ def test_by_reference_the_super_frame_stays_until_the_last_piece_goes() -> None:
     assert (pool.in_use, other.in_use) == (0, 0)
 
 
+@pytest.mark.parametrize(("room", "segs"), [(70_000, 1), (33_000, 2)])
+def test_by_reference_where_the_pool_has_room_for_it(room: int, segs: int) -> None:
+    """Two mbufs for each piece, and one more for each mbuf that the super-frame lies in."""
+    shape = Shape()
+    data = PAYLOAD[:60_000]
+    expected = shape.segments(data, 20_000)
+    for extra, refer in ((0, True), (-1, False)):
+        with slots(segs, room) as pool, slots(2 * 3 + segs + extra, 32_768) as other:
+            burst = Burst([wanted(pool.alloc(shape.finished(data)), "tcp", 20_000)])
+            assert burst[0].nb_segs == segs
+            out = offload.gso(burst, other)
+            assert [bytes(mbuf) for mbuf in out] == expected
+            assert (pool.in_use == segs) is refer
+            assert all((mbuf.nb_segs > 1) is refer for mbuf in out)
+            out.free()
+
+
+@pytest.mark.parametrize(("size", "refer"), [(16_384, True), (16_383, False)])
+def test_by_reference_from_a_length_on(size: int, refer: bool) -> None:
+    shape = Shape()
+    data = PAYLOAD[: 3 * size]
+    with slots(1, 65_800) as pool, slots(16, 32_768) as other:
+        burst = Burst([wanted(pool.alloc(shape.finished(data)), "tcp", size)])
+        out = offload.gso(burst, other)
+        assert [bytes(mbuf) for mbuf in out] == shape.segments(data, size)
+        assert [mbuf.nb_segs for mbuf in out] == [2 if refer else 1] * 3
+        out.free()
+
+
+@pytest.mark.parametrize(("room", "refer"), [(66, True), (65, False)])
+def test_by_reference_behind_headers_of_one_mbuf(room: int, refer: bool) -> None:
+    """Ethernet, IPv4 and TCP with its timestamps: 66 bytes."""
+    shape = Shape()
+    data = PAYLOAD[:40_000]
+    with slots(1, 65_800) as pool, slots(700, room) as other:
+        burst = Burst([wanted(pool.alloc(shape.finished(data)), "tcp", 20_000)])
+        out = offload.gso(burst, other)
+        assert [bytes(mbuf) for mbuf in out] == shape.segments(data, 20_000)
+        assert [mbuf.nb_segs == 2 for mbuf in out] == [refer] * 2
+        out.free()
+
+
 def test_by_reference_out_of_clones() -> None:
     """Segments that borrow bytes themselves: the pieces borrow from the owner."""
     shape = Shape(6, "udp")

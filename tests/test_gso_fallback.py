@@ -252,6 +252,78 @@ def test_what_was_merged_here_is_split_again(shim: Path, engine: str) -> None:
     assert found == [[[10, 0, 0], [10, 1, 2], [10, 1, 0]], 0, 0]
 
 
+def test_nothing_overtakes_the_pieces_of_what_was_merged_here(shim: Path) -> None:
+    """256 frames are looked at together; behind them is another that the kernel has room for."""
+    found = run(
+        shim,
+        "syscall",
+        """
+        shape, other = Shape(), Shape(6, "udp")
+        with bridged(a=options(tx_gro=True, nb_mbufs=512), b=options()) as bridge:
+            frames = [*shape.segments(pattern(1, 25_600), 100), other.finished(b"behind")]
+            refuse(TCP4)
+            shim.full_at_write(20)  # the frame, a probe, and then pieces of it
+            burst = bridge.a.pool.alloc_burst(len(frames), frames)
+            sent = bridge.a.tx_burst(0, burst)
+            waiting = bridge.a._txq[0].waiting
+            later = bridge.a.tx_burst(0, burst)
+            assert bridge.arriving(len(frames)) == frames
+            print(json.dumps([len(frames), sent, waiting, later]))
+        """,
+    )
+    assert found == [257, 256, 256 - 17, 1]
+
+
+def test_a_frame_is_prepared_once(shim: Path) -> None:
+    """Also where it could not go with those before it: what a program that still has it writes
+    into its flags meanwhile is not looked at."""
+    found = run(
+        shim,
+        "uring",
+        """
+        from contextlib import ExitStack
+        from support import PacketSocket, eventually, quiet_netns
+        with ExitStack() as stack:
+            ns = stack.enter_context(quiet_netns())
+            a, b, c = (stack.enter_context(rtap.open(name, netns=ns, **options()))
+                       for name in ("a0", "b0", "c0"))
+            at_a = stack.enter_context(PacketSocket(ns, "a0", 0x0800))
+            at_c = stack.enter_context(PacketSocket(ns, "c0", 0x0800))
+            big, small = Shape(), Shape(proto="udp")
+            payload = pattern(1, 1000)
+            for data in (big.unfinished(payload), small.finished(b"kept"), big.unfinished(payload)):
+                at_a.send(data)
+            kept, told = [], []
+
+            def stage(burst):
+                if len(burst) != 3:
+                    return [rtap.stages.DROP] * len(burst)
+                for n in (0, 2):
+                    big.request(burst[n], 100)
+                kept.append(burst[1])
+                return [0, 1, 1]
+
+            class Refused(logging.Handler):
+                def emit(self, record):
+                    told.append(record.getMessage()[:2])
+                    kept[0].ol_flags = rtap.MbufFlag.TX_UDP_CKSUM  # and no lengths: impossible
+
+            logging.getLogger("rtap").addHandler(Refused())
+            c._txq[0].software_gso = 7  # its second frame has to be split first
+            refuse(TCP4)
+            worker = rtap.Worker()
+            worker.forward((a, 0), [(b, 0), (c, 0)], stages=[stage])
+            with worker:
+                eventually(lambda: worker.stats().tx_packets == 3, "all are sent")
+            arrived = at_c.frames(11)
+            assert arrived == [small.finished(b"kept"), *big.segments(payload, 100)]
+            print(json.dumps([told, worker.stats().drops, c.stats().oerrors]))
+            kept.clear()
+        """,
+    )
+    assert found == [["b0"], 0, 0]
+
+
 def test_a_worker_falls_back_too(shim: Path, engine: str) -> None:
     """On a thread without the GIL; super-frames of a real connection, and its data is whole."""
     found = run(

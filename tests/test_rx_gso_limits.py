@@ -159,6 +159,40 @@ def test_frames_that_wait_come_without_others_behind_them(engine: str) -> None:
         assert got + e.frames(1) == expected
 
 
+def test_each_super_frame_waits_for_one_burst(engine: str) -> None:
+    """Also behind one that has waited."""
+    payload = random.Random(3).randbytes(31_500)
+    with Mempool(32) as pool, end(pool, engine) as e:
+        for n in (1, 2, 3):
+            keep = pool.alloc_burst(1)
+            expected = e.super_frame(payload, 1000)
+            assert e.frames(1) == []
+            assert e.counted()["nombuf"] == n
+            keep.free()
+            assert e.frames(1) == expected
+
+
+@pytest.mark.parametrize(
+    ("room", "size", "whole"), [(2048, 1000, 32), (300, 1400, 22 * 5 + 3)], ids=["one", "several"]
+)
+def test_one_that_the_pool_never_holds_does_not_wait(
+    engine: str, room: int, size: int, whole: int
+) -> None:
+    """Of so many mbufs; with one fewer in the pool there is nothing to wait for."""
+    payload = random.Random(4).randbytes(31_500)
+    with Mempool(whole, room) as pool, end(pool, engine) as e:
+        keep = pool.alloc_burst(1)
+        expected = e.super_frame(payload, size)
+        assert e.frames(1) == []
+        keep.free()
+        assert e.frames(1) == expected
+    with Mempool(whole - 1, room) as pool, end(pool, engine) as e:
+        expected = e.super_frame(payload, size)
+        got = e.frames(1)
+        assert len(got) == len(expected) - 1
+        assert got + e.frames(1) == expected
+
+
 # ---- mbufs that are too small
 
 

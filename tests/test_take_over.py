@@ -224,6 +224,22 @@ def test_made_anew_by_somebody_else(netns: NetNS) -> None:
     assert (data["persist"], data["user"]) == (True, 4321)
 
 
+def test_a_stopped_queue_of_one_made_anew(netns: NetNS, engine: str) -> None:
+    """It is attached there as all are, and runs and stops as before."""
+    with rtap.open("s0", netns=netns, engine=engine, queues=2) as dev:
+        for _ in range(2):
+            dev.rx_queue_stop(1)
+            iproute(netns, "link del s0")
+            dev.stop()
+            dev.start()
+            assert link(netns, "s0")["linkinfo"]["info_data"]["numqueues"] == 2
+        dev.rx_queue_stop(1)
+        assert link(netns, "s0")["linkinfo"]["info_data"]["numqueues"] == 1
+        with PacketSocket(netns, "s0") as kernel:
+            kernel.send(frame(1))
+            assert dev.recv(5) == frame(1)
+
+
 # ---- shared with others
 
 

@@ -8,6 +8,7 @@ import itertools
 import os
 import random
 import socket
+import threading
 from contextlib import ExitStack
 
 import pytest
@@ -21,6 +22,7 @@ from rtap import Burst, DeviceStateError, EthDev, MbufFlag, Mempool, NetNS, TxOf
 from rtap._ring import RxQueue, TxQueue
 from rtap.drivers.observed import Drops
 from rtap.offload import VnetHdr
+from rtap.stages import DROP
 
 pytestmark = [pytest.mark.root, pytest.mark.lifetime]
 
@@ -280,6 +282,137 @@ def test_what_waits_is_offered_once_more_at_the_end(engine: str) -> None:
         assert (tx.waiting, tx.counters()["unsent"]) == (0, 0)
 
 
+class Pairs:
+    """Queues on sockets: a source, and targets that split super-frames themselves."""
+
+    def __init__(self, stack: ExitStack, engine: str, sources: int, targets: int) -> None:
+        ends = [
+            socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            for _ in range(sources + targets)
+        ]
+        for end in itertools.chain(*ends):
+            stack.enter_context(end).setblocking(False)
+        self.shape = Shape()
+        self.outs = [ours for ours, _ in ends[sources:]]
+        self.feeds = [theirs for _, theirs in ends[:sources]]
+        self.peers = [theirs for _, theirs in ends[sources:]]
+        self.pool = stack.enter_context(Mempool(64, 66_000))
+        self.rxs = [
+            RxQueue(ours.fileno(), self.pool, name="rx", max_frame=65_600, engine=engine)
+            for ours, _ in ends[:sources]
+        ]
+        self.txs = [
+            TxQueue(out.fileno(), name="tx", vnet_hdr=False, engine=engine) for out in self.outs
+        ]
+        for queue in (*self.rxs, *self.txs):
+            stack.callback(queue.close)
+            queue.start()
+
+    def too_many(self, target: int = 0) -> bytes:
+        """A payload of which that target takes two thirds, in pieces of 50 bytes."""
+        self.outs[target].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 15)
+        room = waits(self.outs[target], self.shape.finished(bytes(50)))
+        assert len(drained(self.peers[target])) == room > 10
+        return pattern(3, 50 * (room + room // 2))
+
+    def super_frame(self, payload: bytes, feed: int = 0) -> list[bytes]:
+        """Comes in; what it is split into."""
+        hdr = header(1, VnetHdr.GSO_TCPV4, 50)
+        self.feeds[feed].send(hdr + self.shape.unfinished(payload))
+        return self.shape.segments(payload, 50)
+
+    def plain(self, number: int, feed: int = 0) -> None:
+        self.feeds[feed].send(bytes(10) + frame(number))
+
+    def to(self, rx: int = 0) -> tuple[Ends, list[tuple[Ends, int]]]:
+        return Ends(self.rxs[rx], self.txs[0]), [(Ends(self.rxs[rx], tx), 0) for tx in self.txs]
+
+
+def test_nothing_overtakes_what_waits_at_one_of_several_targets(engine: str) -> None:
+    """A target has room again when frames for all targets, which might go together, are sent."""
+    with ExitStack() as stack:
+        pairs = Pairs(stack, engine, 1, 3)
+        payload = pairs.too_many()
+        bursts: list[int] = []
+        arrived: list[bytes] = []
+        inside, go = threading.Event(), threading.Event()
+        stack.callback(go.set)
+
+        def stage(burst: Burst) -> list[int]:
+            bursts.append(len(burst))
+            if len(bursts) == 2:
+                inside.set()
+                go.wait(10)
+                return [DROP]
+            if len(bursts) == 3:
+                arrived.extend(drained(pairs.peers[0]))
+                return list(range(3))
+            return [0]
+
+        worker = Worker()
+        source, targets = pairs.to()
+        worker.forward((source, 0), targets, stages=[stage], on_full="retry")
+        with worker:
+            pieces = pairs.super_frame(payload)
+            eventually(lambda: pairs.txs[0].waiting > 0, "the target is full")
+            pairs.plain(9)
+            assert inside.wait(5)
+            for n in range(3):
+                pairs.plain(n)
+            go.set()
+            eventually(lambda: worker.stats().tx_packets == 4, "all are sent")
+        assert bursts == [1, 1, 3]
+        arrived += drained(pairs.peers[0])
+        assert arrived == [*pieces, frame(0)]
+        assert [drained(peer) for peer in pairs.peers[1:]] == [[frame(1)], [frame(2)]]
+
+
+@pytest.mark.parametrize("targets", [1, 2])
+def test_pieces_that_are_refused_are_no_frames_of_the_route(engine: str, targets: int) -> None:
+    """The kernel takes none of them: errors of the queue.  The route sent one frame."""
+    with ExitStack() as stack:
+        pairs = Pairs(stack, engine, 1, targets)
+        pairs.peers[0].close()
+        worker = Worker()
+        source, ends = pairs.to()
+
+        def stage(burst: Burst) -> list[int]:
+            return [0] * len(burst)
+
+        worker.forward((source, 0), ends, stages=[stage])
+        with worker:
+            pieces = pairs.super_frame(pattern(3, 500))
+            eventually(lambda: worker.stats().tx_packets > 0, "it is sent")
+        (route,) = worker.stats().routes
+        assert (route.rx_packets, route.tx_packets, route.drops) == (1, 1, 0)
+        counters = pairs.txs[0].counters()
+        assert counters["errors"] == counters["refused"] == len(pieces)
+        assert counters["packets"] == 0
+
+
+def test_what_waits_when_a_route_ends_is_sent_by_an_idle_one(engine: str) -> None:
+    """To whom the target passes: it is parked, and no frame comes for it."""
+    with ExitStack() as stack:
+        pairs = Pairs(stack, engine, 2, 1)
+        payload = pairs.too_many()
+        worker = Worker()
+        for rx in range(2):
+            source, targets = pairs.to(rx)
+            worker.forward((source, 0), targets, on_full="retry")
+        before = epolls()
+        with worker:
+            (epoll,) = epolls() - before
+            eventually(lambda: pairs.rxs[1].fd in watched(epoll), "the other route is parked")
+            pieces = pairs.super_frame(payload)
+            eventually(lambda: pairs.txs[0].waiting > 0, "the target is full")
+            pairs.rxs[0].stop()
+            assert pairs.txs[0].waiting > 0
+            arrived = drained(pairs.peers[0])
+            eventually(lambda: pairs.txs[0].waiting == 0, "what waits is sent")
+        assert arrived + drained(pairs.peers[0]) == pieces
+        assert pairs.txs[0].counters()["unsent"] == 0
+
+
 @pytest.mark.parametrize("end", ["stop", "close"])
 def test_a_super_frame_that_is_split_in_portions_is_let_go_of(engine: str, end: str) -> None:
     """Only its first pieces are made when its queue is stopped."""
@@ -318,7 +451,6 @@ def test_a_target_passes_to_the_route_that_still_has_it(engine: str) -> None:
         rxs = [RxQueue(ours.fileno(), pool, name="rx", engine=engine) for ours, _ in pairs[:2]]
         tx = TxQueue(pairs[2][0].fileno(), name="tx", vnet_hdr=False, engine=engine)
         for queue in (*rxs, tx):
-            stack.callback(queue.close)
             queue.start()
         worker = Worker()
         for rx in rxs:
@@ -331,6 +463,9 @@ def test_a_target_passes_to_the_route_that_still_has_it(engine: str) -> None:
             eventually(lambda: drained(pairs[2][1]) == [frame(1)], "the other route goes on")
         assert tx.tx_burst(pool.alloc_burst(1, frame(2))) == 1
         assert drained(pairs[2][1]) == [frame(2)]
+        # Not in any case: close() waits for whoever has the queue, so without end if nobody does.
+        for queue in (*rxs, tx):
+            queue.close()
 
 
 def watched(epoll: int) -> set[int]:

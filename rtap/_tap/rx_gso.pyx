@@ -84,12 +84,13 @@ cdef inline void signal(rx_gso_t *t) noexcept nogil:
 
 
 cdef int move(mbuf_t *m, pool_t *pool, mbuf_t **out) noexcept nogil:
-    """The same frame in slots of ``pool``, the original freed: 1; or -ENOBUFS, and nothing done,
-    when there are too few."""
+    """The same frame, which has nothing left to do, in slots of ``pool``, the original freed: 1;
+    or -ENOBUFS, and nothing done, when there are too few."""
     cdef mbuf_t *head = NULL
     cdef mbuf_t *tail = NULL
     cdef mbuf_t *seg
     cdef uint32_t room = pool.data_room, done = 0, count = 0
+    _compat.check(not keeps_vnet_hdr(m))        # or the place of its checksum moves, too
     while head == NULL or done < m.pkt_len:
         if pool_get(pool, &seg, 1) == 0:
             mbuf_free(head)
@@ -107,7 +108,6 @@ cdef int move(mbuf_t *m, pool_t *pool, mbuf_t **out) noexcept nogil:
     memcpy(&head.packet_type, &m.packet_type,
            sizeof(mbuf_t) - (<size_t>&m.packet_type - <size_t>m))
     head.ol_flags = m.ol_flags
-    head.csum_at = m.csum_at - m.data_off + head.data_off
     head.pkt_len = m.pkt_len
     head.nb_segs = <uint16_t>count
     head.port = m.port
