@@ -195,6 +195,14 @@ def test_clones_are_merged_as_copies(pool: Mempool) -> None:
     assert [bytes(mbuf) for mbuf in clones] == frames
 
 
+def test_clones_that_nobody_else_has_leave_the_originals(pool: Mempool) -> None:
+    frames = frames_of(F())
+    burst = pool.alloc_burst(6, frames)
+    out = Gro().coalesce(Burst([mbuf.clone() for mbuf in burst]))
+    assert sent(out) == expected(frames)
+    assert [bytes(mbuf) for mbuf in burst] == frames
+
+
 def test_shared_frames_and_no_buffer_to_copy_to() -> None:
     frames = frames_of(F())
     with Mempool(6) as pool:

@@ -213,11 +213,15 @@ def test_by_reference_where_the_pool_has_room_for_it(room: int, segs: int) -> No
             out.free()
 
 
-@pytest.mark.parametrize(("size", "refer"), [(16_384, True), (16_383, False)])
-def test_by_reference_from_a_length_on(size: int, refer: bool) -> None:
+@pytest.mark.parametrize(
+    ("size", "room", "refer"),
+    [(16_384, 65_800, True), (16_383, 65_800, False), (20_000, 13_000, False)],
+    ids=["long", "short", "in short segments"],
+)
+def test_by_reference_from_a_length_on(size: int, room: int, refer: bool) -> None:
     shape = Shape()
     data = PAYLOAD[: 3 * size]
-    with slots(1, 65_800) as pool, slots(16, 32_768) as other:
+    with slots(5, room) as pool, slots(16, 32_768) as other:
         burst = Burst([wanted(pool.alloc(shape.finished(data)), "tcp", size)])
         out = offload.gso(burst, other)
         assert [bytes(mbuf) for mbuf in out] == shape.segments(data, size)

@@ -63,7 +63,7 @@ cdef bint take_over(gro_t *g, gro_group_t *d) noexcept nogil:
     while at != GRO_NONE:
         item = &g.items[at]
         own = item.m
-        if at == d.first and not (mbuf_is_private(own) and unshared(own)):
+        if at == d.first and not mbuf_is_private(own):
             own = mbuf_copy(own)        # its headers are written to
         elif not unshared(own):
             own = mbuf_clone(own)
