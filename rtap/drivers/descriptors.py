@@ -24,6 +24,10 @@ from rtap.errors import DeviceGone
 
 __all__ = ["Descriptors"]
 
+#: Those of devices with queues. A collector that finds a device in a cycle finalises what belongs
+#: to it in any order, and would close descriptors that queues still use.
+_held: set[Descriptors] = set()
+
 
 class Descriptors:
     """Descriptor q of `fds` is queue q's; the first is also the interface's handle.
@@ -187,12 +191,18 @@ class Descriptors:
         # From the end: closing an earlier one would move the kernel's last queue into its place.
         while len(self._files) > keep:
             self._files.pop().close()
+        if not self._files:
+            _held.discard(self)
+
+    def hold(self) -> None:
+        """There will be queues on them: open until :meth:`close`, whatever is forgotten."""
+        _held.add(self)
 
     def _give_up(self, keep: int = 0) -> None:
         """As :meth:`close`, and counts what waits there: the kernel throws it away uncounted."""
         for file in reversed(self._files[keep:]):
             self.purged += purge(file.fileno())
-            self.close(len(self._files) - 1)
+            self._files.pop().close()
 
     def resize(self, n: int) -> None:
         """Have `n` of them, all attached."""

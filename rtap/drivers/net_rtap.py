@@ -193,6 +193,7 @@ class NetRtap(InterfaceDriver):
                 f"offloads need virtio-net headers, and the descriptor of {self._tap.name} that "
                 "this device was given was attached without (IFF_VNET_HDR)"
             )
+        self._tap.hold()
         self._release_queues()
         self._nb_queues = (0, 0)
         self._software_gso = 0
@@ -267,7 +268,8 @@ class NetRtap(InterfaceDriver):
             self._intr.clear()
             self._rxq.clear()
             self._txq.clear()
-            with contextlib.suppress(OSError):  # deleted: nothing to wait for
+            # Deleted, or closed by a collector: nothing to wait for.
+            with contextlib.suppress(OSError, ValueError):
                 self._tap.let_die()
                 stays = self._tap.persist or self._tap.adopted
 
