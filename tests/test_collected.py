@@ -11,10 +11,11 @@ import threading
 from typing import Any
 
 import pytest
+from rigs import iproute
 from support import PacketSocket, eventually, frame, links
 
 import rtap
-from rtap import Burst, EthDev, NetNS, Worker
+from rtap import Burst, EthDev, Mempool, NetNS, Worker
 
 pytestmark = [
     pytest.mark.root,
@@ -41,29 +42,48 @@ def cycle(*devices: EthDev) -> list[Any]:
     return [loop]
 
 
+def packet_device(ns: NetNS, name: str, engine: str) -> EthDev:
+    iproute(ns, f"link add {name} type veth peer name {name}p")
+    for end in (name, name + "p"):
+        iproute(ns, f"link set {end} up")
+    number = next(numbers)
+    dev = rtap.probe(f"net_af_packet{number},iface={name}p,netns={ns.path}")
+    dev.configure(1, 1, rtap.EthConf(engine=engine))
+    dev.rx_queue_setup(0, 64, Mempool(256))
+    dev.tx_queue_setup(0, 64)
+    dev.start()
+    return dev
+
+
+@pytest.mark.parametrize("kind", ["tap", "packet"])
 def test_a_burst_in_progress_keeps_its_descriptors(
-    netns: NetNS, engine: str, complaints: list[BaseException | None]
+    netns: NetNS, engine: str, complaints: list[BaseException | None], kind: str
 ) -> None:
     """Their numbers could be those of other files by the time that it writes."""
-    held = cycle(*(rtap.open(name, netns=netns, engine=engine) for name in ("t0", "t1")))
+    if kind == "tap":
+        held = cycle(*(rtap.open(name, netns=netns, engine=engine) for name in ("t0", "t1")))
+    else:
+        held = cycle(*(packet_device(netns, name, engine) for name in ("t0", "t1")))
     fds = [dev.rx_queue(0).fd for dev in held[0][:2]]
+    paths = [f"/proc/self/fd/{fd}" for fd in fds]
     files: list[str] = []
+    before = [os.readlink(path) for path in paths]
 
     def stage(burst: Burst) -> None:
         if held:
             held.clear()
             gc.collect()
-            files.extend(os.readlink(f"/proc/self/fd/{fd}") for fd in fds)
+            files.extend(os.readlink(path) for path in paths)
 
     worker = Worker()
     worker.forward((held[0][0], 0), (held[0][1], 0), stages=[stage])
     worker.start()
     with PacketSocket(netns, "t0") as peer:
         peer.send(frame())
-        eventually(lambda: links(netns) == ["lo"], "the devices are closed")
+        eventually(lambda: not any(map(os.path.lexists, paths)), "the devices are closed")
     eventually(lambda: rtap.devices() == [], "and gone")
     worker.stop()
-    assert files == ["/dev/net/tun"] * 2
+    assert files == before
     assert complaints == []
 
 

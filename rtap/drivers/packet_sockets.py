@@ -50,6 +50,10 @@ class PacketOptions:
         )
 
 
+#: Those of devices with queues, as :mod:`rtap.drivers.descriptors` has them.
+_held: set[PacketSockets] = set()
+
+
 class PacketSockets:
     """Sockets on the interface that `control` controls; descriptors stay as they are until a
     resize."""
@@ -85,6 +89,7 @@ class PacketSockets:
 
     def resize(self, nb_rx: int, nb_tx: int, *, tx_header: bool) -> None:
         """Have that many, all new, none bound; whatever refers to the ones before is gone."""
+        _held.add(self)
         self.close_queues()
         try:
             for _ in range(nb_rx):
@@ -175,3 +180,4 @@ class PacketSockets:
         """Close all of them. Idempotent; also right in a forked child, whose copies it closes."""
         self.close_queues()
         self._member.close()
+        _held.discard(self)
