@@ -4,8 +4,10 @@ and nothing outside of the frame."""
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 from rigs import Shape, bridged, label
@@ -30,6 +32,7 @@ from rtap import (
     offload,
     stages,
 )
+from rtap._ring import RxQueue
 from rtap.offload import VnetHdr
 
 NEEDS_CSUM = 1
@@ -244,3 +247,28 @@ def test_the_place_of_a_checksum_in_a_copy(rig: Rig, moved: int) -> None:
     whole = shape.finished(pattern(1, 200))[max(-moved, 0) :]
     assert bytes(done) == bytes(max(moved, 0)) + whole
     assert bytes(holder) == bytes(max(moved, 0)) + data
+
+
+@pytest.mark.parametrize("outside", [0, 1, 2])
+@pytest.mark.parametrize("before", [0, 2, 30], ids=lambda n: f"{n} before")
+def test_a_received_frame_whose_checksum_has_no_place(
+    engine: str, before: int, outside: int
+) -> None:
+    """Of any protocol: the field has to end in the frame."""
+    data = bytes(12) + b"\x88\xb5" + pattern(1, 50)
+    start = len(data) - 2 - before
+    hdr = struct.pack("<BBHHHH", NEEDS_CSUM, 0, 0, 0, start, before + outside)
+    with ExitStack() as stack:
+        pool = stack.enter_context(Mempool(4, 2048))
+        ours, theirs = map(
+            stack.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        )
+        ours.setblocking(False)
+        rx = RxQueue(ours.fileno(), pool, name="rx", engine=engine)
+        stack.callback(rx.close)
+        rx.start()
+        theirs.send(hdr + data)
+        burst = rx.rx_burst(1)
+        assert [bytes(mbuf) for mbuf in burst] == ([] if outside else [data])
+        assert rx.counters()["errors"] == rx.counters()["bad_vnet_hdr"] == (outside > 0)
+        burst.free()
