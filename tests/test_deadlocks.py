@@ -578,6 +578,30 @@ def test_exit_waits_for_no_stage(stage: str, ending: str) -> None:
     assert time.monotonic() - float(done.stdout) < 3
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("lock", ["channel._channels.lock", "held._lock", "dev._lock"])
+def test_exit_waits_for_no_lock_of_a_thread(lock: str) -> None:
+    """A daemon thread stays where it is when the interpreter ends, with what it has locked."""
+    done = child(
+        f"""
+        from rtap.control import channel
+
+        dev = rtap.open("t0", netns=rtap.NetNS())
+        held = next(iter(channel._channels.by_netns.values()))
+        inside = threading.Event()
+
+        # A thread that stays keeps its globals alive: not those of here, which have dev.
+        names = {{"lock": {lock}, "inside": inside, "sleep": time.sleep}}
+        exec("def keep():\\n with lock:\\n  inside.set()\\n  sleep(60)", names)
+        threading.Thread(target=names.pop("keep"), daemon=True).start()
+        assert inside.wait(5)
+        del held
+        print(time.monotonic())
+        """
+    )
+    assert time.monotonic() - float(done.stdout) < 3
+
+
 # ---- waiting for a buffer
 
 

@@ -405,7 +405,8 @@ def test_ctrl_c_once_the_thread_runs(devs: list[EthDev], monkeypatch: pytest.Mon
     def interrupted(self: threading.Thread) -> None:
         monkeypatch.undo()  # of its own thread for events it knows nothing
         start(self)
-        eventually(lambda: worker.stats().tx_packets > 0, "it runs")
+        # Not of the worker: start() has its lock.
+        eventually(lambda: devs[1].stats().opackets > 0, "it runs")
         raise KeyboardInterrupt
 
     worker.forward((devs[0], 0), (devs[1], 0))

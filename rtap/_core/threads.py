@@ -38,7 +38,6 @@ def call_in_thread(fn: Callable[[], _T]) -> _T:
     What a signal handler raises meanwhile ends the wait and arrives as it is: the thread goes on,
     and nobody gets its result.
     """
-    require_native()
     result: list[_T] = []
     failure: list[BaseException] = []
     # One wait in C. Those of threading.Thread are Python, and an exception in the middle of one
@@ -54,7 +53,7 @@ def call_in_thread(fn: Callable[[], _T]) -> _T:
         finally:
             running.release()
 
-    _thread.start_new_thread(body, ())
+    start_thread(body, name="rtap-call")
     running.acquire()
     if failure:
         try:
@@ -69,14 +68,31 @@ def begin(thread: threading.Thread) -> None:
 
     The thread may run by then, or soon.
     """
-    if threading.current_thread() is threading.main_thread():  # where signal handlers run
-        call_in_thread(thread.start)
-    else:
+    if threading.current_thread() is not threading.main_thread():  # no signal handlers run here
         thread.start()
+        return
+    failure: list[BaseException] = []
+    starting = _thread.allocate_lock()
+    starting.acquire()
+
+    def start() -> None:
+        # Nothing here asks for the current thread, of which threading would keep a note for ever.
+        try:
+            thread.start()
+        except BaseException as exc:  # noqa: BLE001 - raised in the caller's thread
+            failure.append(exc)
+        finally:
+            starting.release()
+
+    _thread.start_new_thread(start, ())
+    starting.acquire()
+    if failure:
+        raise failure.pop()
 
 
 def start_thread(target: Callable[..., object], *args: Any, name: str) -> threading.Thread:
-    """A started daemon thread that runs ``target(*args)``, see :func:`begin`."""
+    """A started daemon thread that runs ``target(*args)``, see :func:`begin`. RuntimeError for
+    green threads."""
     require_native()
     thread = threading.Thread(target=target, args=args, name=name, daemon=True)
     begin(thread)

@@ -231,13 +231,9 @@ class EthDev(EthDevStates):
             return
         if getattr(self, "_state", CLOSED) in ALIVE:
             warnings.warn(f"unclosed device {self!r}", ResourceWarning, stacklevel=2, source=self)
-            if sys.is_finalizing():
-                # Threads caught in the middle of something stay there for ever, with their locks.
-                self._new_lock()
-                refuse(self._queues())
-                if not occupied(self._queues()):  # else the kernel closes it in a moment
-                    self.close()
-            else:
+            # At the interpreter's end threads stay for ever where they are, with their locks:
+            # closing would wait for one. The kernel closes what is left in a moment.
+            if not sys.is_finalizing():
                 self._close_forgotten()
 
     def _close_forgotten(self) -> None:
