@@ -350,19 +350,22 @@ def test_what_the_kernel_drops_while_the_link_is_down_is_not_missed(
         for k in range(n):
             with_drops.send(frame(k))
 
+    def hear(link: Link) -> None:
+        while told.next() != (EthEvent.INTR_LSC, link):
+            pass
+
     with PacketSocket(netns, "t0") as with_drops:
         assert dev.xstats()["link_down_drops"] == 0
         dev.set_link_down()
         push(7)
         assert dev.xstats()["link_down_drops"] == 7
+        hear(DOWN)
         dev.set_link_up()
         push(3)
         assert (len(dev.rx_burst(0)), dev.xstats()["link_down_drops"]) == (3, 7)
-        while not told.told.empty():
-            told.told.get()
+        hear(UP)
         iproute(netns, "link set t0 carrier off")
-        while told.next() != (EthEvent.INTR_LSC, DOWN):
-            pass
+        hear(DOWN)
         # DOWN is told first. The kernel sets operstate and closes the queues under one lock.
         eventually(lambda: link(netns, "t0")["operstate"] == "DOWN", "the queues are closed")
         push(5)
