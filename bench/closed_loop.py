@@ -52,7 +52,7 @@ from bench.rig import (
     redirect,
     run,
 )
-from rtap.control.netns import NetNS
+from rtap import NetNS
 
 BURST = 64
 

@@ -30,7 +30,7 @@ from typing import final
 
 from bench.measure import Sample, bench_cpu
 from bench.rig import Counters, end, namespace, process_cpu_ns, run
-from rtap.control.netns import NetNS
+from rtap import NetNS
 
 _PROMPT = "testpmd>"
 

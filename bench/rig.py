@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, final
 
 from bench.measure import Sample
-from rtap.control.netns import NetNS
+from rtap import NetNS
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build" / "bench"

@@ -33,7 +33,7 @@ from typing import Any
 from bench import dpdk
 from bench.measure import Sample, Subject, alternate, bench_cpu, loop_until, pinned, write_report
 from bench.rig import ETHERTYPE, FRAME, HEADER, SEQ_OFFSET, Counters, c_sender, frame, namespace
-from rtap.control.netns import NetNS
+from rtap import NetNS
 
 BURST = 64
 

@@ -32,7 +32,7 @@ from typing import Any
 from bench.measure import write_report
 from bench.rig import ETHERTYPE, Counters, frame, namespace
 from bench.send64 import BURST, numpy_step, plain_step
-from rtap.control.netns import NetNS
+from rtap import NetNS
 
 POOL = 512
 LIMITS = {"python blocks": 0.2, "malloc bytes": 64.0, "resident bytes": 4096.0}

@@ -50,7 +50,7 @@ CYTHON_SWAP = """
 # cython: language_level=3, freethreading_compatible=True
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
-from rtap.native cimport rtap_burst
+from rtap.stage cimport rtap_burst
 
 cdef api int swap(void *ctx, rtap_burst *burst) noexcept nogil:
     cdef uint8_t kept[6]

@@ -25,7 +25,7 @@ from typing import Any
 from bench import dpdk
 from bench.measure import Rounds, Sample, Subject, alternate, write_report
 from bench.rig import namespace, run
-from rtap.control.netns import NetNS
+from rtap import NetNS
 
 ADDRESSES = ("10.64.0.1", "10.64.0.2")
 

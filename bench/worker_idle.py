@@ -28,7 +28,7 @@ from typing import Any
 from bench.closed_loop import Loop, worker_subject
 from bench.measure import alternate, bench_cpu, pinned, write_report
 from bench.rig import namespace
-from rtap.control.netns import NetNS
+from rtap import NetNS
 
 SOL_PACKET, PACKET_IGNORE_OUTGOING = 263, 23
 IPV4 = 0x0800

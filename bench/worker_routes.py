@@ -21,7 +21,7 @@ from typing import Any
 from bench.closed_loop import thread_cpu_ns
 from bench.measure import Rounds, Subject, alternate, bench_cpu, pinned, write_report
 from bench.rig import Counters, CProgram, frame, namespace, redirect
-from rtap.control.netns import NetNS
+from rtap import NetNS
 
 HERE = Path(__file__).resolve().parent.parent
 

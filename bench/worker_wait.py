@@ -28,7 +28,7 @@ from bench.closed_loop import thread_cpu_ns
 from bench.measure import bench_cpu, write_report
 from bench.rig import namespace, programs
 from bench.worker_idle import packet_socket, udp
-from rtap.control.netns import NetNS
+from rtap import NetNS
 
 SO_TIMESTAMPNS = 35
 
