@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Generic, Protocol, TypeVar
 
 from rtap._core.mempool import Mempool
@@ -50,11 +51,13 @@ class QueueDriver(EthDevOps, Generic[_RX, _TX]):
         self._txq: dict[int, _TX] = {}
         self._deferred: set[_RX | _TX] = set()
 
+    @abstractmethod
     def _make_rx(self, queue_id: int, nb_desc: int, pool: Mempool) -> _RX:
-        raise NotImplementedError
+        """A receive queue that is stopped."""
 
+    @abstractmethod
     def _make_tx(self, queue_id: int, nb_desc: int) -> _TX:
-        raise NotImplementedError
+        """A transmit queue that is stopped."""
 
     def _queues(self) -> list[_RX | _TX]:
         return [*self._rxq.values(), *self._txq.values()]
