@@ -23,7 +23,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -471,14 +471,44 @@ def settle(pool: Mempool) -> int:
     return pool.in_use
 
 
-def fds() -> int:
-    """Open descriptors of this process, less those that the events thread has for a moment."""
+def open_fds() -> dict[int, str]:
+    """The descriptors that this process has for more than a moment, and what each is of.
 
-    def count() -> int:
+    The netlink thread has one of its own for as long as it looks at news, hence several looks."""
+    found = _look_at_fds()
+    for _ in range(7):
         time.sleep(0.004)
-        return len(os.listdir("/proc/self/fd"))
+        now = _look_at_fds().items()
+        found = dict(found.items() & now)
+    return found
 
-    return min(count() for _ in range(8))
+
+def _look_at_fds() -> dict[int, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the look itself, for one
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    return found
+
+
+def opened_since(before: Mapping[int, str]) -> dict[int, str]:
+    """What was opened since :func:`open_fds`.  What an earlier test's threads close meanwhile is
+    not to be seen here, as it would be in a count."""
+    return dict(open_fds().items() - before.items())
+
+
+def none_left(before: Mapping[int, str], but: int = 0) -> None:
+    """Waits until no more than ``but`` descriptors are open that were not at :func:`open_fds`."""
+    deadline = time.monotonic() + 5
+    while len(left := _look_at_fds().items() - before.items()) > but:
+        if time.monotonic() > deadline:
+            pytest.fail(f"{dict(left)} are open, and were not in {dict(before)}")
+        time.sleep(0.002)
+
+
+def threads_end(number: int) -> None:
+    """Waits until no more than ``number`` threads run."""
+    eventually(lambda: threading.active_count() <= number, f"{number} threads run")
 
 
 def drop_capabilities() -> None:

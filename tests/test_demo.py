@@ -14,6 +14,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,9 +29,12 @@ from support import skip_without_devices
 from rtap.cli.display import WARM_UP, Display, Lines, RichTable, choose
 from rtap.cli.errors import CommandError
 from rtap.cli.tcp import Builtin, find_client
-from rtap.control.netns import NetNS
+from rtap.control.netns import NetNS, call_in
 
 pytestmark = pytest.mark.root
+
+SO_NETNS_COOKIE = 71  # asm-generic/socket.h
+Namespaces = dict[str, int]
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +66,7 @@ class Demo:
                         found.add(int(entry))
         return found
 
-    def until_running(self) -> set[str]:
+    def until_running(self) -> Namespaces:
         """Wait for the first live figure; the network namespaces that are its own."""
         assert self.process.stdout is not None
         seen = ""
@@ -75,7 +79,7 @@ class Demo:
             seen += line
         while True:  # a slice may end just now
             with contextlib.suppress(OSError):
-                found = {os.readlink(f"/proc/{pid}/ns/net") for pid in self.children()}
+                found = dict(identify(f"/proc/{pid}/ns/net") for pid in self.children())
                 if len(found) == 2:  # the client's and the server's
                     return found
             assert time.monotonic() < deadline
@@ -87,7 +91,7 @@ class Demo:
         out, err = self.process.communicate(timeout=timeout)
         return self.process.returncode, out, err
 
-    def gone(self, namespaces: set[str]) -> bool:
+    def gone(self, namespaces: Namespaces) -> bool:
         """Whether no process of it, and no holder of `namespaces`, is left within two seconds."""
         deadline = time.monotonic() + 2
         while self.pids() or holders(namespaces):
@@ -97,7 +101,21 @@ class Demo:
         return True
 
 
-def holders(namespaces: set[str]) -> set[str]:
+def identify(link: str) -> tuple[str, int]:
+    """What a link to a network namespace reads, and the namespace's cookie, which no other one
+    ever has: the number in the link is given again as soon as its namespace is gone, to that of a
+    test beside this one."""
+    with open(link) as file:
+        return os.readlink(f"/proc/self/fd/{file.fileno()}"), call_in(file.fileno(), cookie)
+
+
+def cookie() -> int:
+    with socket.socket(socket.AF_UNIX) as any_socket:
+        number = any_socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+        return int.from_bytes(number, sys.byteorder)
+
+
+def holders(namespaces: Namespaces) -> set[str]:
     """Who is in one of those network namespaces, or has a descriptor of one."""
     found = set()
     for entry in os.listdir("/proc"):
@@ -108,7 +126,7 @@ def holders(namespaces: set[str]) -> set[str]:
             links += [f"/proc/{entry}/fd/{fd}" for fd in os.listdir(f"/proc/{entry}/fd")]
         for link in links:
             with contextlib.suppress(OSError):
-                if os.readlink(link) in namespaces:
+                if os.readlink(link) in namespaces and identify(link) in namespaces.items():
                     found.add(link)
     return found
 
@@ -131,7 +149,7 @@ def report(*argv: str) -> dict[str, Any]:
     with demo("--seconds", "1", "--pairs", "3", "--json", *argv) as running:
         status, out, err = running.finish()
         assert (status, err) == (0, "")
-        assert running.gone(set())
+        assert running.gone({})
     result: dict[str, Any] = json.loads(out)
     assert out.count("\n") == 1
     return result

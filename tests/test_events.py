@@ -20,14 +20,16 @@ from support import (
     PacketSocket,
     Task,
     eventually,
-    fds,
     frame,
     ip,
     link,
     links,
     netdev,
+    none_left,
+    open_fds,
     python,
     skip_without_devices,
+    threads_end,
 )
 
 import rtap
@@ -524,15 +526,15 @@ def test_callbacks_keep_no_device_alive(netns: NetNS) -> None:
 
 
 def test_threads_and_descriptors_end_with_the_last_device(netns: NetNS, netns2: NetNS) -> None:
-    before, threads = fds(), threading.active_count()
+    before, threads = open_fds(), threading.active_count()
     for _ in range(20):
         with rtap.open("a0", netns=netns) as a, rtap.open("b0", netns=netns2) as b:
             Recorder(a)
             Recorder(b)
             names = {t.name for t in threading.enumerate()}
             assert {"rtap-netlink", "rtap-events"} <= names
-        assert fds() == before
-        eventually(lambda: threading.active_count() == threads, "the events thread ends")
+        none_left(before)
+        threads_end(threads)
 
 
 def test_after_fork() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import gc
-import os
 import random
 import resource
 import signal
@@ -20,7 +19,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,11 +30,13 @@ from support import (
     Tap,
     child_environment,
     eventually,
-    fds,
     frame,
     link,
+    none_left,
+    open_fds,
     settle,
     skip_without_devices,
+    threads_end,
 )
 
 import rtap
@@ -73,7 +74,7 @@ def collect_now_and_then(n: int) -> None:
 
 def no_more_fds_than(before: int) -> None:
     """While a device is open the netlink thread has some for as long as it has news to look at."""
-    eventually(lambda: fds() <= before, f"no more than {before} descriptors are open")
+    none_left(before)
 
 
 def names(ns: NetNS) -> list[str]:
@@ -84,15 +85,15 @@ def names(ns: NetNS) -> list[str]:
 def nothing_left(ns: NetNS, *stays: str) -> Iterator[None]:
     """Descriptors, threads, devices, names and interfaces afterwards are those of before."""
     gc.collect()
-    before, threads = fds(), threading.active_count()
+    before, threads = open_fds(), threading.active_count()
     yield
     gc.collect()
     assert names(ns) == ["lo", *stays]
     assert rtap.devices() == []
     assert registry._devices == {}
     assert registry._ports == {}
-    assert threading.active_count() == threads
-    assert fds() == before
+    threads_end(threads)
+    none_left(before)
 
 
 def use(dev: EthDev) -> None:
@@ -116,7 +117,7 @@ def test_many_times_open_and_close(netns: NetNS, engine: str, cycles: int, first
     for n in range(first + cycles):
         if n == first:
             gc.collect()
-            before, size = fds(), memory()
+            before, size = open_fds(), memory()
         with rtap.open("t0", netns=netns, engine=engine) as dev:
             assert dev.send(frame(n))
             dev.rx_burst(0)
@@ -126,7 +127,7 @@ def test_many_times_open_and_close(netns: NetNS, engine: str, cycles: int, first
         collect_now_and_then(n)
     gc.collect()
     now = memory()
-    assert fds() == before
+    none_left(before)
     # A single forgotten arena is 9 MB of address space: twenty are 180 MB.
     assert now[0] - size[0] < 64 * MB
     assert now[1] - size[1] < 8 * MB
@@ -145,7 +146,7 @@ def test_many_times_stop_and_start(netns: NetNS, engine: str, cycles: int, first
         for n in range(first + cycles):
             if n == first:
                 gc.collect()
-                before, size = fds(), memory()
+                before, size = open_fds(), memory()
             dev.stop()
             dev.start()
             assert dev.send(frame(n), queue=n % 2)
@@ -183,7 +184,7 @@ def test_many_times_configured(netns: NetNS, engine: str, cycles: int) -> None:
             dev.stop()
             assert settle(pool) == 0
             if n == 5:
-                before = fds()
+                before = open_fds()
             if n > 5 and queues == 1:
                 no_more_fds_than(before)
 
@@ -211,14 +212,14 @@ def test_many_threads_open_devices(netns: NetNS) -> None:
     for attempt in range(2):
         threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
         if attempt:
-            before = fds()  # rings of ended threads wait for new ones
+            before = open_fds()  # rings of ended threads wait for new ones
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         assert not failures
     gc.collect()
-    assert fds() <= before + 2
+    none_left(before, but=2)
     assert names(netns) == ["lo"]
 
 
@@ -327,13 +328,13 @@ def test_its_namespace_goes_away(engine: str) -> None:
     skip_without_devices()
     ns = NetNS()
     dev = rtap.open("t0", netns=ns, engine=engine)
-    before = fds()
+    before = open_fds()
     ns.close()
     use(dev)
     assert dev.mtu == 1500
     dev.close()
     gc.collect()
-    assert fds() < before
+    assert before.keys() - open_fds().keys()
 
 
 def test_close_says_so_when_the_interface_stays(netns: NetNS) -> None:
@@ -483,7 +484,7 @@ def test_open_that_fails_at_any_step(
 ) -> None:
     with rtap.open("t0", netns=netns):
         pass  # this thread has its ring now
-    before = fds()
+    before = open_fds()
     opened: list[EthDev] = []
 
     def work(nothing: object) -> None:
@@ -511,7 +512,7 @@ def test_taking_over_that_fails_at_any_step(
     iproute(netns, "tuntap add mode tap p0 multi_queue")
     iproute(netns, "addr add 10.0.0.1/24 dev p0")
     index = link(netns, "p0")["ifindex"]
-    before = fds()
+    before = open_fds()
     opened: list[EthDev] = []
 
     def check(nothing: object) -> None:
@@ -539,7 +540,7 @@ def test_adopting_that_fails_at_any_step(
 ) -> None:
     """The descriptor stays its lender's, and the interface with it."""
     with Tap(netns, "t0", multi_queue=True) as lender:
-        before = fds()
+        before = open_fds()
         opened: list[EthDev] = []
 
         def check(nothing: object) -> None:
@@ -566,7 +567,7 @@ def test_configure_that_fails_at_any_step(
     netns: NetNS, monkeypatch: pytest.MonkeyPatch, kinds: Sequence[str], header: bool
 ) -> None:
     """The device can still be closed, and nothing stays; mostly it can be configured again."""
-    before = fds()
+    before = open_fds()
     there = RxOffload.CHECKSUM if header else RxOffload(0)
     other = EthConf(rx_offloads=RxOffload(0) if header else RxOffload.CHECKSUM, engine="syscall")
     again = 0
@@ -609,7 +610,7 @@ def test_configure_that_fails_at_any_step(
 def test_start_that_fails_at_any_step(
     netns: NetNS, monkeypatch: pytest.MonkeyPatch, kinds: Sequence[str]
 ) -> None:
-    before = fds()
+    before = open_fds()
 
     def make() -> EthDev:
         dev = rtap.open("t0", netns=netns, queues=2, engine="syscall")
@@ -637,7 +638,7 @@ def test_the_end_that_fails_at_any_step(
     netns: NetNS, monkeypatch: pytest.MonkeyPatch, kinds: Sequence[str], then: str
 ) -> None:
     """Whatever goes wrong on the way, the device is stopped or closed."""
-    before = fds()
+    before = open_fds()
 
     def end(dev: EthDev) -> None:
         getattr(dev, then)()
@@ -664,9 +665,8 @@ def test_the_end_that_fails_at_any_step(
         )
 
 
-def assert_nothing(ns: NetNS, descriptors: int, *stays: str) -> None:
+def assert_nothing(ns: NetNS, descriptors: Mapping[int, str], *stays: str) -> None:
     assert names(ns) == ["lo", *stays]
     assert registry._devices == {}
     assert registry._ports == {}
-    # fds() takes its time, which is saved where the first look finds no more of them.
-    assert len(os.listdir("/proc/self/fd")) == descriptors or fds() == descriptors
+    none_left(descriptors)

@@ -21,11 +21,13 @@ import pytest
 from support import (
     child_environment,
     eventually,
-    fds,
     ip,
     links,
+    none_left,
+    open_fds,
     python,
     skip_without_devices,
+    threads_end,
 )
 
 import rtap
@@ -105,21 +107,22 @@ def test_close(netns: NetNS) -> None:
 
 
 def test_forgotten_ones_are_closed_with_a_warning(netns: NetNS) -> None:
-    before = fds()
+    before = open_fds()
     held = [NetNS.from_fd(netns.fd)]
     with pytest.warns(ResourceWarning, match=re.escape(repr(held[0]))):
         held.clear()
-    assert fds() == before
+    none_left(before)
 
 
 def test_fifty_leave_neither_descriptors_nor_threads() -> None:
     skip_without_devices()
     NetNS().close()
-    before, threads = fds(), threading.active_count()
+    before, threads = open_fds(), threading.active_count()
     for _ in range(50):
         with NetNS() as ns:
             ns.call(here)
-    assert (fds(), threading.active_count()) == (before, threads)
+    none_left(before)
+    threads_end(threads)
 
 
 def test_without_rights() -> None:
@@ -223,12 +226,12 @@ def test_run(netns: NetNS) -> None:
 
 
 def test_run_ends_what_takes_too_long(netns: NetNS) -> None:
-    before = fds()
+    before = open_fds()
     start = time.monotonic()
     with pytest.raises(subprocess.TimeoutExpired):
         netns.run(["sleep", "60"], timeout=0.1)
     assert time.monotonic() - start < 10
-    assert fds() == before
+    none_left(before)
 
 
 def test_popen(netns: NetNS) -> None:
@@ -339,11 +342,11 @@ def test_device_keeps_its_namespace_alive() -> None:
 )
 def test_forms_refused(form: object, error: type[Exception], says: str) -> None:
     skip_without_devices()
-    before = fds()
+    before = open_fds()
     with pytest.raises(error, match=says):
         rtap.open("t0", netns=form)  # type: ignore[arg-type]
     assert rtap.devices() == []
-    assert fds() == before
+    none_left(before)
 
 
 def test_open_netns_is_always_a_new_one(netns: NetNS) -> None:

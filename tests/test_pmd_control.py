@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pmd
 import pytest
 from pmd import IFNAME, Port
-from support import LOCAL, fds, frame, ip, link, links
+from support import LOCAL, frame, ip, link, links, none_left, open_fds, opened_since
 
 import rtap
 from rtap import MacAddr, Mempool, NetNS, Stats
@@ -255,17 +255,17 @@ def test_queue_reconfigure(port: Port) -> None:
 def test_fd_leak(netns: NetNS, engine: str) -> None:
     with pmd.port(netns, engine) as warm:  # this thread has its ring after that
         exchange(warm)
-    before = fds()
+    before = open_fds()
     with Mempool(4096) as pool:
         for _ in range(3):
             dev = netns.call(rtap.probe, "net_rtap_fdtest,iface=rtap_fdtest")
             leaking = Port(netns, dev, pool, engine)
             leaking.reconfigure(2)
-            assert fds() > before
+            assert opened_since(before)
             exchange(leaking)
             dev.stop()
             dev.close()
-            assert fds() == before
+            none_left(before)
             assert links(netns) == ["lo"]
 
 

@@ -19,12 +19,14 @@ from support import (
     PacketSocket,
     child_environment,
     eventually,
-    fds,
     frame,
     links,
+    none_left,
+    open_fds,
     python,
     seq_of,
     settle,
+    threads_end,
 )
 from workers import Line, both_ways, can_send, cpu_ticks, thread_id
 
@@ -242,24 +244,25 @@ def test_five_hundred_starts_leak_nothing(line: Line) -> None:
         with worker:
             line.passes()
     gc.collect()
-    before, threads = fds(), threading.active_count()
+    before, threads = open_fds(), threading.active_count()
     for n in range(500):
         with worker:
             if n % 50 == 0:
                 line.passes(n)
-    assert (fds(), threading.active_count()) == (before, threads)
+    none_left(before)
+    threads_end(threads)
     assert settle(line.a.pool) == settle(line.b.pool) == 0
     with worker:
         line.passes()
 
 
 def test_a_hundred_workers(line: Line) -> None:
-    before = fds()
+    before = open_fds()
     for n in range(100):
         with both_ways(line.a, line.b, wait=("poll", "sleep", "adaptive")[n % 3]):
             line.passes(n)
     gc.collect()
-    assert fds() <= before + 1
+    none_left(before, but=1)
     assert settle(line.a.pool) == 0
 
 

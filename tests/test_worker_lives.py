@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from support import fds
+from support import none_left, open_fds, threads_end
 from test_leaks import MB, memory
 
 import rtap
@@ -52,7 +52,7 @@ def test_many_starts_and_stops(
     for life in range(lives + 50):
         if life == 50:  # caches are filled by then
             gc.collect()
-            before, threads, size = fds(), threading.active_count(), memory()
+            before, threads, size = open_fds(), threading.active_count(), memory()
         if not again:
             worker = make()
         worker.start()
@@ -62,7 +62,9 @@ def test_many_starts_and_stops(
         assert not worker.running
     gc.collect()
     now = memory()
-    assert (fds(), threading.active_count(), pool.in_use) == (before, threads, 0)
+    none_left(before)
+    threads_end(threads)
+    assert pool.in_use == 0
     # A thread's stack is 8 MB of address space, a route's buffers some kilobytes of memory.
     assert now[0] - size[0] < 64 * MB
     assert now[1] - size[1] < 4 * MB
