@@ -12,7 +12,7 @@ from rtap._core.flags cimport (
     RX_L4_CKSUM_NONE, RX_LRO, RX_OUTER_IP_CKSUM_BAD, RX_OUTER_L4_CKSUM_BAD, RX_OUTER_L4_CKSUM_GOOD,
 )
 from rtap._core.linux cimport VIRTIO_NET_HDR_F_NEEDS_CSUM
-from rtap._core.pool cimport csum_place, mbuf_read, mbuf_t, mbuf_write
+from rtap._core.pool cimport csum_place, mbuf_read, mbuf_t, mbuf_window, mbuf_write
 from rtap._frames.checksum cimport chain_sum, fold16, sum16, swap16
 from rtap._frames.headers cimport IPPROTO_TCP, IPPROTO_UDP, TCP_CSUM_OFFSET, UDP_CSUM_OFFSET
 from rtap._frames.parse cimport (
@@ -184,29 +184,38 @@ cdef uint64_t verify_parsed(const mbuf_t *m, const uint8_t *p, uint32_t n, const
     return flags | RX_L4_CKSUM_NONE if unfinished or status == NONE else flags
 
 
+cdef inline void put_field(mbuf_t *m, uint32_t at, uint32_t value) noexcept nogil:
+    """Writes a 16-bit field of a frame."""
+    cdef uint8_t field[2]
+    cdef uint8_t *start
+    if at + 2 <= mbuf_window(m, &start):
+        put_be16(start + at, value)
+    else:
+        put_be16(field, value)
+        mbuf_write(m, at, field, 2)
+
+
 cdef void fill_l4(mbuf_t *m, const uint8_t *p, const packet_t *q, uint32_t length,
                   uint32_t start) noexcept nogil:
     cdef bint udp = q.protocol == IPPROTO_UDP
     cdef uint32_t at = q.l4 + (UDP_CSUM_OFFSET if udp else TCP_CSUM_OFFSET)
     cdef uint32_t value
-    cdef uint8_t field[2]
+    cdef uint64_t total
     if start != 0 and start == q.l4:
-        value = l4_pseudo_sum(p, q.version, q.l3, q.final, q.protocol, length)
+        put_field(m, at, l4_pseudo_sum(p, q.version, q.l3, q.final, q.protocol, length))
+        return
+    if start == 0:              # what is in the field is taken off again
+        total = l4_sum(m, p, q, length, 0) + (be16(p + at) ^ 0xffff)
     else:
-        put_be16(field, 0)
-        mbuf_write(m, at, field, 2)
-        value = ~fold16(l4_sum(m, p, q, length, start)) & 0xffff
-        if udp and value == 0:
-            value = 0xffff
-    put_be16(field, value)
-    mbuf_write(m, at, field, 2)
+        put_field(m, at, 0)
+        total = l4_sum(m, p, q, length, start)
+    value = ~fold16(total) & 0xffff
+    put_field(m, at, 0xffff if udp and value == 0 else value)
 
 
 cdef void fill_ipv4(mbuf_t *m, const uint8_t *p, uint32_t n, const packet_t *q) noexcept nogil:
     cdef uint32_t old = be16(p + q.l3 + 10)
-    cdef uint8_t field[2]
-    put_be16(field, ~fold16(<uint64_t>ipv4_sum(p, n, q) + (old ^ 0xffff)) & 0xffff)
-    mbuf_write(m, q.l3 + 10, field, 2)
+    put_field(m, q.l3 + 10, ~fold16(<uint64_t>ipv4_sum(p, n, q) + (old ^ 0xffff)) & 0xffff)
 
 
 cdef inline int fill(mbuf_t *m, bint l2, uint32_t start) noexcept nogil:
@@ -214,11 +223,10 @@ cdef inline int fill(mbuf_t *m, bint l2, uint32_t start) noexcept nogil:
     cdef uint32_t n, length
     cdef const uint8_t *p = headers_of(m, copy, &n)
     cdef headers_t h
-    cdef packet_t q, o
+    cdef packet_t q
     if parse(m, p, n, l2, &h) != 0:
         return -EINVAL
     q = inner(&h)
-    o = outer(&h)
     if q.version != 0 and not h.fragment and (
             q.protocol == IPPROTO_TCP or q.protocol == IPPROTO_UDP):
         length = l4_bytes(p, n, &q)
@@ -229,14 +237,16 @@ cdef inline int fill(mbuf_t *m, bint l2, uint32_t start) noexcept nogil:
             fill_l4(m, p, &q, length, start)
     if q.version == 4:
         fill_ipv4(m, p, n, &q)
-    if o.version != 0 and o.protocol == IPPROTO_UDP and (
-            start == o.l4 or be16(p + o.l4 + UDP_CSUM_OFFSET) != 0):
-        length = l4_bytes(p, n, &o)
+    if h.outer_version == 0:
+        return 0
+    q = outer(&h)
+    if q.protocol == IPPROTO_UDP and (start == q.l4 or be16(p + q.l4 + UDP_CSUM_OFFSET) != 0):
+        length = l4_bytes(p, n, &q)
         if length == 0:
             return -EINVAL
-        fill_l4(m, p, &o, length, start)
-    if o.version == 4:
-        fill_ipv4(m, p, n, &o)
+        fill_l4(m, p, &q, length, start)
+    if q.version == 4:
+        fill_ipv4(m, p, n, &q)
     return 0
 
 

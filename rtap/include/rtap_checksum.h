@@ -52,39 +52,49 @@ static uint64_t rtap_copy_sum_long(uint8_t *restrict to, const uint8_t *restrict
 	return (low & 0xffffffffu) + (low >> 32) + (high & 0xffffffffu) + (high >> 32);
 }
 
+/* Halves that are added to each other both ways: the upper one then has its own carry in it. */
 static inline uint32_t rtap_fold16(uint64_t total)
 {
-	total = (total & 0xffffffffu) + (total >> 32);
-	total = (total & 0xffffffffu) + (total >> 32);
-	total = (total & 0xffff) + (total >> 16);
-	total = (total & 0xffff) + (total >> 16);
-	total = (total & 0xffff) + (total >> 16);
-	return (uint32_t)total;
+	uint32_t half;
+
+	total += total << 32 | total >> 32;
+	half = (uint32_t)(total >> 32);
+	half += half << 16 | half >> 16;
+	return half >> 16;
 }
 
 #define RTAP_SUM_SHORT 128
 
+/* The carry out of the top is worth 1. */
+static inline uint64_t rtap_add(uint64_t total, uint64_t word)
+{
+	total += word;
+	return total + (total < word);
+}
+
 /* A sum in native byte order of up to 7 more bytes, folded and turned to big-endian words. */
 static inline uint32_t rtap_sum_end(uint64_t total, const uint8_t *p, size_t n)
 {
+	uint64_t rest = 0;
 	uint32_t half, folded;
 	uint16_t quarter;
 
 	if (n & 4) {
 		memcpy(&half, p, 4);
-		total += half;
+		rest += half;
 		p += 4;
 	}
 	if (n & 2) {
 		memcpy(&quarter, p, 2);
-		total += quarter;
+		rest += quarter;
 		p += 2;
 	}
 	if (n & 1) {
 		quarter = 0;
 		memcpy(&quarter, p, 1);
-		total += quarter;
+		rest += quarter;
 	}
+	total = rtap_add(total, rest);
 	folded = rtap_fold16(total);
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 	folded = (folded & 0xff) << 8 | folded >> 8;
@@ -107,7 +117,7 @@ static inline uint32_t rtap_sum16(const uint8_t *p, size_t n)
 	}
 	for (; n >= 8; p += 8, n -= 8) {
 		memcpy(&word, p, 8);
-		total += (word & 0xffffffffu) + (word >> 32);
+		total = rtap_add(total, word);
 	}
 	return rtap_sum_end(total, p, n);
 }
