@@ -5,8 +5,9 @@ Rates are too noisy for what costs a few nanoseconds; instructions are the same 
 driver receives and sends bursts under ``valgrind --tool=callgrind``, which collects only inside
 the burst functions, so that neither Python nor start-up is in the figures.
 
-bench/baseline.json has the figures to hold (``--check``), which tests/test_instructions.py does.
-They depend on the compiler: where another one was at work, more is allowed.
+bench/baseline.json has the figures to hold (``--check``), which
+tests/house/test_instructions.py does. They depend on the compiler: where another one was at work,
+more is allowed.
 """
 
 from __future__ import annotations

@@ -16,12 +16,11 @@ from _pytest.config import create_terminal_writer
 from hypothesis import HealthCheck, settings
 
 BUILD = os.environ.get("RTAP_TEST_BUILD")
-# Test modules import their helpers from here, and pytest's importlib mode adds nothing to the path.
-sys.path.append(str(Path(__file__).resolve().parent))
+# Of tests/helpers, which pyproject.toml puts on the path.
 pytest_plugins = ["support", "fakes", "workers"]
 SANITIZED = (BUILD or "").endswith("sanitize")
 # What the sanitizers see is asked where they are.
-collect_ignore = [] if SANITIZED else ["test_sanitizers.py"]
+collect_ignore = [] if SANITIZED else ["house/test_sanitizers.py"]
 
 NO_SKIPS = os.environ.get("RTAP_NO_SKIPS", "") not in ("", "0")
 

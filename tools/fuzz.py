@@ -267,7 +267,7 @@ def unpack(packed: bytes) -> Iterator[bytes]:
 
 def seeds() -> Iterator[bytes]:
     """Inputs to start from: frames of every kind, by themselves and in trains, as super-frames."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "helpers"))
     from frames import CASES
     from oracle import Maker
 
@@ -337,7 +337,7 @@ def spread(inputs: Iterator[bytes], directory: Path) -> Path:
 
 def prefixes() -> Iterator[bytes]:
     """Every frame of the tests cut after each byte of its headers."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "helpers"))
     from frames import CASES
 
     for case in CASES.values():

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the tests of single queues have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+
+from rtap import Burst
+from rtap._ring import RxQueue, TxQueue
+
+#: For a packet socket that must not lose anything.
+BIG = 64 << 20
+#: Of a virtio-net header: its flag, its kind of super-frame.
+NEEDS_CSUM, GSO_TCPV4 = 1, 1
+
+
+class Ends:
+    """Queues without a device."""
+
+    def __init__(self, rx: RxQueue, tx: TxQueue) -> None:
+        self.rx, self.tx = rx, tx
+
+    def rx_queue(self, _number: int) -> RxQueue:
+        return self.rx
+
+    def tx_queue(self, _number: int) -> TxQueue:
+        return self.tx
+
+
+def header(flags: int, gso: int, size: int, start: int = 34, offset: int = 16) -> bytes:
+    """A virtio-net header, whatever it says."""
+    return struct.pack("<BBHHHH", flags, gso, 0, size, start, offset)
+
+
+def send_all(tx: TxQueue, burst: Burst) -> None:
+    while len(burst):
+        assert tx.tx_burst(burst) > 0
+
+
+def receive(rx: RxQueue, n: int, at_once: int = 64, timeout: float = 5) -> list[bytes]:
+    got: list[bytes] = []
+    while len(got) < n:
+        burst = rx.rx_burst(at_once, timeout)
+        if not len(burst):
+            break
+        got += [bytes(m) for m in burst]
+    return got
+
+
+def drained(peer: socket.socket) -> list[bytes]:
+    """All that is there now, of a socket that does not block."""
+    got = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            got.append(peer.recv(1 << 16))
+    return got
