@@ -14,13 +14,14 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 cimport rtap._core.compat as _compat
+from rtap._core.gil cimport gil_mode
 from rtap._core.linux cimport iovec, msghdr, readv_now
 from rtap._core.mbuf cimport check_range
 from rtap._core.mempool cimport Mempool
 from rtap._core.pool cimport fork_generation, pool_t, thread_number
 from rtap._core.queue cimport (
     LAYER_ETHERNET, LAYER_IP, OWNED_BY_WORKER, QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase,
-    TxQueueBase, gil_mode,
+    TxQueueBase,
 )
 from rtap._frames.vnet cimport VNET_HDR_LEN
 from rtap._tap.packet cimport PACKET_DATA_ROOM, PACKET_HEADROOM

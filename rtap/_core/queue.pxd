@@ -5,6 +5,7 @@ the Python shell around them.  A driver's own state struct starts with ``rxq_t``
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from rtap._core.burst cimport Burst
+from rtap._core.gil cimport gil_t
 from rtap._core.mempool cimport Mempool
 from rtap._core.pool cimport mbuf_t
 from rtap._core.traffic cimport traffic_t
@@ -15,11 +16,6 @@ cdef enum:
     QUEUE_STOPPED = 0
     QUEUE_STARTED = 1
     QUEUE_CLOSED = 2
-
-    # gil_t.mode
-    GIL_AUTO = 0
-    GIL_RELEASE = 1
-    GIL_HOLD = 2
 
     # gate_t.owned: 0, the number of the thread that bursts, or
     OWNED_BY_WORKER = 0xffffffff
@@ -125,11 +121,6 @@ cdef struct txq_t:
     uint64_t full               # times the kernel took no more (EAGAIN, ENOMEM, ENOBUFS)
 
 
-cdef struct gil_t:
-    int mode
-    uint64_t hold_until         # CLOCK_MONOTONIC ns
-
-
 cdef class QueueBase:
     cdef gate_t *gate           # of the queue; NULL until there is one
     cdef gil_t gil
@@ -184,7 +175,6 @@ cdef class TxQueueBase(QueueBase):
     cdef void settle(self) noexcept
 
 
-cdef int gil_mode(str name) except -1
 cdef int enter_worker(work) except -1
 cdef int leave_worker() except -1
 cdef object this_worker()

@@ -14,26 +14,21 @@ from libc.string cimport strerror
 
 cimport rtap._core.compat as _compat
 from rtap._core.burst cimport Burst, burst_make
+from rtap._core.gil cimport gil_keep, gil_taken_back
 from rtap._core.linux cimport POLLIN, poll, pollfd, usleep
 from rtap._core.mbuf cimport check_range
 from rtap._core.mempool cimport Mempool, alloc_one
 from rtap._core.pool cimport fork_generation, mbuf_free, mbuf_free_bulk, mbuf_t, thread_number
-from rtap._core.traffic cimport SIZE_BUCKETS, traffic_t
+from rtap._core.traffic cimport traffic_counts
 
 import math
 from rtap.errors import DeviceStateError, raise_errno
 
 cdef enum:
-    HOLD_BURST_MAX = 64         # longer bursts release the GIL whatever it costs
-    SLOW_ACQUIRE_NS = 500_000   # taking the GIL back took this long: somebody else lives in it
-    HOLD_NS = 250_000_000       # then it is kept for this long before trying again
     WAIT_SLICE_MS = 20          # a stopped queue's waiter leaves within one
     SIGNAL_SLICE_MS = 60        # between looks at pending signals
     EMPTY_POOL_US = 1000        # between looks for a free buffer
     OWNER_POLL_US = 200
-
-cdef dict GIL_MODES = {"auto": GIL_AUTO, "release": GIL_RELEASE, "hold": GIL_HOLD}
-
 
 # Ident of each thread that runs a worker's loop -> its Work.
 cdef dict worker_threads = {}
@@ -92,36 +87,11 @@ def occupied(queues):
     return False
 
 
-cdef int gil_mode(str name) except -1:
-    if name not in GIL_MODES:
-        raise ValueError(f"gil must be one of {', '.join(GIL_MODES)}, got {name!r}")
-    return GIL_MODES[name]
-
-
 cdef str refusal(int error):
     """What to do about the errno of a burst, if there is something."""
     if error != EPERM and error != ENOSYS:
         return ""
     return "io_uring is blocked since; engine='auto' goes on with system calls"
-
-
-cdef inline bint gil_keep(gil_t *g, Py_ssize_t n) noexcept:
-    """Whether a burst of ``n`` frames runs without giving the GIL away."""
-    if g.mode == GIL_RELEASE or n > HOLD_BURST_MAX:
-        return False
-    if g.mode == GIL_HOLD:
-        return True
-    return g.hold_until != 0 and _compat.now_ns() < g.hold_until
-
-
-cdef inline void gil_taken_back(gil_t *g, uint64_t asked) noexcept:
-    """Learns from how long it took since ``asked``.
-
-    Beside a busy Python thread each release costs a switch interval (5 ms), a thousand times a
-    short burst, so for a while there are no releases; one now and then finds out whether the
-    other thread is still there."""
-    cdef uint64_t now = _compat.now_ns()
-    g.hold_until = now + HOLD_NS if now - asked > SLOW_ACQUIRE_NS else 0
 
 
 @cython.no_gc_clear
@@ -410,7 +380,7 @@ cdef class RxQueueBase(QueueBase):
     cdef dict xtotals(self):
         cdef rxq_t *q = self.q
         self.checked()
-        return traffic_dict(&q.traffic) | {
+        return traffic_counts(&q.traffic) | {
             "lro_packets": _compat.counter_read(&q.lro),
             "checksum_good": _compat.counter_read(&q.checksum_good),
             "checksum_none": _compat.counter_read(&q.checksum_none),
@@ -637,7 +607,7 @@ cdef class TxQueueBase(QueueBase):
     cdef dict xtotals(self):
         cdef txq_t *q = self.q
         self.checked()
-        return traffic_dict(&q.traffic) | {
+        return traffic_counts(&q.traffic) | {
             "tso_packets": _compat.counter_read(&q.tso),
             "checksum_offload": _compat.counter_read(&q.checksum),
             "multiseg_packets": _compat.counter_read(&q.multiseg),
@@ -650,13 +620,6 @@ cdef class TxQueueBase(QueueBase):
         }
 
 
-cdef tuple SIZE_NAMES = (
-    "size_64_packets", "size_65_to_127_packets", "size_128_to_255_packets",
-    "size_256_to_511_packets", "size_512_to_1023_packets", "size_1024_to_1518_packets",
-    "size_above_1518_packets",
-)
-
-
 cdef dict since(dict zero, dict totals):
     """``totals`` counted from ``zero``, earlier ones or None.
 
@@ -665,14 +628,3 @@ cdef dict since(dict zero, dict totals):
     if zero is None:
         return totals
     return {name: n - zero[name] for name, n in totals.items()}
-
-
-cdef dict traffic_dict(const traffic_t *t):
-    cdef uint32_t i
-    cdef dict out = {}
-    for i in range(<uint32_t>SIZE_BUCKETS):
-        out[SIZE_NAMES[i]] = _compat.counter_read(&t.sizes[i])
-    out["broadcast_packets"] = _compat.counter_read(&t.broadcast)
-    out["multicast_packets"] = _compat.counter_read(&t.multicast)
-    out["unicast_packets"] = _compat.counter_read(&t.unicast)
-    return out

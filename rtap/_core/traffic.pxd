@@ -18,3 +18,4 @@ cdef struct traffic_t:
 
 
 cdef uint64_t count_frames(traffic_t *t, mbuf_t **v, uint32_t n, bint l2) noexcept nogil
+cdef dict traffic_counts(const traffic_t *t)

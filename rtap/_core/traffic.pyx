@@ -91,3 +91,22 @@ cdef uint64_t count_frames(traffic_t *t, mbuf_t **v, uint32_t n, bint l2) noexce
     if l2:
         _compat.counter_add(&t.unicast, n - multicast - broadcast)
     return n_bytes
+
+
+cdef tuple SIZE_NAMES = (
+    "size_64_packets", "size_65_to_127_packets", "size_128_to_255_packets",
+    "size_256_to_511_packets", "size_512_to_1023_packets", "size_1024_to_1518_packets",
+    "size_above_1518_packets",
+)
+
+
+cdef dict traffic_counts(const traffic_t *t):
+    """What was counted, by the names of extended statistics."""
+    cdef uint32_t i
+    cdef dict out = {}
+    for i in range(<uint32_t>SIZE_BUCKETS):
+        out[SIZE_NAMES[i]] = _compat.counter_read(&t.sizes[i])
+    out["broadcast_packets"] = _compat.counter_read(&t.broadcast)
+    out["multicast_packets"] = _compat.counter_read(&t.multicast)
+    out["unicast_packets"] = _compat.counter_read(&t.unicast)
+    return out

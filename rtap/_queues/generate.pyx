@@ -8,12 +8,13 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 cimport rtap._core.compat as _compat
+from rtap._core.gil cimport GIL_AUTO
 from rtap._core.mbuf cimport check_range
 from rtap._core.mempool cimport Mempool
 from rtap._core.pool cimport (
     fork_generation, mbuf_data, mbuf_free_bulk, mbuf_reset, mbuf_t, pool_get,
 )
-from rtap._core.queue cimport GIL_AUTO, QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, rxq_t
+from rtap._core.queue cimport QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, rxq_t
 from rtap._frames.headers cimport ETHER_HDR_LEN, IPV4_HDR_LEN
 from rtap._frames.parse cimport be32, put_be16
 

@@ -7,11 +7,12 @@ They cost what bursts and buffers cost and nothing else, and need no privileges.
 from libc.stdint cimport uint16_t, uint32_t
 
 cimport rtap._core.compat as _compat
+from rtap._core.gil cimport gil_mode
 from rtap._core.mbuf cimport check_range
 from rtap._core.mempool cimport Mempool
 from rtap._core.pool cimport fork_generation, mbuf_free_bulk, mbuf_reset, mbuf_t, pool_get
 from rtap._core.queue cimport (
-    QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, TxQueueBase, gil_mode, rxq_t, tx_lost, txq_t,
+    QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, TxQueueBase, rxq_t, tx_lost, txq_t,
 )
 from rtap._core.traffic cimport count_frames
 

@@ -4,9 +4,10 @@
 cimport cython
 
 cimport rtap._core.compat as _compat
+from rtap._core.gil cimport GIL_AUTO
 from rtap._core.pool cimport fork_generation
 from rtap._core.queue cimport (
-    GIL_AUTO, OWNED_BY_WORKER, QUEUE_CLOSED, QUEUE_STARTED, QUEUE_STOPPED, RxQueueBase,
+    OWNED_BY_WORKER, QUEUE_CLOSED, QUEUE_STARTED, QUEUE_STOPPED, RxQueueBase,
 )
 
 
