@@ -51,7 +51,7 @@ cdef class Worker:
     """Worker(cpu=None, wait='adaptive', *, burst=64, resume_latency=None, \
 name='rtap-worker')\n--\n
 
-    A thread that forwards bursts along its routes and never takes the GIL.
+    A thread that forwards bursts along its routes, and takes the GIL only for a stage in Python.
 
     cpu:   core to pin the thread to, or None
     wait:  what it does when nothing arrives: "poll" spins, "sleep" waits on the descriptors,
