@@ -122,7 +122,7 @@ class FairRLock:
         """As :meth:`threading.Lock.acquire`."""
         if self._is_owned():
             return bool(self._lock.acquire())
-        until = time.monotonic() + timeout
+        until = time.monotonic() + timeout if timeout > 0 else 0.0
         if not self._gate.acquire(blocking, timeout):
             return False
         try:
@@ -132,7 +132,12 @@ class FairRLock:
         finally:
             self._gate.release()
 
-    __enter__ = acquire
+    def __enter__(self) -> bool:
+        # As acquire(), for those who ask a device for its figures all the time.
+        if self._is_owned():
+            return bool(self._lock.acquire())
+        with self._gate:
+            return bool(self._lock.acquire())
 
     def __exit__(self, *_: object) -> None:
         self.release()

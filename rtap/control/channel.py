@@ -26,7 +26,7 @@ from rtap._core.forks import forget_in_child, renew_in_child
 from rtap.control.netns import call_in
 from rtap.errors import raise_errno
 
-__all__ = ["NLMSGHDR", "Channel", "hold"]
+__all__ = ["NLMSGHDR", "Channel", "NetNSKey", "hold"]
 
 #: struct nlmsghdr: length, type, flags, sequence, port.
 NLMSGHDR = struct.Struct("=IHHII")
@@ -41,6 +41,9 @@ _ATTEMPTS = 3
 _AGAIN = frozenset((errno.ENOBUFS, errno.EINTR))
 
 _Answer: TypeAlias = tuple[int, bytes]
+
+#: What tells namespaces apart that exist: st_dev and st_ino.
+NetNSKey: TypeAlias = tuple[int, int]
 
 
 class _Socket(_socket.socket):
@@ -67,8 +70,8 @@ class Channel:
     The socket is made by the first request, and anew after a fork.
     """
 
-    def __init__(self, key: tuple[int, int] | None = None) -> None:
-        self._key = key
+    def __init__(self, key: NetNSKey | None = None) -> None:
+        self.key = key
         self.users = 0
         self._sequences = itertools.count(1)
         self._in_child()
@@ -174,8 +177,8 @@ class Channel:
             self.users -= 1
             if self.users > 0:
                 return
-            if self._key is not None and _channels.by_netns.get(self._key) is self:
-                del _channels.by_netns[self._key]
+            if self.key is not None and _channels.by_netns.get(self.key) is self:
+                del _channels.by_netns[self.key]
         self.close()
 
     def forked(self) -> None:
@@ -201,7 +204,7 @@ class _Channels:
     def __init__(self) -> None:
         self._in_child()
         # Weak: an exception of a signal handler may take a holder's reference, but not its count.
-        self.by_netns: weakref.WeakValueDictionary[tuple[int, int], Channel] = (
+        self.by_netns: weakref.WeakValueDictionary[NetNSKey, Channel] = (
             weakref.WeakValueDictionary()
         )
 

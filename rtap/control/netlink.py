@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Everything rtap asks of rtnetlink (``rtnetlink(7)``).
 
-pyroute2 encodes what changes a link. Looking at one is done thousands of times, by every
-``stats()``: those answers are decoded here, as far as they are needed, in a tenth of the time.
+pyroute2 encodes what changes a link. Looking at one is done thousands of times: those answers are
+decoded here, as far as they are needed, in a tenth of the time. ``stats()`` asks for counters only.
 Requests go through the namespace's :class:`~rtap.control.channel.Channel`; pyroute2's own sockets
 are not used, since they run an asyncio event loop in the calling thread.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rtap.control.channel import NLMSGHDR, Channel, hold
+from rtap.control.channel import NLMSGHDR, Channel, NetNSKey, hold
 from rtap.control.netns import NetNS
 from rtap.errors import DeviceGone
 from rtap.ether import MacAddr
@@ -102,10 +103,14 @@ class LinkState:
 _RTM_DELLINK = 17
 _RTM_GETLINK = 18
 _RTM_SETLINK = 19
+_RTM_GETSTATS = 94
 _NLM_F_REQUEST = 1
 _NLM_F_ACK = 4
 # struct ifinfomsg: family, type, index, flags, change.
 _IFINFOMSG = struct.Struct("=BxHiII")
+# struct if_stats_msg: family, index, mask of what is asked for (linux/if_link.h).
+_IF_STATS_MSG = struct.Struct("=BxxxII")
+_IFLA_STATS_LINK_64 = 1
 # linux/if_arp.h; the loopback interface's frames have an Ethernet header too.
 _ARPHRD_ETHER = 1
 _ARPHRD_LOOPBACK = 772
@@ -141,14 +146,16 @@ _TUN = {
 _OPERSTATES = ("UNKNOWN", "NOTPRESENT", "DOWN", "LOWERLAYERDOWN", "TESTING", "DORMANT", "UP")
 
 
-def _attributes(data: bytes, at: int = 0) -> Iterator[tuple[int, bytes]]:
-    end = len(data)
-    while at + _NLATTR.size <= end:
-        length, kind = _NLATTR.unpack_from(data, at)
-        if length < _NLATTR.size or at + length > end:
-            return
-        yield kind & _NLA_TYPE_MASK, data[at + _NLATTR.size : at + length]
+def _attributes(data: bytes, at: int = 0) -> dict[int, bytes]:
+    found = {}
+    unpack, size, end = _NLATTR.unpack_from, _NLATTR.size, len(data)
+    while at + size <= end:
+        length, kind = unpack(data, at)
+        if length < size or at + length > end:
+            break
+        found[kind & _NLA_TYPE_MASK] = data[at + size : at + length]
         at += length + 3 & ~3
+    return found
 
 
 def _number(data: bytes | None) -> int:
@@ -159,17 +166,20 @@ def _text(data: bytes | None) -> str:
     return os.fsdecode((data or b"").rstrip(b"\0"))
 
 
+def _dropped(stats: bytes) -> int:
+    return int(_TX_DROPPED.unpack_from(stats)[0]) if len(stats) >= _TX_DROPPED.size else 0
+
+
 def _link_state(answer: bytes) -> LinkState:
     _, hardware, index, flags, _ = _IFINFOMSG.unpack_from(answer)
-    attrs = dict(_attributes(answer, _IFINFOMSG.size))
-    info = dict(_attributes(attrs.get(_IFLA_LINKINFO, b"")))
+    attrs = _attributes(answer, _IFINFOMSG.size)
+    info = _attributes(attrs.get(_IFLA_LINKINFO, b""))
     kind = _text(info.get(_IFLA_INFO_KIND))
     tun = {}
     if kind == "tun":
         data = _attributes(info.get(_IFLA_INFO_DATA, b""))
-        tun = {_TUN[at]: _number(value) for at, value in data if at in _TUN}
+        tun = {_TUN[at]: _number(value) for at, value in data.items() if at in _TUN}
     mac = attrs.get(_IFLA_ADDRESS, b"")
-    stats = attrs.get(_IFLA_STATS64, b"")
     operstate = _number(attrs.get(_IFLA_OPERSTATE))
     return LinkState(
         index=index,
@@ -182,7 +192,7 @@ def _link_state(answer: bytes) -> LinkState:
         operstate=_OPERSTATES[operstate] if operstate < len(_OPERSTATES) else "UNKNOWN",
         kind=kind,
         tun=tun,
-        dropped=_TX_DROPPED.unpack_from(stats)[0] if len(stats) >= _TX_DROPPED.size else 0,
+        dropped=_dropped(attrs.get(_IFLA_STATS64, b"")),
         txqueuelen=_number(attrs.get(_IFLA_TXQLEN)),
         min_mtu=max(_number(attrs.get(_IFLA_MIN_MTU)), 68),
         # 0 is no limit.
@@ -203,6 +213,16 @@ def _get_message(index: int = 0, name: str = "") -> bytearray:
         NLMSGHDR.pack(length, _RTM_GETLINK, _NLM_F_REQUEST, 0, 0)
         + _IFINFOMSG.pack(0, 0, index, 0, 0)
         + attr
+    )
+
+
+def _get_counters_message(index: int) -> bytearray:
+    """RTM_GETSTATS of one link: struct rtnl_link_stats64 and nothing else."""
+    length = NLMSGHDR.size + _IF_STATS_MSG.size
+    mask = 1 << (_IFLA_STATS_LINK_64 - 1)
+    return bytearray(
+        NLMSGHDR.pack(length, _RTM_GETSTATS, _NLM_F_REQUEST, 0, 0)
+        + _IF_STATS_MSG.pack(0, index, mask)
     )
 
 
@@ -246,7 +266,7 @@ class Control:
     `netns` says where it is; it belongs to the Control from here on, which :meth:`close`\\ s it.
     `relocate` is asked when the index is unknown there: it returns where the interface lives now
     (a NetNS to own, and the index), or None when it is gone, and the request is tried there.
-    `strayed` is asked first, if given: whether the interface has left a namespace.
+    `strayed` is asked first, if given: whether the interface has left the namespace of a key.
 
     Safe from any thread, and inside a running asyncio loop. Failures are OSErrors that say what
     was tried; DeviceGone when there is no such interface any more.
@@ -258,7 +278,7 @@ class Control:
         index: int,
         name: str,
         relocate: Callable[[], tuple[NetNS, int] | None] | None = None,
-        strayed: Callable[[NetNS], bool] | None = None,
+        strayed: Callable[[NetNSKey | None], bool] | None = None,
     ) -> None:
         self.netns = netns
         self.index = index
@@ -275,7 +295,7 @@ class Control:
     def _do(self, operation: str, make: Callable[[int], bytearray]) -> bytes:
         for _ in range(MOVES):
             # Where it no longer is, its index may be somebody else's.
-            if self._strayed is not None and self._strayed(self.netns):
+            if self._strayed is not None and self._strayed(self._channel.key):
                 self.follow()
             try:
                 return self._here(operation, make)
@@ -305,6 +325,16 @@ class Control:
         state = _link_state(self._do("look up", _get_message))
         self.name = state.name
         return state
+
+    def get_dropped(self) -> int:
+        """:attr:`LinkState.dropped` alone, as it is now, at a quarter of the cost."""
+        try:
+            answer = self._do("count drops", _get_counters_message)
+        except OSError as exc:
+            if exc.errno != errno.EOPNOTSUPP:  # Linux before 4.7
+                raise
+            return self.get().dropped
+        return _dropped(_attributes(answer, _IF_STATS_MSG.size).get(_IFLA_STATS_LINK_64, b""))
 
     def peek(self) -> LinkState | None:
         """The link where it was last seen, or None; does not look for it elsewhere."""

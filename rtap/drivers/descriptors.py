@@ -15,7 +15,7 @@ from rtap._core.descriptor import Descriptor
 from rtap._ring import purge
 from rtap.control import tun
 from rtap.control.attach import DYING_S, POLL_S, adopt, attach_first, claimed
-from rtap.control.channel import hold
+from rtap.control.channel import NetNSKey, hold
 from rtap.control.netlink import MOVES, Control, LinkState, find_link
 from rtap.control.netns import NetNS, call_in
 from rtap.control.tun import QueueFile, QueueFlag, TunFeature
@@ -146,13 +146,14 @@ class Descriptors:
                 raise
             return None
 
-    def strayed(self, ns: NetNS) -> bool:
-        """Whether the interface has left that namespace."""
+    def strayed(self, key: NetNSKey | None) -> bool:
+        """Whether the interface has left the namespace of that key."""
         there = self._netns_now()
         if there is None:
             return False
         with there:
-            return not os.path.sameopenfile(there.fileno(), ns.fd)
+            now = os.fstat(there.fileno())
+        return (now.st_dev, now.st_ino) != key
 
     def relocate(self) -> tuple[NetNS, int] | None:
         """Where the interface is now, asked of its descriptor; None when it is gone."""

@@ -374,7 +374,7 @@ class NetRtap(InterfaceDriver):
 
     def _count_drops(self) -> None:
         with contextlib.suppress(DeviceGone):
-            self._drops.count(self._control.get().dropped)
+            self._drops.count(self._control.get_dropped())
 
     def stats_get(self) -> Stats:
         self._count_drops()
@@ -389,10 +389,10 @@ class NetRtap(InterfaceDriver):
 
     def xstats_get(self) -> dict[str, int]:
         self._count_drops()
-        return super().xstats_get() | {
-            "purged_packets": self._tap.purged,
-            "link_down_drops": self._drops.unplugged,
-        }
+        out = super().xstats_get()
+        out["purged_packets"] = self._tap.purged
+        out["link_down_drops"] = self._drops.unplugged
+        return out
 
     def xstats_reset(self) -> None:
         self._count_drops()

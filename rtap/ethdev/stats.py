@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Protocol
 
 from rtap.ethdev.ops import Stats
@@ -16,6 +17,11 @@ class Counted(Protocol):
 
     def counters(self) -> dict[str, int]: ...
     def xcounters(self) -> dict[str, int]: ...
+
+
+@lru_cache(maxsize=1024)
+def _prefixed(prefix: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(prefix + name for name in names)
 
 
 def queue_stats(
@@ -55,8 +61,9 @@ def queue_xstats(rxqs: Mapping[int, Counted], txqs: Mapping[int, Counted]) -> di
     """The extended statistics of a device's queues under the C driver's names: all of receive
     queue 0, then of 1, and so on, then the transmit queues (``rx_q0_size_64_packets``, ...)."""
     out: dict[str, int] = {}
-    for number, rxq in sorted(rxqs.items()):
-        out |= {f"rx_q{number}_{name}": value for name, value in rxq.xcounters().items()}
-    for number, txq in sorted(txqs.items()):
-        out |= {f"tx_q{number}_{name}": value for name, value in txq.xcounters().items()}
+    for prefix, queues in (("rx_q", rxqs), ("tx_q", txqs)):
+        for number, queue in sorted(queues.items()):
+            counts = queue.xcounters()
+            names = _prefixed(f"{prefix}{number}_", tuple(counts))
+            out.update(zip(names, counts.values(), strict=True))
     return out
