@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What everything else stands on: buffers, bursts, and what all queues share."""
+"""The foundation: buffers, bursts, and the code that all queues share."""

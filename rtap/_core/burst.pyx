@@ -26,7 +26,7 @@ cdef bint is_bool(item):
 
 cdef bytes flag_words(value, Py_ssize_t n):
     """uint64 numbers as bytes: one ``n`` times, or as many as ``value`` has."""
-    # A flag is iterable and an array has __index__: of one number, both tests hold.
+    # A flag is iterable and an array has __index__: only a single number passes both tests.
     cdef bint one = isinstance(value, int) or not hasattr(value, "__iter__")
     cdef list items = [value] * n if one else list(value)
     return b"".join([as_index(item).to_bytes(8, sys.byteorder) for item in items])
@@ -88,9 +88,9 @@ cdef class Burst:
 
     An ordered set of frames that travel together, of any size.
 
-    ``Burst(mbufs)`` shares the mbufs it is given; indexing gives an :class:`Mbuf`, slicing and
-    :meth:`select` a new Burst over the same frames.  A frame may sit in several bursts.  A later
-    segment of one (``mbuf.next``) is no frame: ValueError.
+    ``Burst(mbufs)`` shares the given mbufs.  Indexing gives an :class:`Mbuf`; slicing and
+    :meth:`select` give a new Burst over the same frames.  A frame may be in several bursts.  A
+    later segment of a frame (``mbuf.next``) is not a frame: ValueError.
     """
 
     def __init__(self, mbufs=()):
@@ -101,7 +101,7 @@ cdef class Burst:
             mbuf_free_bulk(self.v, <uint32_t>self.n)
             PyMem_RawFree(self.v)
 
-    # What a cdef method finds is its caller's: they hold the critical section.
+    # The callers of these cdef methods hold the critical section.
 
     cdef int reserve(self, Py_ssize_t capacity) except -1:
         cdef mbuf_t **v
@@ -125,7 +125,7 @@ cdef class Burst:
 
     @cython.critical_section
     cdef Py_ssize_t lend(self, mbuf_t ***v, Py_ssize_t *capacity) noexcept:
-        """Hands the frames to a kernel that runs without the GIL; others see an empty burst."""
+        """Lends the frames to a kernel that runs without the GIL; others see an empty burst."""
         cdef Py_ssize_t n = self.n
         v[0] = self.v
         capacity[0] = self.capacity
@@ -135,7 +135,7 @@ cdef class Burst:
 
     @cython.critical_section
     cdef int give_back(self, mbuf_t **v, Py_ssize_t n, Py_ssize_t capacity) except -1:
-        """Takes what is left of the lent frames back, in front of any added meanwhile."""
+        """Takes the remaining lent frames back, in front of any added meanwhile."""
         cdef mbuf_t **added = self.v
         cdef Py_ssize_t n_added = self.n
         self.v = v
@@ -154,7 +154,7 @@ cdef class Burst:
         return 0
 
     def append(self, Mbuf mbuf not None):
-        """Adds one mbuf at the end, shared with whoever holds it.  ValueError for a freed mbuf and
+        """Adds one mbuf at the end; others may share it.  ValueError for a freed mbuf and
         for a later segment of a frame."""
         with cython.critical_section(self, mbuf):
             self.push(mbuf.frame())
@@ -294,7 +294,7 @@ cdef class Burst:
     @cython.critical_section
     def gather(self, Py_ssize_t offset, Py_ssize_t n):
         """Bytes ``offset .. offset + n`` of every frame: a (len, n) uint8 memoryview over a copy,
-        for ``numpy.asarray``.  What a shorter frame lacks reads as zero."""
+        for ``numpy.asarray``.  Missing bytes of a shorter frame are zero."""
         cdef bytearray out
         cdef uint8_t *row
         cdef Py_ssize_t i
@@ -310,7 +310,7 @@ cdef class Burst:
     @cython.critical_section
     def scatter(self, Py_ssize_t offset, array):
         """Overwrites bytes from ``offset`` on in every frame with the rows of a (len, n) uint8
-        array.  ValueError, and nothing written, when a frame is too short."""
+        array.  When a frame is too short, raises ValueError and writes nothing."""
         cdef Py_buffer view
         cdef Py_ssize_t stride, i
         check_range("offset", offset, 0, MAX_DATA_ROOM)
@@ -332,8 +332,8 @@ cdef class Burst:
     def array(self, Py_ssize_t n):
         """The first ``n`` bytes of every frame as one writable (len, n) uint8 memoryview, no copy.
 
-        ValueError unless the frames lie in regularly spaced slots, as those of one
-        ``alloc_burst`` from a quiet pool do and received ones seldom; ``gather`` always works."""
+        ValueError unless the frames lie in regularly spaced slots.  The frames of one
+        ``alloc_burst`` from a quiet pool do, received ones rarely; ``gather`` always works."""
         cdef Py_ssize_t i, stride = n
         cdef uint8_t *first = NULL
         cdef uint8_t *start

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Externs of ``include/rtap_compat.h``: atomics, short locks, the clock, what is checked."""
+"""Externs of ``include/rtap_compat.h``: atomics, short locks, the clock, checks."""
 
 from libc.stdint cimport uint32_t, uint64_t
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Bits of an mbuf's ol_flags and of offloads; :mod:`rtap.flags` has them for Python."""
+"""Bits of an mbuf's ol_flags and of offloads; Python has them in :mod:`rtap.flags`."""
 
 from libc.stdint cimport uint64_t
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a forked child does before anything else runs in it.
+"""The first steps of a forked child, before any other code runs in it.
 
 The thread that held a lock at the fork may not exist in the child. So the child first makes every
 lock anew and marks every device as the parent's. It releases nothing before that, since a finalizer
@@ -33,7 +33,7 @@ def renew_in_child(holder: _Holder) -> None:
 
 
 def forget_in_child(fn: Callable[[], object]) -> None:
-    """Have ``fn()`` drop what is the parent's, once all locks are new; in the order of calls."""
+    """Have ``fn()`` drop the parent's state once all locks are new, in the order of calls."""
     _forgetting.append(fn)
 
 

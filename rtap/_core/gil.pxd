@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""When a burst gives the GIL away: each queue has its own ``gil_t``, which learns."""
+"""Whether a burst releases the GIL: each queue has its own ``gil_t``, which learns."""
 
 from libc.stdint cimport uint64_t
 
@@ -11,9 +11,9 @@ cdef enum:
     GIL_RELEASE = 1
     GIL_HOLD = 2
 
-    HOLD_BURST_MAX = 64         # longer bursts release the GIL whatever it costs
-    SLOW_ACQUIRE_NS = 500_000   # taking the GIL back took this long: another thread lives in it
-    HOLD_NS = 250_000_000       # then it is kept for this long before trying again
+    HOLD_BURST_MAX = 64         # longer bursts always release the GIL
+    SLOW_ACQUIRE_NS = 500_000   # if taking the GIL back takes longer, another thread uses it,
+    HOLD_NS = 250_000_000       # and the GIL is kept for this long before the next try
 
 
 cdef struct gil_t:
@@ -33,7 +33,7 @@ cdef inline int gil_mode(str name) except -1:
 
 
 cdef inline bint gil_keep(gil_t *g, Py_ssize_t n) noexcept:
-    """Whether a burst of ``n`` frames runs without giving the GIL away."""
+    """Whether a burst of ``n`` frames keeps the GIL."""
     if g.mode == GIL_RELEASE or n > HOLD_BURST_MAX:
         return False
     if g.mode == GIL_HOLD:
@@ -42,10 +42,10 @@ cdef inline bint gil_keep(gil_t *g, Py_ssize_t n) noexcept:
 
 
 cdef inline void gil_taken_back(gil_t *g, uint64_t asked) noexcept:
-    """Learns from how long it took since ``asked``.
+    """Learns from the time since ``asked``.
 
     Beside a busy Python thread each release costs a switch interval (5 ms), a thousand times a
-    short burst, so for a while there are no releases; one now and then finds out whether the
-    other thread is still there."""
+    short burst.  So the GIL is kept for a while; an occasional release finds out whether the
+    other thread is still busy."""
     cdef uint64_t now = _compat.now_ns()
     g.hold_until = now + HOLD_NS if now - asked > SLOW_ACQUIRE_NS else 0

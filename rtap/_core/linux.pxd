@@ -56,7 +56,7 @@ cdef extern from "rtap_compat.h" nogil:
     ssize_t recvmsg "rtap_recvmsg" (int fd, msghdr *msg, int flags)
     ssize_t readv "rtap_readv" (int fd, const iovec *iov, int count)
     ssize_t writev "rtap_writev" (int fd, const iovec *iov, int count)
-    # The same, on a descriptor that somebody may have made blocking.
+    # The same, for a descriptor that somebody may have made blocking.
     ssize_t readv_now "rtap_readv_now" (int fd, const iovec *iov, int count)
     ssize_t writev_now "rtap_writev_now" (int fd, const iovec *iov, int count)
 

@@ -7,7 +7,7 @@ from rtap._core.pool cimport mbuf_t, pool_t
 cdef class Mbuf:
     cdef mbuf_t *m              # one reference; NULL after free()
     cdef Py_ssize_t exports     # live buffers over the bytes
-    cdef bint part              # a later segment, so no frame
+    cdef bint part              # a later segment, not a frame
 
     cdef mbuf_t *alive(self) except NULL
     cdef mbuf_t *frame(self) except NULL
@@ -25,7 +25,7 @@ cdef int slice_range(slice index, Py_ssize_t n, Py_ssize_t *start, Py_ssize_t *s
                      Py_ssize_t *step) except -1
 cdef Py_ssize_t wrap_index(index, Py_ssize_t n, str what) except -1
 
-# What moves a frame's window returns the room there was: when that is less than ``n``, nothing
+# Functions that move a frame's window return the room there was; if it is less than ``n``, nothing
 # moved.
 cdef uint32_t frame_prepend(mbuf_t *m, Py_ssize_t n, uint8_t **start) noexcept nogil
 cdef uint32_t frame_append(mbuf_t *m, Py_ssize_t n, uint8_t **start) noexcept nogil

@@ -30,7 +30,7 @@ cdef Py_ssize_t check_range(str what, value, Py_ssize_t low, Py_ssize_t high) ex
     except TypeError:
         raise TypeError(f"{what} must be an int, got {type(value).__name__}") from None
     try:
-        n = number              # its digits: what a subclass of int says of itself may be wrong
+        n = number              # its digits: a subclass of int may override its methods wrongly
     except OverflowError:
         n = low - 1
     if not low <= n <= high:
@@ -39,9 +39,9 @@ cdef Py_ssize_t check_range(str what, value, Py_ssize_t low, Py_ssize_t high) ex
 
 
 cdef Py_ssize_t row_stride(const Py_buffer *view, Py_ssize_t rows) except? -1:
-    """Bytes from one row to the next of a (rows, n) uint8 array whose rows are in one piece each;
-    ValueError for a buffer of another shape.  A buffer without strides, as those of ctypes arrays
-    are, is contiguous."""
+    """Bytes from one row to the next of a (rows, n) uint8 array with contiguous rows;
+    ValueError for a buffer of another shape.  A buffer without strides, such as a ctypes array,
+    is contiguous."""
     if view.ndim != 2 or view.shape == NULL or view.itemsize != 1 or view.shape[0] != rows:
         shape = tuple([view.shape[i] for i in range(view.ndim)]) if view.shape != NULL else ()
         raise ValueError(f"expected a ({rows}, n) uint8 array, got shape {shape} of "
@@ -54,8 +54,8 @@ cdef Py_ssize_t row_stride(const Py_buffer *view, Py_ssize_t rows) except? -1:
 
 
 cdef bytes_like(value):
-    """Something whose buffer holds the bytes of ``value``: itself, or what bytes() makes of an
-    object that has its own way to do that, such as a MacAddr."""
+    """An object whose buffer holds the bytes of ``value``: ``value`` itself, or ``bytes(value)``
+    if it has ``__bytes__``, as a MacAddr does."""
     if not PyObject_CheckBuffer(value) and hasattr(type(value), "__bytes__"):
         return bytes(value)
     return value
@@ -105,9 +105,9 @@ cdef class Mbuf:
     """One frame: a chain of ``nb_segs`` segments, the first holding the metadata.
 
     Made by :meth:`Mempool.alloc` or by indexing a :class:`Burst`; shares the frame with the
-    burst it came from.  ``bytes(mbuf)`` copies the whole frame; ``mbuf[a:b]`` reads and
-    ``mbuf[a:b] = data`` overwrites across segments (with bytes, or what has ``__bytes__``, as a
-    :class:`MacAddr` does); ``memoryview(mbuf)`` (or ``.data``) is the writable window on a frame of
+    burst it came from.  ``bytes(mbuf)`` copies the whole frame.  ``mbuf[a:b]`` reads and
+    ``mbuf[a:b] = data`` overwrites across segments; data is bytes, or has ``__bytes__`` as a
+    :class:`MacAddr` does.  ``memoryview(mbuf)`` (or ``.data``) is the writable window on a frame of
     one segment.
     """
 
@@ -129,8 +129,8 @@ cdef class Mbuf:
         return self.alive()
 
     cdef uint32_t length(self) except? 0:
-        """What ``len`` says.  The first segment counts for its frame; a later one asks those from
-        it on, since its frame may have been resized."""
+        """The result of ``len``.  The first segment has the length of its frame; a later one adds
+        up the segments from it on, since its frame may have been resized."""
         cdef const mbuf_t *m = self.alive()
         return mbuf_bytes(m) if self.part else m.pkt_len
 
@@ -154,9 +154,9 @@ cdef class Mbuf:
 
     @cython.critical_section
     def clone(self):
-        """A second frame over the same bytes, with its own window and metadata.  Of a later
-        segment, it is a frame of the rest of the chain.  Headroom and tailroom are shared too: what
-        one prepends or appends, the other may overwrite.
+        """A second frame over the same bytes, with its own window and metadata.  The clone of a
+        later segment is a frame of the rest of the chain.  Headroom and tailroom are shared too:
+        bytes that one prepends or appends, the other may overwrite.
 
         Takes a header from the pool for each segment; PoolEmpty when there is none."""
         cdef mbuf_t *m = mbuf_clone(self.alive())
@@ -248,9 +248,9 @@ cdef class Mbuf:
     @property
     @cython.critical_section
     def next(self):
-        """The rest of the chain from the next segment on as an :class:`Mbuf`, or None.  It reads
-        and writes, and is no frame: what resizes a frame, or takes frames, refuses it with
-        ValueError, and has a use for its :meth:`clone`."""
+        """The rest of the chain from the next segment on as an :class:`Mbuf`, or None.  It can be
+        read and written, but is not a frame: calls that resize or take frames refuse it with
+        ValueError; its :meth:`clone` is a frame."""
         cdef mbuf_t *seg = self.alive().next
         cdef Mbuf rest
         if seg == NULL:
@@ -295,7 +295,7 @@ cdef class Mbuf:
         self.guard()
 
     cdef void guard(self) noexcept:
-        if self.exports == 0:           # a view sees what it saw
+        if self.exports == 0:           # a view keeps its bytes
             mbuf_guard(self.m)
 
     @property
@@ -313,7 +313,7 @@ cdef class Mbuf:
     @property
     @cython.critical_section
     def refcnt(self):
-        """References on the frame: this object's, the bursts' that hold it, its clones'."""
+        """References on the frame: of this object, of bursts that hold it, and of its clones."""
         return _compat.load(&self.alive().refcnt)
 
     @property
@@ -331,7 +331,7 @@ cdef class Mbuf:
     @property
     @cython.critical_section
     def nb_segs(self):
-        """Segments of the frame; of a later segment (:attr:`next`), those from it on.
+        """Segments of the frame; for a later segment (:attr:`next`), the segments from it on.
         Read-only."""
         return self.segments()
 
@@ -361,7 +361,7 @@ cdef class Mbuf:
     @property
     @cython.critical_section
     def l2_len(self):
-        """Bytes of the Ethernet header with its VLAN tags; of a tunnelled packet, of all between
+        """Bytes of the Ethernet header with its VLAN tags; of a tunnelled packet, all bytes between
         the outer and the inner IP header.  0 to 65535, assignable."""
         return self.alive().l2_len
 
@@ -454,7 +454,7 @@ cdef class Mbuf:
     @property
     @cython.critical_section
     def port(self):
-        """Number of the device that received the frame; 0xffff when none did."""
+        """Number of the device that received the frame; 0xffff if none did."""
         return self.alive().port
 
     @port.setter
@@ -469,8 +469,8 @@ cdef inline mbuf_t *last_segment(mbuf_t *m) noexcept nogil:
     return m
 
 
-# What moves a window returns the room there was: when that is less than ``n``, nothing moved.
-# Several Mbuf objects may be over one frame.
+# Functions that move a window return the room there was; if it is less than ``n``, nothing moved.
+# Several Mbuf objects may refer to one frame.
 
 cdef mbuf_t *step_begin(mbuf_t *m) noexcept nogil:
     """Nobody else moves the frame's windows until ``step_end``; returns its last segment."""

@@ -34,9 +34,9 @@ cdef class Mempool:
 
     ``headroom`` bytes (at least 16) lie in front of each buffer for headers to grow into.
     ``memfd=True`` puts the arena in a memfd, whose descriptor is ``fd``, so that another
-    process can map it.  Its size is sealed (F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_SEAL); who holds
-    the descriptor can write to its bytes.  ``name`` is for people: it is in the repr, and names the
-    memfd.  Any number of threads may allocate and free.
+    process can map it.  Its size is sealed (F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_SEAL); every holder
+    of the descriptor can write to its bytes.  ``name`` is for people: the repr shows it, and the
+    memfd has it.  Any number of threads may allocate and free.
 
     ValueError or TypeError for sizes out of range, MemoryError when the memory cannot be mapped.
     """
@@ -49,7 +49,7 @@ cdef class Mempool:
         room = check_range("data_room", data_room, 64, MAX_DATA_ROOM)
         head = check_range("headroom", headroom, MIN_HEADROOM, 4096)
         label = (name or "rtap").encode()
-        # Whatever an argument's own code does, it has done.
+        # The arguments' own code has run by now.
         if not _compat.cas(&self.made, 0, 1):
             raise RuntimeError("a Mempool is made once")
         self.name = name
@@ -65,8 +65,8 @@ cdef class Mempool:
         if self.p != NULL:
             pool_disown(self.p)
 
-    # Not guarded by this object's lock, which a child forked meanwhile could find taken by a thread
-    # that it does not have: the pool has locks of its own, and is there as long as this object.
+    # Not guarded by this object's lock: in a forked child, it could belong to a thread that the
+    # child does not have.  The pool has its own locks, and lives as long as this object.
 
     cdef pool_t *alive(self) except NULL:
         if self.p == NULL or _compat.load_relaxed(&self.p.closed):
@@ -150,7 +150,7 @@ cdef class Mempool:
 
     @property
     def available(self):
-        """Buffers that could be allocated now, whichever thread freed them."""
+        """Buffers that could be allocated now, no matter which thread freed them."""
         return pool_available(self.alive())
 
     @property
@@ -167,7 +167,7 @@ cdef class Mempool:
                 f"headroom={self.p.headroom}>")
 
     def alloc(self, data=None):
-        """One :class:`Mbuf`: empty, or with a copy of ``data`` (any buffer, or what has
+        """One :class:`Mbuf`: empty, or with a copy of ``data`` (any buffer, or an object with
         ``__bytes__``).
 
         Data longer than ``data_room`` takes a chain of buffers.  PoolEmpty when too few are free,

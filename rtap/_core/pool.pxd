@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The native arena: fixed slots, their headers, the free list.
 
-Everything here runs with or without the GIL, from any thread.  A slot is owned
-through its header's reference count; ``pool_put`` is reached only from zero.
+All functions run with or without the GIL, from any thread.  The reference count in its header
+owns a slot; ``pool_put`` is called only when the count is zero.
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -13,15 +13,15 @@ cimport rtap._core.compat as _compat
 
 cdef enum:
     POOL_CACHE_SLOTS = 256      # most slots one thread's cache keeps
-    POOL_CACHES = 16            # threads beyond that share caches; each has a lock
+    POOL_CACHES = 16            # more threads share caches; each cache has a lock
     MIN_HEADROOM = 16           # a virtio-net header (10 bytes) goes in front of every frame
     MAX_DATA_ROOM = 1 << 24
     MBUF_SEGS_MAX = 0xffff
-    PKT_LEN_MAX = 1 << 30       # of a frame as it is filled: no sum of lengths wraps
+    PKT_LEN_MAX = 1 << 30       # of a frame when it is filled: no sum of lengths wraps
 
 
 cdef struct mbuf_t:
-    # First cache line: what every frame needs.
+    # First cache line: the fields that every frame needs.
     uint8_t *buf                # the bytes it may use: its slot, headroom first, or what it borrows
     mbuf_t *next                # next segment, holding one reference on it
     mbuf_t *direct              # owner of the bytes when this header borrows another slot's
@@ -70,7 +70,7 @@ cdef struct pool_t:
     mbuf_t *headers
     uint32_t lock               # guards n_free, free_slots, users
     uint32_t n_free
-    uint32_t users              # rx queues and stages, for which it stays open
+    uint32_t users              # rx queues and stages that keep it open
     uint32_t closed             # no arena any more; set under all its locks
     uint32_t orphaned           # 0 owned, 1 caches closed, 2 the last slot frees the arena
     mbuf_t **free_slots
@@ -100,8 +100,8 @@ cdef inline uint32_t mbuf_tailroom(const mbuf_t *m) noexcept nogil:
 
 
 cdef inline uint32_t mbuf_window(const mbuf_t *m, uint8_t **start) noexcept nogil:
-    """Where a segment's data starts, and its length: within the slot also while somebody who shares
-    the frame moves the window."""
+    """Where a segment's data starts, and its length.  Both stay within the slot, even while another
+    thread moves the window."""
     cdef uint32_t offset = _compat.load_relaxed(&m.data_off)
     cdef uint32_t n = _compat.load_relaxed(&m.data_len)
     start[0] = m.buf + offset
@@ -109,7 +109,7 @@ cdef inline uint32_t mbuf_window(const mbuf_t *m, uint8_t **start) noexcept nogi
 
 
 cdef inline uint32_t mbuf_bytes(const mbuf_t *m) noexcept nogil:
-    """Bytes in a segment and those behind it."""
+    """Bytes in a segment and in those after it."""
     cdef uint8_t *start
     cdef uint32_t n = 0
     while m != NULL:
@@ -119,7 +119,7 @@ cdef inline uint32_t mbuf_bytes(const mbuf_t *m) noexcept nogil:
 
 
 cdef inline bint csum_place(const mbuf_t *m, uint32_t *start) noexcept nogil:
-    """Where in the frame begins what its unfinished checksum covers; False when that was cut off
+    """Where in the frame the bytes of its unfinished checksum begin; False when they were cut off
     in front."""
     start[0] = m.csum_at - m.data_off
     return <int32_t>start[0] >= 0
@@ -130,8 +130,8 @@ cdef inline bint mbuf_is_private(const mbuf_t *m) noexcept nogil:
     return m.direct == NULL and _compat.load(&m.refcnt) == 1
 
 
-# The sanitizer build lets nobody touch free slots, what lies between slots, and what lies outside
-# of a frame's window where only one can see the slot.  Elsewhere these come to nothing.
+# In the sanitizer build nobody may touch free slots, bytes between slots, and bytes outside the
+# window of a slot that only one frame can see.  In other builds these functions do nothing.
 
 cdef inline void slot_shut(const mbuf_t *m) noexcept nogil:
     _compat.poison(m.buf, m.buf_len)
@@ -142,8 +142,8 @@ cdef inline void slot_open(const mbuf_t *m) noexcept nogil:
 
 
 cdef inline void mbuf_guard(const mbuf_t *m) noexcept nogil:
-    """From here on a frame's bytes are touched inside its segments only.  Whoever moves a window
-    outwards opens the bytes it gains."""
+    """From here on only the bytes inside a frame's segments may be touched.  Code that widens a
+    window opens the bytes that it gains."""
     while _compat.POISONS and m != NULL:
         if mbuf_is_private(m):
             slot_shut(m)

@@ -4,7 +4,7 @@
 The free list is a stack shared under a lock, with a small cache for each thread in
 front of it.  Blocks are taken and given back in address order, so that a burst from
 a quiet pool lies in regularly spaced slots.  When the shared list runs dry the caches
-of other threads are drained: no slot is out of reach because of where it was freed.
+of other threads are drained, so a free slot is available no matter which thread freed it.
 """
 
 from libc.errno cimport EMSGSIZE, ENOMEM, errno
@@ -72,7 +72,8 @@ cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t head
     if p.stride > (<size_t>-1 - SLOT_ALIGN) // n:
         pool_destroy(p)
         return -ENOMEM
-    # A header is looked at in one piece, in what may be the last slot while its window moves.
+    # A header is read in one piece, which may reach over the end of the last slot while its window
+    # moves.
     p.arena_len = p.stride * n + SLOT_ALIGN
     p.headers = <mbuf_t *>calloc(n, sizeof(mbuf_t))
     p.free_slots = <mbuf_t **>malloc(n * sizeof(mbuf_t *))
@@ -81,7 +82,7 @@ cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t head
         pool_destroy(p)
         return -ENOMEM
     if memfd_name != NULL:
-        # Sealed: bytes that another holder of the descriptor cut off would be a SIGBUS here.
+        # Sealed: if another holder of the descriptor cut bytes off, they would raise SIGBUS here.
         p.memfd = memfd_create(memfd_name, MFD_CLOEXEC | MFD_ALLOW_SEALING)
         if (p.memfd < 0 or ftruncate(p.memfd, <long>p.arena_len) != 0
                 or fcntl(p.memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0):
@@ -115,7 +116,7 @@ cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t head
 
 
 cdef void pool_on_gone(pool_gone_fn hook) noexcept nogil:
-    """``hook`` runs before an arena is unmapped: there every ring drops its registration of it."""
+    """``hook`` runs before an arena is unmapped; every ring then drops its registration of it."""
     global gone_hook
     gone_hook = hook
 
@@ -131,7 +132,8 @@ cdef void pool_unlist(pool_t *p) noexcept nogil:
 
 
 cdef void pool_unmap(pool_t *p) noexcept nogil:
-    """What is forgotten before it is given back is not given back again by a child forked then."""
+    """Clears the fields before it gives the memory back, so that a child forked meanwhile does not
+    give it back again."""
     cdef uint8_t *arena = p.arena
     cdef mbuf_t *headers = p.headers
     cdef int memfd = p.memfd
@@ -173,9 +175,9 @@ cdef void pool_let_go(pool_t *p) noexcept nogil:
 
 
 cdef bint pool_close(pool_t *p, uint32_t *users, uint32_t *in_use) noexcept nogil:
-    """Unmaps the arena unless somebody uses it: False then, and how many users and slots.
+    """Unmaps the arena unless somebody uses it: then False, and the numbers of users and slots.
 
-    What is left has no slots to give, and says so to threads that ask for some meanwhile."""
+    A closed pool stays without slots: threads that ask for some meanwhile get none."""
     cdef bint first, unused
     cdef uint32_t i
     pool_lock_all(p)
@@ -267,7 +269,7 @@ cdef uint32_t fork_generation() noexcept nogil:
 
 cdef uint32_t pool_available(pool_t *p) noexcept nogil:
     cdef uint32_t total
-    pool_lock_all(p)            # slots move between the lists: one at a time counts some twice
+    pool_lock_all(p)            # slots move between the lists: lock by lock would count some twice
     total = slots_free(p)
     pool_unlock_all(p)
     return total
@@ -337,7 +339,7 @@ cdef void pool_put(pool_t *p, mbuf_t **slots, uint32_t n) noexcept nogil:
         shared_put(p, slots, n)
         return
     if own.n + n > POOL_CACHE_SLOTS:
-        # The oldest go: what was freed last is still in the processor's cache.
+        # The oldest go; the slots freed last are still in the processor's cache.
         surplus = own.n + n - (POOL_CACHE_SLOTS - CACHE_BLOCK)
         if surplus > own.n:
             surplus = own.n
@@ -358,7 +360,7 @@ cdef inline bint drop_ref(mbuf_t *m) noexcept nogil:
 
 
 cdef mbuf_t *recycle_header(mbuf_t *m) noexcept nogil:
-    """Makes a dead segment ready for its pool; returns the bytes' owner it borrowed from."""
+    """Makes a dead segment ready for its pool; returns the owner of borrowed bytes, or NULL."""
     cdef mbuf_t *owner = m.direct
     m.next = NULL
     if owner != NULL:
@@ -371,8 +373,8 @@ cdef mbuf_t *recycle_header(mbuf_t *m) noexcept nogil:
 cdef void mbuf_free(mbuf_t *m) noexcept nogil:
     """Drops one reference on a frame.  NULL is allowed.
 
-    A segment's count is its holders', its predecessor's and its clones'; whoever
-    takes it to zero drops the reference it held on the next one."""
+    Holders, the preceding segment and clones count in a segment's reference count.  The caller that
+    takes it to zero also drops the segment's reference on the next one."""
     cdef mbuf_t *nxt
     cdef mbuf_t *owner
     while m != NULL and drop_ref(m):
@@ -448,8 +450,8 @@ cdef int mbuf_fill(mbuf_t *first, const uint8_t *src, size_t n) noexcept nogil:
     """Fills an empty frame, adding segments of its pool as needed.
 
     0; -ENOMEM when the pool has too few slots left, -EMSGSIZE when the bytes are more than
-    PKT_LEN_MAX or take more segments than a frame can count.  The frame is then as far as it got
-    and still the caller's to free."""
+    PKT_LEN_MAX or take more segments than a frame can count.  The caller then frees the
+    partly filled frame."""
     cdef mbuf_t *tail = first
     cdef mbuf_t *seg
     cdef uint32_t room, k
@@ -478,7 +480,7 @@ cdef int mbuf_fill(mbuf_t *first, const uint8_t *src, size_t n) noexcept nogil:
 cdef mbuf_t *mbuf_clone(mbuf_t *m) noexcept nogil:
     """New headers over the same bytes, one for each segment; NULL when the pool is empty.
 
-    What is counted is what the new segments have, whatever happens to the other's meanwhile."""
+    The lengths are those of the new segments, even if the original changes meanwhile."""
     cdef mbuf_t *head = NULL
     cdef mbuf_t *tail = NULL
     cdef mbuf_t *seg
@@ -522,7 +524,7 @@ cdef inline uint32_t copy_in(mbuf_t *m, const uint8_t *src, uint32_t n) noexcept
 
 
 cdef mbuf_t *mbuf_copy(const mbuf_t *m) noexcept nogil:
-    """A frame of its own with the same bytes and metadata; NULL when the pool is empty or the
+    """An independent frame with the same bytes and metadata; NULL when the pool is empty or the
     frame would have more segments than it can count.
 
     A segment that borrows more bytes than a slot of its own pool holds takes several."""
@@ -553,7 +555,7 @@ cdef mbuf_t *mbuf_copy(const mbuf_t *m) noexcept nogil:
                 tail.next = seg
                 head.nb_segs += 1
             tail = seg
-            head.pkt_len += k       # not the other's, whose windows may move meanwhile
+            head.pkt_len += k       # not the original's: its windows may move meanwhile
             start += k
             n -= k
             if n == 0:

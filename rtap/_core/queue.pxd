@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What every driver's queues have in common: a burst function over native state, counters, and
+"""The common part of all drivers' queues: a burst function over native state, counters, and
 the Python shell around them.  A driver's own state struct starts with ``rxq_t`` or ``txq_t``."""
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
@@ -19,9 +19,9 @@ cdef enum:
 
     # gate_t.owned: 0, the number of the thread that bursts, or
     OWNED_BY_WORKER = 0xffffffff
-    OWNER_AWAY = 0x80000000     # with its thread's number: it runs signal handlers in its wait
+    OWNER_AWAY = 0x80000000     # with its thread's number: it runs signal handlers while it waits
 
-    # What the frames of a queue begin with, or those that a stage is for
+    # The first header of a queue's frames, or of the frames that a stage takes
     LAYER_ANY = 0
     LAYER_ETHERNET = 2
     LAYER_IP = 3
@@ -32,7 +32,7 @@ cdef enum:
 cdef struct gate_t:             # who may burst on a queue, and through what
     uint32_t state
     uint32_t owned
-    uint32_t fell_back          # the errno for which it bursts by system calls meanwhile; or 0
+    uint32_t fell_back          # the errno that made it burst by system calls for now; or 0
 
 
 cdef struct rx_share_t:         # of a kernel entry that serves several queues
@@ -47,10 +47,10 @@ cdef struct rx_share_t:         # of a kernel entry that serves several queues
 cdef struct tx_share_t:
     txq_t *q
     mbuf_t **v
-    uint32_t n                  # 0: only what waits in the queue is sent
-    uint32_t ready              # of these, from the front: already prepared for it; 0 before
-    uint32_t sent               # as of a burst: v[0] is then the first unsent one; 0 before
-    uint32_t lost               # of these, consumed unsent; 0 before
+    uint32_t n                  # 0: sends only frames that wait in the queue
+    uint32_t ready              # of these, how many at the front are already prepared; 0 before
+    uint32_t sent               # as from a burst: v[0] is then the first unsent one; 0 before
+    uint32_t lost               # of these, how many were consumed unsent; 0 before
     int error                   # 0 before
     uint64_t bytes              # sent
     uint64_t cycles
@@ -58,13 +58,13 @@ cdef struct tx_share_t:
 
 cdef struct rxq_t:
     # Receives at most n frames into out and returns their number; *error is 0, or the errno
-    # that ended the burst.  Called by whoever owns the queue.
+    # that ended the burst.  Only the queue's owner calls it.
     uint32_t (*burst)(rxq_t *q, mbuf_t **out, uint32_t n, int *error) noexcept nogil
     # The same for several queues at once, all with this function: serves at least the first and
     # returns how many.  NULL where that gains nothing.
     uint32_t (*many)(rx_share_t *shares, uint32_t k) noexcept nogil
     int fd                      # to wait on; -1 when there is nothing to wait for
-    bint revisit                # may have frames, or an end, of which its descriptor knows nothing
+    bint revisit                # may have frames, or an end, that its descriptor does not show
     gate_t gate
     # Counters only grow, and only the owner writes them: see since() for resets.
     uint64_t packets
@@ -78,12 +78,12 @@ cdef struct rxq_t:
     uint64_t filtered_multicast
     uint64_t lro                # super-frames
     uint64_t gso                # frames that rx_gso made of super-frames
-    uint64_t gso_super          # of so many
+    uint64_t gso_super          # the number of these super-frames
     uint64_t gso_too_long       # frames that its pool could never hold
     uint64_t stopped            # frames that it had in hand when the queue was stopped
-    uint64_t purged             # frames of before a start, or of a queue that is detached
+    uint64_t purged             # frames from before a start, or of a queue that is detached
     uint64_t checksum_good
-    uint64_t checksum_none      # left to do, the data is intact
+    uint64_t checksum_none      # unfinished, the data is intact
     uint64_t checksum_bad
     traffic_t traffic
 
@@ -95,27 +95,27 @@ cdef struct txq_t:
     # The same for several shares at once, in this order, of queues that all have this function:
     # serves at least the first and returns how many.  NULL where that gains nothing.
     uint32_t (*many)(tx_share_t *shares, uint32_t k) noexcept nogil
-    # Counts what waits as unsent, and forgets it.  NULL where nothing ever waits.
+    # Counts the waiting frames as unsent, and drops them.  NULL where no frame ever waits.
     void (*abandon)(txq_t *q) noexcept nogil
     int fd
     gate_t gate
-    uint32_t unplugged          # the link is down: whatever is sent is lost
-    # Pieces of super-frames that it has taken: any burst, also an empty one, sends them first.
+    uint32_t unplugged          # the link is down: all sent frames are lost
+    # Pieces of super-frames that it has taken; any burst, even an empty one, sends them first.
     uint32_t waiting
     int why                     # errno of the last frame that was consumed unsent
-    uint32_t news               # what the queue's shell is to tell of after the burst; 0: nothing
+    uint32_t news               # what the queue's shell reports after the burst; 0: nothing
     uint64_t packets
     uint64_t bytes
-    uint64_t errors             # frames consumed unsent: for one of the next four reasons
+    uint64_t errors             # frames consumed unsent, for one of the next four reasons
     uint64_t piece_errors       # of these, pieces of super-frames; the others came in a burst
-    uint64_t bad_request        # it asks for what does not fit it, or has a header that does not
-    uint64_t refused            # by the kernel: EINVAL and whatever else speaks against one frame
+    uint64_t bad_request        # the frame's request or header does not fit it
+    uint64_t refused            # by the kernel: EINVAL and other errors about one frame
     uint64_t down               # the link or the interface (EIO) was down
-    uint64_t unsent             # they waited when the queue was stopped, or left by a worker
+    uint64_t unsent             # they waited when the queue was stopped, or its worker left it
     uint64_t tso                # super-frames
-    uint64_t checksum           # checksums left to the kernel, or done here for want of a header
+    uint64_t checksum           # checksums left to the kernel, or done here without a header
     uint64_t multiseg
-    uint64_t software_gso       # super-frames that were split here, for want of a kernel that does
+    uint64_t software_gso       # super-frames that were split here because the kernel does not
     uint64_t gro                # frames that tx_gro sent as part of a super-frame
     traffic_t traffic
     uint64_t full               # times the kernel took no more (EAGAIN, ENOMEM, ENOBUFS)
@@ -124,17 +124,17 @@ cdef struct txq_t:
 cdef class QueueBase:
     cdef gate_t *gate           # of the queue; NULL until there is one
     cdef gil_t gil
-    cdef uint32_t made          # a constructor has got as far as `once`
+    cdef uint32_t made          # a constructor has reached `once`
     cdef uint32_t generation
     cdef dict zero              # totals at the last reset_counters, and
     cdef dict xzero             # at the last reset_xcounters; None before
-    cdef str chosen             # its engine at first, and
+    cdef str chosen             # its first engine, and
     cdef str why
     cdef public str name
     cdef readonly int queue_id
     cdef readonly int port
     cdef readonly int nb_desc
-    cdef int layer              # LAYER_*: what its frames begin with
+    cdef int layer              # LAYER_*: the first header of its frames
 
     cdef int once(self) except -1
     cdef int checked(self) except -1
@@ -155,7 +155,7 @@ cdef class QueueBase:
 cdef class RxQueueBase(QueueBase):
     cdef rxq_t *q
     cdef readonly Mempool pool
-    cdef public object route_ended  # called with the figures of a route that gave up; or None
+    cdef public object route_ended  # called with the figures of a route that failed; or None
 
     cdef void serve(self, rxq_t *q) noexcept
     cdef int run(self, Burst burst, uint32_t n) except? -1
@@ -184,5 +184,5 @@ cdef uint32_t tx_lost(txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil
 
 
 cdef inline uint64_t tx_lost_frames(const txq_t *q) noexcept nogil:
-    """Frames of bursts, of a queue's errors."""
+    """A queue's errors that were frames of bursts, not pieces."""
     return q.errors - q.piece_errors

@@ -25,7 +25,7 @@ import math
 from rtap.errors import DeviceStateError, raise_errno
 
 cdef enum:
-    WAIT_SLICE_MS = 20          # a stopped queue's waiter leaves within one
+    WAIT_SLICE_MS = 20          # a waiting thread notices a stop within one
     SIGNAL_SLICE_MS = 60        # between looks at pending signals
     EMPTY_POOL_US = 1000        # between looks for a free buffer
     OWNER_POLL_US = 200
@@ -51,7 +51,7 @@ cdef object this_worker():
 
 
 cdef int forget_workers() except -1:
-    """In a forked child, whose threads may get the idents of the parent's."""
+    """For a forked child: its threads may get the same idents as the parent's."""
     work = this_worker()
     worker_threads.clear()
     if work is not None:        # a stage forked
@@ -60,7 +60,7 @@ cdef int forget_workers() except -1:
 
 
 def in_worker():
-    """Whether this is a worker's thread: in a stage, that is."""
+    """Whether this is a worker's thread, which is then in a stage."""
     return PyThread_get_thread_ident() in worker_threads
 
 
@@ -72,8 +72,8 @@ def may_wait(str operation, queues):
 
 
 def refuse(queues):
-    """Has ``queues`` refuse bursts from now on; waits for none in progress.  Queues that are not
-    of this module see to that themselves."""
+    """Makes ``queues`` refuse bursts from now on, without waiting for bursts in progress.  Queues
+    that are not subclasses of this module's have to do that themselves."""
     for queue in queues:
         if isinstance(queue, QueueBase):
             (<QueueBase>queue).move(QUEUE_STOPPED)
@@ -88,7 +88,7 @@ def occupied(queues):
 
 
 cdef str refusal(int error):
-    """What to do about the errno of a burst, if there is something."""
+    """Advice about the errno of a burst, or None."""
     if error != EPERM and error != ENOSYS:
         return ""
     return "io_uring is blocked since; engine='auto' goes on with system calls"
@@ -96,11 +96,11 @@ cdef str refusal(int error):
 
 @cython.no_gc_clear
 cdef class QueueBase:
-    """What both sides of a queue are: started and stopped, one thread's at a time, counted."""
+    """The common part of both sides: start and stop, one owner at a time, counters."""
 
     cdef int once(self) except -1:
-        """In a constructor, when all arguments are converted: code that runs for one of them may
-        have come here first."""
+        """Called in a constructor after its arguments are converted; refuses a second call.  Code
+        of an argument may have called the constructor before."""
         if not _compat.cas(&self.made, 0, 1):
             raise RuntimeError(f"a queue is made once, and this {type(self).__name__} was")
         return 0
@@ -111,8 +111,8 @@ cdef class QueueBase:
         return 0
 
     cdef int not_inherited(self) except -1:
-        """In a forked child, what it has of this queue is a copy: a lock in it may be that of a
-        thread that does not exist there."""
+        """A forked child has only a copy of this queue: a thread that does not exist there may hold
+        a lock in it."""
         self.checked()
         if self.generation != fork_generation():
             raise DeviceStateError(f"{self!r} was opened before fork() and belongs to the parent "
@@ -136,24 +136,24 @@ cdef class QueueBase:
         _compat.store(&self.gate.owned, 0)
 
     cdef bint move(self, uint32_t value) except -1:
-        """Changes the state and waits for nobody; false, and no change, when it is closed."""
+        """Changes the state without waiting; false, and no change, when it is closed."""
         cdef uint32_t before
         self.not_inherited()
         before = _compat.load(&self.gate.state)
-        # Written before owned is read, as own() and wait() do it the other way.
+        # The state is written before owned is read; own() and wait() do it in the other order.
         while before != QUEUE_CLOSED and not _compat.cas(&self.gate.state, before, value):
             before = _compat.load(&self.gate.state)
         return before != QUEUE_CLOSED
 
     cdef bint occupied(self) noexcept:
-        """Whether somebody bursts on it.  Who runs signal handlers in the middle of a wait does
-        not: it looks at the state before it touches the queue again."""
+        """Whether a thread bursts on it.  A thread that runs signal handlers during its wait does
+        not count: it checks the state before it touches the queue again."""
         cdef uint32_t owner = _compat.load(&self.gate.owned)
         return owner == OWNED_BY_WORKER or (owner != 0 and not owner & OWNER_AWAY)
 
     cdef int may_wait(self, str operation) except -1:
         """DeviceStateError for a thread that would wait for itself: in a burst on this queue, or
-        in a worker's stage, where it may be a worker that waits for this one."""
+        in a worker's stage, since another worker may wait for that one."""
         cdef uint32_t owner = _compat.load(&self.gate.owned)
         if owner == OWNED_BY_WORKER and in_worker():
             raise DeviceStateError(
@@ -165,9 +165,9 @@ cdef class QueueBase:
         return 0
 
     cdef bint set_state(self, uint32_t value) except -1:
-        """Changes the state and, unless to started, waits until the thread that bursts has left:
-        that takes a burst, or 20 ms for one that waits.  False, and no change, when the queue is
-        closed.  Signal handlers run meanwhile; when one raises, the state is changed all the same.
+        """Changes the state.  Unless it starts the queue, waits until the thread that bursts has
+        left: for one burst, or 20 ms if that waits.  False, and no change, when the queue is
+        closed.  Signal handlers run meanwhile; if one raises, the state is changed nevertheless.
         """
         if value != QUEUE_STARTED:
             self.may_wait("stop")
@@ -185,13 +185,13 @@ cdef class QueueBase:
 
     @property
     def engine(self):
-        """What it bursts through: "uring", "syscall", or "none" where no kernel is entered."""
+        """The engine of its bursts: "uring", "syscall", or "none" where no kernel is entered."""
         self.checked()
         return "syscall" if _compat.load(&self.gate.fell_back) else self.chosen
 
     @property
     def engine_reason(self):
-        """Why that, in one sentence."""
+        """Why it has this engine, in one sentence."""
         cdef uint32_t fell_back
         self.checked()
         fell_back = _compat.load(&self.gate.fell_back)
@@ -230,17 +230,17 @@ cdef class QueueBase:
         raise NotImplementedError
 
     def reset_counters(self):
-        """Has ``counters`` count from here, also while another thread or a worker bursts."""
+        """Makes ``counters`` count from here, even while another thread or a worker bursts."""
         self.set_zero(False, self.totals())
 
     def xcounters(self):
         """Extended statistics since the last reset of these: dict of name to int, in the C
-        driver's order and with its names, less their ``rx_q<N>_`` or ``tx_q<N>_``."""
+        driver's order and with its names without ``rx_q<N>_`` or ``tx_q<N>_``."""
         # The zero is read first: no total read from here on is less.
         return since(self.zero_of(True), self.xtotals())
 
     def reset_xcounters(self):
-        """Has ``xcounters`` count from here, as ``reset_counters`` does."""
+        """Makes ``xcounters`` count from here, as ``reset_counters`` does."""
         self.set_zero(True, self.xtotals())
 
 
@@ -265,8 +265,8 @@ cdef class RxQueueBase(QueueBase):
         """Up to ``n`` frames that have arrived, as a :class:`rtap.Burst`, in order.
 
         ``timeout`` in seconds to wait for the first one, None for ever; waiting never holds the
-        GIL and Ctrl-C ends it.  A frame for which the pool has no buffer counts ``nombuf``, and is
-        waited for as well: until there is one, or the time is up.
+        GIL and Ctrl-C ends it.  When the pool has no buffer for a frame, ``nombuf`` counts, and the
+        call waits for a buffer in the same way, until the time is up.
         DeviceGone when the interface is deleted, RuntimeError when the queue is stopped or used
         by another thread.
         """
@@ -282,7 +282,7 @@ cdef class RxQueueBase(QueueBase):
                 error = self.run(burst, count)
                 if burst.n > 0 or error != 0 or deadline == 0:
                     break
-                if self.q.nombuf != nombuf:     # a frame is there, a buffer is not
+                if self.q.nombuf != nombuf:     # there is a frame, but no buffer
                     if not self.wait_buffer(deadline):
                         break
                 elif not self.wait(deadline):
@@ -342,8 +342,8 @@ cdef class RxQueueBase(QueueBase):
                 return False
 
     cdef int look_up(self) except -1:
-        """In a wait: runs signal handlers, and raises when the queue was stopped, by one of them or
-        by another thread, which does not wait for the handlers."""
+        """During a wait: runs signal handlers, and raises when one of them or another thread
+        stopped the queue.  That other thread does not wait for the handlers."""
         cdef uint32_t me = thread_number()
         _compat.store(&self.q.gate.owned, me | OWNER_AWAY)
         try:
@@ -400,7 +400,7 @@ cdef class RxQueueBase(QueueBase):
 
 
 cdef uint64_t wait_deadline(timeout) except? 1:
-    """CLOCK_MONOTONIC ns at which to stop waiting; 0 for not waiting at all."""
+    """The CLOCK_MONOTONIC ns at which to stop waiting; 0 to not wait at all."""
     cdef double seconds
     if timeout is None:
         return <uint64_t>-1
@@ -413,7 +413,7 @@ cdef uint64_t wait_deadline(timeout) except? 1:
 
 
 cdef bint wait_readable(rxq_t *q, uint64_t deadline) noexcept nogil:
-    """Polls the descriptor in short slices: true when ready or in error, false to look around."""
+    """Polls the descriptor for a short slice: true when it is ready or in error."""
     cdef pollfd p
     cdef uint64_t now = _compat.now_ns()
     cdef uint64_t until = now + <uint64_t>SIGNAL_SLICE_MS * 1000000
@@ -435,7 +435,7 @@ cdef bint wait_readable(rxq_t *q, uint64_t deadline) noexcept nogil:
 
 
 cdef uint32_t tx_lost(txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil:
-    """Consumes a burst for which there is no link."""
+    """Consumes a burst while the link is down."""
     mbuf_free_bulk(v, n)
     q.why = ENETDOWN
     _compat.counter_add(&q.down, n)
@@ -444,7 +444,7 @@ cdef uint32_t tx_lost(txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil:
 
 
 cdef void tx_alone(tx_share_t *s) noexcept nogil:
-    """A share as a burst of its own."""
+    """Sends a share as a burst of its own."""
     cdef uint64_t lost = tx_lost_frames(s.q), bytes = s.q.bytes
     s.sent = s.q.burst(s.q, s.v, s.n, &s.error)
     s.lost = <uint32_t>(tx_lost_frames(s.q) - lost)
@@ -471,10 +471,10 @@ cdef class TxQueueBase(QueueBase):
     def tx_burst(self, Burst burst not None):
         """Sends frames from the front of ``burst``; returns how many it took.
 
-        Those are consumed, ``burst[0]`` is then the first unsent one.  A full kernel queue is a
-        short count, not an error; a frame that the kernel refuses is consumed and counted in
-        ``errors``.  Pieces of a super-frame that was split here and that the kernel had no room for
-        leave first with the next burst, also an empty one.
+        These frames are consumed; ``burst[0]`` is then the first unsent one.  A full kernel queue
+        gives a short count, not an error; a frame that the kernel refuses is consumed and counted
+        in ``errors``.  If the kernel had no room for pieces of a super-frame that was split here,
+        they leave first with the next burst, even an empty one.
 
         DeviceGone (with ``.sent``) when the interface is deleted, RuntimeError when the queue is
         stopped or used by another thread.
@@ -496,8 +496,8 @@ cdef class TxQueueBase(QueueBase):
 
     @property
     def waiting(self):
-        """Frames that wait to be sent, pieces of a super-frame that was split here: the next burst
-        sends them first, also an empty one."""
+        """Frames that wait to be sent: pieces of a super-frame that was split here.  The next
+        burst, even an empty one, sends them first."""
         self.checked()
         return _compat.load(&self.q.waiting)
 
@@ -551,21 +551,22 @@ cdef class TxQueueBase(QueueBase):
         return 0
 
     cdef int tell_news(self) except -1:
-        """After a burst, of what it has found out; again after the next one when this raises."""
+        """Reports after a burst what it found out; after the next one again if this raises."""
         cdef uint32_t news = _compat.load(&self.q.news)
         self.tell(news)
         _compat.cas(&self.q.news, news, 0)
         return 0
 
     cdef void leave(self) noexcept:
-        """After a burst.  Who stopped the queue meanwhile, and did not wait, found it owned: what
-        waits is counted by whoever of the two comes last."""
+        """Ends a burst.  A thread that stopped the queue meanwhile, without waiting, found it
+        owned: whichever of the two comes last counts the waiting frames."""
         self.disown()
         if _compat.load(&self.q.waiting) != 0 and _compat.load(&self.gate.state) != QUEUE_STARTED:
             self.settle()
 
     cdef void settle(self) noexcept:
-        """Counts what waits in a stopped queue, unless somebody has it, who does so."""
+        """Counts the waiting frames of a stopped queue, unless it has an owner, who then does
+        so."""
         if self.q.abandon != NULL and _compat.cas(&self.gate.owned, 0, thread_number()):
             self.q.abandon(self.q)
             self.disown()
@@ -621,10 +622,10 @@ cdef class TxQueueBase(QueueBase):
 
 
 cdef dict since(dict zero, dict totals):
-    """``totals`` counted from ``zero``, earlier ones or None.
+    """``totals`` counted from ``zero``, which is earlier totals or None.
 
-    Counters are their queue's owner's, who adds without a lock: a zero stored by anybody else
-    could be overwritten by the sum in progress.  So a reset only remembers."""
+    A queue's owner adds to counters without a lock.  If another thread stored a zero, the owner's
+    addition could overwrite it.  So a reset only remembers the totals."""
     if zero is None:
         return totals
     return {name: n - zero[name] for name, n in totals.items()}

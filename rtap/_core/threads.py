@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Threads of the operating system, for what green ones cannot do, and a lock that is fair to them.
+"""Threads of the operating system, for work that green threads cannot do, and a fair lock.
 
 gevent and eventlet replace the standard library's threads by greenlets, which all run in one
 thread. ``setns(2)`` in such a thread would move the whole program, and a wait in the kernel would
@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 
 def require_native() -> None:
-    """RuntimeError where somebody has replaced the threads, or taken ``select.epoll`` away."""
+    """RuntimeError where the threads were replaced, or ``select.epoll`` was removed."""
     start: object = _thread.start_new_thread
     if not isinstance(start, BuiltinFunctionType) or not hasattr(select, "epoll"):
         raise RuntimeError(
@@ -33,14 +33,15 @@ def require_native() -> None:
 
 
 def call_in_thread(fn: Callable[[], _T]) -> _T:
-    """What ``fn()`` returns or raises in a thread of its own. RuntimeError for green threads.
+    """Run ``fn()`` in a thread of its own; return or raise its outcome. RuntimeError for green
+    threads.
 
-    What a signal handler raises meanwhile ends the wait and arrives as it is: the thread goes on,
-    and nobody gets its result.
+    An exception that a signal handler raises meanwhile ends the wait and passes through: the thread
+    goes on, and nobody gets its result.
     """
     result: list[_T] = []
     failure: list[BaseException] = []
-    # One wait in C. Those of threading.Thread are Python, and an exception in the middle of one
+    # One wait in C. The waits of threading.Thread are Python code, where an exception in the middle
     # turns into "release unlocked lock".
     running = _thread.allocate_lock()
     running.acquire()
@@ -64,7 +65,7 @@ def call_in_thread(fn: Callable[[], _T]) -> _T:
 
 
 def begin(thread: threading.Thread) -> None:
-    """``thread.start()``, in which a signal handler may raise: that arrives as it is.
+    """``thread.start()``, during which a signal handler may raise: its exception passes through.
 
     The thread may run by then, or soon.
     """
@@ -76,7 +77,7 @@ def begin(thread: threading.Thread) -> None:
     starting.acquire()
 
     def start() -> None:
-        # Nothing here asks for the current thread, of which threading would keep a note for ever.
+        # No code here asks for the current thread: threading would keep a record of it for ever.
         try:
             thread.start()
         except BaseException as exc:  # noqa: BLE001 - raised in the caller's thread
@@ -100,16 +101,17 @@ def start_thread(target: Callable[..., object], *args: Any, name: str) -> thread
 
 
 class FairRLock:
-    """A reentrant lock that nobody is kept out of by a thread that takes it again and again.
+    """A reentrant lock: a thread that takes it again and again does not keep others out.
 
-    Python wakes whoever waits for a lock, but does not hand the lock over: a thread that calls a
-    device in a loop has it back before the other one runs, for seconds. Here a thread goes through
-    a gate first, and stays in it until it has the lock; so the next one to wait comes next.
+    Python wakes a thread that waits for a lock, but does not hand the lock over. A thread that
+    calls a device in a loop may take it again before the other one runs, for seconds. Here a thread
+    goes through a gate first, and stays in it until it has the lock, so a waiting thread comes
+    next.
     """
 
     # Reentrant as well: a signal handler may run while its own thread waits inside.
     _gate: threading.RLock
-    # A threading.RLock, with what threading.Condition uses of one.
+    # A threading.RLock, with the methods of one that threading.Condition uses.
     _lock: Any
 
     def __init__(self) -> None:

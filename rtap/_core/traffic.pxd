@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a queue counts of every frame: sizes and kinds of destination, as in the C driver."""
+"""The counters of frames by size and by kind of destination, as in the C driver."""
 
 from libc.stdint cimport uint32_t, uint64_t
 

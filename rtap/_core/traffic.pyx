@@ -30,7 +30,7 @@ cdef inline uint32_t destination(const mbuf_t *m) noexcept nogil:
     cdef uint32_t offset = _compat.peek(&m.data_off), head
     cdef const uint8_t *d = m.buf + offset
     cdef uint16_t tail
-    # At most one byte behind the slot, where the arena goes on: what costs nothing comes first.
+    # Reads at most one byte behind the slot, where the arena goes on.  The cheap test comes first.
     if _compat.peek(&m.data_len) < 6 or d[0] & 1 == 0 or offset + 6 > m.buf_len:
         return UNICAST
     memcpy(&head, d, 4)
@@ -39,7 +39,7 @@ cdef inline uint32_t destination(const mbuf_t *m) noexcept nogil:
 
 
 cdef uint64_t count_one(traffic_t *t, const mbuf_t *m, bint l2) noexcept nogil:
-    """As count_frames, which for one frame is mostly about buckets that stay empty."""
+    """count_frames for one frame; that spends most of its time on empty buckets."""
     cdef uint32_t length = _compat.peek(&m.pkt_len), bucket = 0, kind
     if length > SMALL_MAX:
         bucket = log2(length) - 5 if length < LARGE_MIN else SIZE_BUCKETS - 1
@@ -52,8 +52,8 @@ cdef uint64_t count_one(traffic_t *t, const mbuf_t *m, bint l2) noexcept nogil:
 
 
 cdef uint64_t count_frames(traffic_t *t, mbuf_t **v, uint32_t n, bint l2) noexcept nogil:
-    """Counts ``n`` frames that were received or sent; returns their bytes.  Without ``l2`` there
-    is no destination to look at."""
+    """Counts ``n`` frames that were received or sent; returns their bytes.  Without ``l2`` they
+    have no destination address."""
     cdef uint32_t middle[MIDDLES]
     cdef uint32_t small = n, large = 0, multicast = 0, broadcast = 0, length, kind, i
     cdef uint64_t n_bytes = 0
