@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is inside frames: headers, checksums, super-frames. Knows no device."""
+"""The contents of frames: headers, checksums, super-frames. Knows no device."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Turns ARP requests, neighbour solicitations and echo requests, for whatever address, into their
-answers, in place; every read inside the first segment.
+"""Turns ARP requests, neighbour solicitations and echo requests, for any address, into their
+answers, in place; every read is inside the first segment.
 
-What is asked of a group, or by somebody without an address (a probe for duplicates), has no answer.
+A request to a group, or from a host without an address (a probe for duplicates), gets no answer.
 """
 
 from libc.stdint cimport uint8_t, uint32_t
@@ -58,8 +58,8 @@ cdef inline void answer_ether(uint8_t *p, const uint8_t *mac) noexcept nogil:
 
 
 cdef inline void retype(const mbuf_t *m, uint8_t *icmp, uint32_t kind) noexcept nogil:
-    """Another type, and the checksum after it (RFC 1624); one that is left to the kernel is only
-    the pseudo-header's yet."""
+    """Writes another type, and updates the checksum (RFC 1624).  A checksum that is left to the
+    kernel covers only the pseudo-header so far, and stays."""
     cdef uint32_t old = be16(icmp)
     icmp[0] = <uint8_t>kind
     if not m.vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
@@ -112,7 +112,7 @@ cdef bint answer_ipv6(mbuf_t *m, uint8_t *p, uint32_t at, uint32_t n,
 
 
 cdef bint advertise(mbuf_t *m, uint32_t at, const uint8_t *mac) noexcept nogil:
-    """A solicitation, of which the first bytes have been looked at, becomes an advertisement."""
+    """Turns a solicitation, whose first bytes have been checked, into an advertisement."""
     cdef uint8_t *ip = mbuf_data(m) + at
     cdef uint8_t *icmp = ip + IPV6_HDR_LEN
     cdef uint32_t length = at + IPV6_HDR_LEN + ADVERTISEMENT_LEN
@@ -142,9 +142,9 @@ cdef bint advertise(mbuf_t *m, uint32_t at, const uint8_t *mac) noexcept nogil:
 
 
 cdef bint make_answer(mbuf_t *m, const uint8_t *mac) noexcept nogil:
-    """Whether a frame asks something that ``mac`` answers, and has become the answer.
+    """True if the frame is a request that ``mac`` answers; the frame is then the answer.
 
-    It must be the caller's to write to.  What comes of it leaves where it came from."""
+    The caller must be allowed to write to it.  The answer leaves where the request came from."""
     cdef uint8_t *p = mbuf_data(m)
     cdef uint32_t n = m.data_len, at = ETHER_HDR_LEN, tags = 0, kind
     cdef bint answered = False

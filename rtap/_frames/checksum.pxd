@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The Internet checksum (RFC 1071) over bytes and over chains.
 
-Sums are of big-endian 16-bit words, folded to 0..0xffff and not complemented unless a name says
-otherwise; a field of a header takes the complement.
+Sums are over big-endian 16-bit words, folded to 0..0xffff, and not complemented unless a name says
+otherwise; a header field takes the complement.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t

@@ -17,7 +17,7 @@ cdef uint32_t copy_sum16(uint8_t *to, const uint8_t *p, size_t n) noexcept nogil
 
 
 cdef uint32_t chain_sum(const mbuf_t *m, uint32_t offset, uint32_t n) noexcept nogil:
-    """Sum of up to ``n`` bytes of a frame from ``offset`` on, over as many segments as it takes."""
+    """Sum of up to ``n`` bytes of a frame from ``offset`` on, over several segments if needed."""
     cdef uint64_t total = 0
     cdef uint32_t part, k, done = 0
     cdef uint8_t *start
@@ -41,7 +41,7 @@ cdef uint32_t chain_sum(const mbuf_t *m, uint32_t offset, uint32_t n) noexcept n
 cdef uint32_t pseudo_sum(const uint8_t *ip, uint32_t version, uint32_t protocol,
                          uint32_t l4_len) noexcept nogil:
     """Sum of the pseudo-header (RFC 9293 3.1, RFC 8200 8.1) with the addresses of the IP header
-    at ``ip``, 20 or 40 bytes of it."""
+    at ``ip``, which has 20 or 40 readable bytes."""
     cdef uint64_t total = protocol + (l4_len >> 16) + (l4_len & 0xffff)
     if version == 4:
         return _fold16(total + _sum16(ip + 12, 8))

@@ -2,7 +2,7 @@
 """Receive coalescing for Python: :class:`Gro` over bursts, and the kernel under
 :func:`rtap.offload.coalesce`.
 
-A super-frame is a chain of the frames it was made of, less their headers: no payload moves.
+A super-frame is a chain of the original frames without their headers: no payload moves.
 """
 
 cimport cython
@@ -48,15 +48,15 @@ cdef inline bint unshared(const mbuf_t *m) noexcept nogil:
 
 
 cdef inline bint as_looked_at(const gro_item_t *item, const mbuf_t *own) noexcept nogil:
-    """Whether ``own``, the item's frame or what was made of it, has the bytes that were looked at
-    when it came: somebody who shared it may have moved its window since."""
+    """Whether ``own``, the item's frame or its copy, still has the bytes that were examined
+    when it came: another holder of the frame may have moved its window since."""
     return (own.pkt_len == item.pkt_len
             and _compat.load_relaxed(&item.m.data_off) == item.data_off)
 
 
 cdef bint take_over(gro_t *g, gro_group_t *d) noexcept nogil:
-    """Makes a group's frames ours to take apart, with copies and clones of those that others see;
-    false, and the frames as they came, when that cannot be."""
+    """Makes a group's frames private, with copies and clones of those that others see;
+    false, and the frames as they came, when that is impossible."""
     cdef uint32_t at = d.first
     cdef gro_item_t *item
     cdef mbuf_t *own
@@ -64,12 +64,13 @@ cdef bint take_over(gro_t *g, gro_group_t *d) noexcept nogil:
         item = &g.items[at]
         own = item.m
         if at == d.first and not mbuf_is_private(own):
-            own = mbuf_copy(own)        # its headers are written to
+            own = mbuf_copy(own)        # its headers will be written to
         elif not unshared(own):
             own = mbuf_clone(own)
         if own == NULL:
             return False
-        # A clone may be of another moment than the look at the frame, and is what will be chained.
+        # The clone will be chained; the frame may have changed between the examination and the
+        # clone.
         if (not as_looked_at(item, own) or own.data_len < d.headers
                 or at != d.first and own.data_off != item.data_off):
             if own != item.m:
@@ -90,7 +91,7 @@ cdef inline mbuf_t *last_segment(mbuf_t *m) noexcept nogil:
 
 
 cdef mbuf_t *chain(gro_t *g, gro_group_t *d) noexcept nogil:
-    """One frame of a group's: the first one's headers, and everybody's payload."""
+    """Makes one frame of a group: the headers of the first one, and the payloads of all."""
     cdef mbuf_t *head = g.items[d.first].m
     cdef mbuf_t *tail = last_segment(head)
     cdef mbuf_t *rest
@@ -103,7 +104,7 @@ cdef mbuf_t *chain(gro_t *g, gro_group_t *d) noexcept nogil:
         segs += m.nb_segs
         m.data_off += d.headers
         m.data_len -= d.headers
-        if m.data_len == 0:             # the headers were a segment of their own
+        if m.data_len == 0:             # a segment of headers only
             rest = m.next
             _compat.check(rest != NULL)
             m.next = NULL
@@ -121,7 +122,8 @@ cdef mbuf_t *chain(gro_t *g, gro_group_t *d) noexcept nogil:
 
 
 cdef uint32_t gro_drain(gro_t *g, mbuf_t **out) noexcept nogil:
-    """What became of the complete groups, whose references pass to ``out``; how many."""
+    """Puts the results of the complete groups, with their references, into ``out``; returns how
+    many."""
     cdef uint32_t n = 0, i, at
     cdef gro_group_t *d
     cdef mbuf_t *m
@@ -145,8 +147,8 @@ cdef uint32_t gro_drain(gro_t *g, mbuf_t **out) noexcept nogil:
 
 cdef uint32_t gro_burst(gro_t *g, mbuf_t **v, uint32_t n, uint64_t now, uint64_t patience,
                         uint64_t *timed_out, mbuf_t **out) noexcept nogil:
-    """Takes ``n`` frames in and gives out what is complete; ``out`` has room for these frames and
-    for those that are held."""
+    """Takes ``n`` frames in and puts complete ones into ``out``, which has room for these frames
+    and the held ones."""
     cdef uint32_t got = 0, flows, i
     if patience != 0:
         flows = g.n_flows
@@ -174,16 +176,16 @@ fixed_id=False, l2=True)\n--\n
     Coalesces frames of a flow into super-frames, across bursts.
 
     udp:        datagrams too; only for receivers that want the datagrams back one by one
-    timeout:    seconds for which a super-frame may wait for more, looked at in each call; 0 lets
+    timeout:    seconds for which a super-frame may wait for more, checked in each call; 0 lets
                 everything go at the end of the burst it came in
     max_flows:  flows held at once (1..65536); one more lets the oldest go
     max_frames: frames held at once (1..1048576)
     max_length: bytes of a super-frame's IP packet (576..65535)
-    fixed_id:   IPv4 frames with DF may repeat their ID; the kernel counts it up when it splits
+    fixed_id:   IPv4 frames with DF may repeat their ID; the kernel increments it when it splits
     l2:         Ethernet frames; False for IP packets (TUN)
 
-    A frame whose checksum was found right by the kernel (RX_L4_CKSUM_GOOD) is not looked at again.
-    A super-frame has the flags that one from the kernel has: RX_LRO, RX_L4_CKSUM_NONE, tso_segsz.
+    A checksum that the kernel found right (RX_L4_CKSUM_GOOD) is not checked again.
+    A super-frame has the same flags as one from the kernel: RX_LRO, RX_L4_CKSUM_NONE, tso_segsz.
     One thread at a time.
     """
 
@@ -203,7 +205,7 @@ fixed_id=False, l2=True)\n--\n
             flags |= GRO_FIXED_ID
         if not l2:
             flags |= GRO_L3
-        # Whatever an argument's own code does, it has done.
+        # The arguments' own code has run by now.
         if not _compat.cas(&self.made, 0, 1):
             raise RuntimeError("a Gro is made once")
         self.timeout = seconds
@@ -231,8 +233,8 @@ fixed_id=False, l2=True)\n--\n
         return 0
 
     def coalesce(self, Burst burst not None):
-        """Takes the frames out of ``burst`` and returns, as a new Burst, what goes on:
-        super-frames, and frames that no other one could join.  The order within a flow is kept.
+        """Takes the frames out of ``burst`` and returns a new Burst of the frames that go on:
+        super-frames, and frames that could not be merged.  The order within a flow is kept.
 
         With a timeout, call it with an empty burst now and then, or :meth:`flush`."""
         cdef Burst out
@@ -255,7 +257,7 @@ fixed_id=False, l2=True)\n--\n
         return out
 
     def flush(self):
-        """Everything that is held, as a Burst."""
+        """All held frames, as a Burst."""
         cdef Burst out
         self.own()
         try:
@@ -273,7 +275,7 @@ fixed_id=False, l2=True)\n--\n
 
     def stats(self):
         """Totals as a dict: frames (seen), merged (of these, in a super-frame of more than one),
-        super_frames (made), bad_checksum, evicted (flows let go for want of room), timed_out
+        super_frames (made), bad_checksum, evicted (flows sent on for lack of room), timed_out
         (flows)."""
         self.own()
         try:
@@ -305,7 +307,7 @@ cdef object describe(const gro_group_t *d):
 
 def coalesce_bytes(list frames not None, *, bint udp=False, bint fixed_id=False, bint l2=True,
                    max_length=65535):
-    """[(virtio-net header's six fields, frame)] of what a list of frames coalesces to, in the
+    """Coalesces a list of frames; returns [(virtio-net header's six fields, frame)], in the
     order of the first frame of each."""
     cdef uint32_t n = <uint32_t>len(frames), i, length
     cdef uint32_t flags = (GRO_UDP if udp else 0) | (GRO_FIXED_ID if fixed_id else 0) | (

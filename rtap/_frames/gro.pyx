@@ -31,10 +31,10 @@ cdef enum:
 
     UDP_COUNT_MAX = 64          # datagrams in a super-frame, as in the kernel
 
-    # what gro_look finds
-    ALONE = 0                   # of no flow that could be held
-    ADDRESSES = 1               # of a flow between two addresses, but of which is unknown
-    FLOW = 2                    # of a flow, but not to be merged
+    # results of gro_look
+    ALONE = 0                   # the frame belongs to no flow that could be held
+    ADDRESSES = 1               # to some flow between two addresses
+    FLOW = 2                    # to a flow, but must not be merged
     MERGEABLE = 3
 
 
@@ -131,7 +131,7 @@ cdef inline void take_item(gro_t *g, mbuf_t *m, const uint8_t *start, uint32_t l
 
 
 cdef void gro_drained(gro_t *g) noexcept nogil:
-    """The groups in ``done`` were dealt with: their frames are the table's no more."""
+    """Forgets the groups in ``done``, whose frames no longer belong to the table."""
     cdef uint32_t i
     for i in range(g.n_done):
         g.items[g.done[i].last].next = g.free_item
@@ -204,7 +204,7 @@ cdef void hold(gro_t *g, const gro_group_t *group, uint32_t hash, uint64_t now) 
 
 cdef bint checksum_right(const gro_t *g, const mbuf_t *m, view_t *v,
                          uint32_t l4_len) noexcept nogil:
-    """Whether the frame's L4 checksum is right, or is not a thing of this frame's bytes."""
+    """Whether the frame's L4 checksum is right, or does not depend on this frame's bytes."""
     cdef uint32_t total, field, start
     v.verified = True
     if keeps_vnet_hdr(m) and m.vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
@@ -225,7 +225,7 @@ cdef bint checksum_right(const gro_t *g, const mbuf_t *m, view_t *v,
 
 cdef int look_l4(gro_t *g, const mbuf_t *m, view_t *v, uint32_t n, uint32_t l4_len,
                  bint whole) noexcept nogil:
-    """Judges what follows the IP headers: ``l4_len`` bytes, of which ``n - v.l4`` can be seen.
+    """Examines the ``l4_len`` bytes after the IP headers, of which ``n - v.l4`` can be seen.
     ``whole``: the IP headers allow merging."""
     cdef const uint8_t *h = v.p + v.l4
     cdef uint32_t least = 8 if v.protocol == IPPROTO_UDP else 20
@@ -246,8 +246,8 @@ cdef int look_l4(gro_t *g, const mbuf_t *m, view_t *v, uint32_t n, uint32_t l4_l
         length = (h[12] >> 4) * 4
         if length < 20 or length > l4_len:
             return FLOW
-    # Neither a super-frame, nor one that is about to be cut or finished, nor one whose tags are
-    # beside it.
+    # Excludes super-frames, frames with an offload request, and frames whose VLAN tags are outside
+    # their bytes.
     if (not whole or v.l4 + length > n or m.ol_flags & (RX_LRO | TX_REQUESTS) or m.vlan_tci != 0
             or m.vlan_tci_outer != 0):
         return FLOW
@@ -309,7 +309,7 @@ cdef int look_ipv6(gro_t *g, const mbuf_t *m, view_t *v, uint32_t n) noexcept no
 
 
 cdef int gro_look(gro_t *g, const mbuf_t *m, view_t *v, uint32_t n) noexcept nogil:
-    """What the rules make of a frame whose first ``n`` bytes are at ``v.p``."""
+    """The result of the rules for a frame whose first ``n`` bytes are at ``v.p``."""
     cdef uint32_t ethertype, _i
     v.l3 = 0
     if g.flags & GRO_L3:
@@ -359,7 +359,7 @@ cdef inline bint same_flow(const gro_group_t *d, const view_t *v) noexcept nogil
 
 
 cdef inline bint continues_ip(const gro_t *g, gro_group_t *d, const view_t *v) noexcept nogil:
-    """Whether the IP headers are those of the group's next packet."""
+    """Whether the IP headers fit the group's next packet."""
     cdef const uint8_t *a = d.head + d.l3
     cdef const uint8_t *b = v.p + v.l3
     cdef uint32_t ip_id
@@ -421,7 +421,7 @@ cdef inline void start_group(gro_group_t *d, const view_t *v, uint32_t item,
 
 
 cdef inline bint grow_group(gro_group_t *d, const view_t *v) noexcept nogil:
-    """Counts a frame in; whether more may follow."""
+    """Adds a frame to the group's figures; returns whether more may follow."""
     d.count += 1
     d.length += v.payload
     d.ip_id += 1
@@ -433,7 +433,7 @@ cdef inline bint grow_group(gro_group_t *d, const view_t *v) noexcept nogil:
 
 
 cdef void flush_addresses(gro_t *g, const view_t *v) noexcept nogil:
-    """Completes whatever is held between two addresses."""
+    """Completes all held groups between two addresses."""
     cdef uint32_t at = g.oldest, newer
     while at != GRO_NONE:
         newer = g.flows[at].newer
@@ -454,7 +454,7 @@ cdef void gro_add(gro_t *g, mbuf_t *m, uint64_t now) noexcept nogil:
     g.frames += 1
     v.p = start
     v.window = n
-    # What is looked at is what there is: others may resize the frame now and while it is held.
+    # Only existing bytes are read: others may resize the frame now and while it is held.
     v.length = n if m.next == NULL else _compat.peek(&m.pkt_len)
     take_item(g, m, start, v.length, &item)
     if m.next != NULL and n < GRO_HEADERS_MAX:
@@ -483,7 +483,7 @@ cdef void gro_add(gro_t *g, mbuf_t *m, uint64_t now) noexcept nogil:
         flush_addresses(g, &v)
     start_group(&group, &v, item, m.nb_segs)
     if kind == MERGEABLE and group.tcp_flags == 0:
-        # The frame's own bytes from now on, not those that were looked at: the headers are there.
+        # From now on the frame's own bytes are used, not the examined copy: the headers are there.
         group.head = start
         hold(g, &group, v.hash, now)
     else:
@@ -494,8 +494,8 @@ cdef void gro_add(gro_t *g, mbuf_t *m, uint64_t now) noexcept nogil:
 
 
 cdef void gro_headers(const gro_group_t *d, uint8_t *out) noexcept nogil:
-    """The headers of a group of more than one as its super-frame has them: ``d.headers`` bytes.
-    ``out`` may be where they are."""
+    """Writes the super-frame's headers for a group of more than one: ``d.headers`` bytes.
+    ``out`` may be the place of the first frame's headers."""
     cdef uint8_t *ip = out + d.l3
     cdef uint8_t *l4 = out + d.l4
     cdef uint32_t l4_len = d.length - (d.l4 - d.l3)
@@ -516,7 +516,7 @@ cdef void gro_headers(const gro_group_t *d, uint8_t *out) noexcept nogil:
 
 
 cdef void gro_describe(const gro_group_t *d, mbuf_t *m) noexcept nogil:
-    """Has the first segment of a super-frame say what it is, like one that the kernel made."""
+    """Sets the offload fields of a super-frame's first segment, as for one that the kernel made."""
     m.ol_flags = m.ol_flags & ~<uint64_t>RX_L4_CKSUM_NONE | RX_LRO | RX_L4_CKSUM_NONE
     m.vnet_flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
     m.csum_at = m.data_off + d.l4
@@ -533,12 +533,12 @@ cdef void gro_describe(const gro_group_t *d, mbuf_t *m) noexcept nogil:
 
 
 cdef uint32_t gro_length(const gro_t *g, const gro_group_t *d) noexcept nogil:
-    """Bytes of what a group becomes."""
+    """Bytes of the frame that a group becomes."""
     return d.l3 + d.length if d.count > 1 else g.items[d.first].pkt_len
 
 
 cdef void gro_write(const gro_t *g, const gro_group_t *d, uint8_t *out) noexcept nogil:
-    """Writes what a group becomes: ``gro_length`` bytes."""
+    """Writes the frame that a group becomes: ``gro_length`` bytes."""
     cdef uint32_t at = d.first
     cdef mbuf_t *m = g.items[at].m
     if d.count == 1:

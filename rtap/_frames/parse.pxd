@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What headers a frame has, and where; every read inside the bytes given."""
+"""Finds the headers of a frame and their places; every read is inside the given bytes."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
@@ -20,12 +20,12 @@ cdef struct headers_t:
     uint16_t l3_len             # with options and extension headers
     uint16_t l4_len
     uint8_t version             # of the innermost IP header: 4, 6 or 0 for none
-    uint8_t protocol            # what follows it and its extension headers
+    uint8_t protocol            # of the payload behind it and its extension headers
     uint8_t fragment            # the innermost IP packet is a fragment, or the outer one is
     uint8_t auth                # there is an IPv6 authentication header
     uint32_t l3                 # offset of the innermost IP header
-    uint32_t l4                 # offset of what follows it
-    uint32_t end                # offset of its end; 0 when it says it has more bytes than the frame
+    uint32_t l4                 # offset of its payload
+    uint32_t end                # offset of its end; 0 when its length exceeds the frame
     uint32_t final              # offset of the IPv6 destination for the pseudo-header
     # The outer IP packet of a tunnel, all 0 without one.
     uint32_t outer_l3
@@ -58,8 +58,8 @@ cdef inline void put_be16(uint8_t *p, uint32_t v) noexcept nogil:
 
 
 cdef inline const uint8_t *headers_of(const mbuf_t *m, uint8_t *copy, uint32_t *n) noexcept nogil:
-    """The first bytes of a frame in one piece: its first segment, or HEADERS_MAX bytes copied to
-    ``copy`` where that is shorter."""
+    """The first bytes of a frame in one piece: its first segment, or, where that is shorter,
+    HEADERS_MAX bytes copied to ``copy``."""
     cdef uint8_t *start
     n[0] = mbuf_window(m, &start)
     if m.next == NULL or n[0] >= HEADERS_MAX:
@@ -69,7 +69,7 @@ cdef inline const uint8_t *headers_of(const mbuf_t *m, uint8_t *copy, uint32_t *
 
 
 cdef inline bint has_ports(const headers_t *h, uint32_t n) noexcept nogil:
-    """Whether the packet has ports, at ``h.l4``, within ``n`` visible bytes; no fragment has."""
+    """Whether the packet has ports at ``h.l4``, within ``n`` visible bytes; fragments have none."""
     return (not h.fragment and h.l4 + 4 <= n and (h.end == 0 or h.l4 + 4 <= h.end)
             and (h.protocol == IPPROTO_TCP or h.protocol == IPPROTO_UDP
                  or h.protocol == IPPROTO_SCTP))

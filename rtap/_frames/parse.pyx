@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Ethernet, VLAN, IP, its extension headers, TCP, UDP, and one level of tunnels.
 
-Packet types are those that DPDK's software parser (``rte_net_get_ptype``) gives.  A frame of which
-only the first bytes can be seen is parsed as far as they go; a field that contradicts another one
-is -EINVAL.
+Packet types are the same as those of DPDK's software parser (``rte_net_get_ptype``).  When only the
+first bytes of a frame can be seen, they alone are parsed.  A field that contradicts another one
+gives -EINVAL.
 """
 
 from libc.errno cimport EINVAL
@@ -23,7 +23,7 @@ cdef enum:
     VLANS_MAX = 8
     EXTENSIONS_MAX = 16         # a header chain longer than that is not followed
 
-    # rte_mbuf_ptype.h; the inner ones of a kind are the outer ones, shifted
+    # rte_mbuf_ptype.h; the inner types are the outer ones, shifted
     L2_ETHER = 0x1
     L2_TIMESYNC = 0x2
     L2_ARP = 0x3
@@ -90,8 +90,8 @@ cdef int parse_ether(const uint8_t *p, uint32_t n, uint32_t *offset, uint32_t *e
 
 
 cdef uint32_t final_destination(const uint8_t *ext, uint32_t length, uint32_t at) noexcept nogil:
-    """Offset of the address a routing header at ``at`` sends the packet to in the end, 0 for none
-    (RFC 8200 8.1): the last one of types 0 and 2, the first one of a segment list (RFC 8754)."""
+    """Offset of the final destination in a routing header at ``at``, 0 for none
+    (RFC 8200 8.1): the last address of types 0 and 2, the first of a segment list (RFC 8754)."""
     if length < 24 or ext[3] == 0:
         return 0
     if ext[2] == 0 or ext[2] == 2:
@@ -131,7 +131,7 @@ cdef int parse_extensions(const uint8_t *p, uint32_t n, uint32_t bound,
         q.l4 += length
         count += 1
         if q.fragment:
-            return 0            # what follows may be any bytes of the packet
+            return 0            # the next bytes may be from anywhere in the packet
     return 0
 
 
@@ -170,7 +170,7 @@ cdef int parse_l4(const uint8_t *p, uint32_t n, uint32_t bound, layer_t *q) noex
 
 cdef int parse_ip(const uint8_t *p, uint32_t n, uint32_t limit, uint32_t at, uint32_t version,
                   layer_t *q) noexcept nogil:
-    """The IP packet at ``at``, of which ``limit`` is the last possible end."""
+    """Parses the IP packet at ``at``, which ends at ``limit`` at the latest."""
     cdef uint32_t length, bound
     memset(q, 0, sizeof(layer_t))
     n = min(n, limit)
@@ -224,7 +224,7 @@ cdef void to_headers(const layer_t *q, uint32_t l2, headers_t *out) noexcept nog
 
 
 cdef void to_outer(headers_t *out) noexcept nogil:
-    """What was found belongs to the outer packet of a tunnel."""
+    """Moves the fields found so far to the outer packet of a tunnel."""
     out.outer_l2_len = out.l2_len
     out.outer_l3_len = out.l3_len
     out.outer_version = out.version
@@ -240,8 +240,8 @@ cdef void to_outer(headers_t *out) noexcept nogil:
 
 cdef uint32_t find_tunnel(const uint8_t *p, uint32_t n, const layer_t *q, uint32_t *at,
                           uint32_t *ethertype) noexcept nogil:
-    """The tunnel type behind an IP header, 0 for none; ``at`` is where its payload starts and
-    ``ethertype`` what that is, ETHERTYPE_TEB for Ethernet."""
+    """The tunnel type behind an IP header, 0 for none.  Sets ``at`` to the start of its payload,
+    and ``ethertype`` to the payload's type, ETHERTYPE_TEB for Ethernet."""
     cdef uint32_t l4 = q.l4, flags
     if q.protocol == IPPROTO_IPIP or q.protocol == IPPROTO_IPV6:
         at[0] = l4
@@ -335,21 +335,21 @@ cdef int parse_headers(const uint8_t *p, uint32_t n, uint32_t pkt_len, bint l2,
     """Fills ``out`` from the first ``n`` bytes of a frame of ``pkt_len``; without ``l2`` it starts
     with the IP header, as on a TUN device.
 
-    0, or -EINVAL when lengths or versions contradict each other; what was found before is in
-    ``out`` all the same."""
+    0, or -EINVAL when lengths or versions contradict each other; ``out`` then has the fields found
+    before."""
     return parse(p, n, pkt_len, l2, True, out)
 
 
 cdef int parse_outermost(const uint8_t *p, uint32_t n, uint32_t pkt_len, bint l2,
                          headers_t *out) noexcept nogil:
-    """The same, looking into no tunnel."""
+    """The same, without looking into tunnels."""
     return parse(p, n, pkt_len, l2, False, out)
 
 
 cdef uint32_t l4_pseudo_sum(const uint8_t *p, uint32_t version, uint32_t l3, uint32_t final,
                             uint32_t protocol, uint32_t l4_len) noexcept nogil:
-    """Sum of the pseudo-header of a parsed packet: with a routing header, the destination is the
-    final one."""
+    """Sum of the pseudo-header of a parsed packet; with a routing header it has the final
+    destination."""
     if version == 4 or final == l3 + 24:
         return pseudo_sum(p + l3, version, protocol, l4_len)
     return fold16(<uint32_t>sum16(p + l3 + 8, 16) + sum16(p + final, 16) + protocol

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Super-frames that any kernel takes if it splits that kind at all, and that reach nobody.
+"""Super-frames that reach nobody, and that a kernel takes if it splits that kind at all.
 
-Two segments of eight bytes.  The Ethernet destination is the one of PAUSE frames, which no bridge
-forwards (IEEE 802.1D 7.12.6); source and destination of the IP packet are the loopback addresses,
-which no host accepts from outside or routes (RFC 1122 3.2.1.3, RFC 4291 2.5.3).
+They have two segments of eight bytes.  The Ethernet destination is that of PAUSE frames, which no
+bridge forwards (IEEE 802.1D 7.12.6).  Source and destination of the IP packet are loopback
+addresses, which no host accepts from outside or routes (RFC 1122 3.2.1.3, RFC 4291 2.5.3).
 """
 
 from libc.stdint cimport uint8_t, uint32_t
@@ -27,7 +27,8 @@ cdef enum:
 
 
 cdef uint32_t probe_frame(uint8_t *out, uint8_t gso_type, bint l2) noexcept nogil:
-    """Writes a super-frame of that kind behind its virtio-net header; its length with that."""
+    """Writes a super-frame of that kind behind its virtio-net header; returns the length of
+    both."""
     cdef uint32_t kind = gso_type & ~<uint32_t>VIRTIO_NET_HDR_GSO_ECN
     cdef bint udp = kind == VIRTIO_NET_HDR_GSO_UDP_L4
     cdef uint32_t version = 6 if kind == VIRTIO_NET_HDR_GSO_TCPV6 else 4

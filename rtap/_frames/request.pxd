@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Requests of the application for single frames; every read inside the frame."""
+"""The application's offload requests for single frames; every read is inside the frame."""
 
 from libc.stdint cimport uint64_t
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What an application asks of single frames to send, in the TX_* flags of their mbufs."""
+"""The application's offload requests: the TX_* flags in mbufs of frames to send."""
 
 from libc.errno cimport EINVAL, ENOBUFS
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -26,7 +26,7 @@ from rtap._frames.headers cimport (
 from rtap._frames.parse cimport be16, headers_t, l4_pseudo_sum, parse_outermost, put_be16
 
 cdef mbuf_t *private_of(mbuf_t *m) noexcept nogil:
-    """The frame itself if nobody else can see it, else a copy, which is the caller's to free; NULL
+    """The frame itself if nobody else can see it, else a copy, which the caller has to free; NULL
     when there is no buffer for one."""
     cdef mbuf_t *seg = m
     while seg != NULL and mbuf_is_private(seg):
@@ -50,8 +50,8 @@ cdef inline void replace(mbuf_t **frame, mbuf_t *own) noexcept nogil:
 
 
 cdef int insert_tags(mbuf_t *m, uint64_t asked) noexcept nogil:
-    """Puts one VLAN tag or two behind the addresses of a frame that is nobody else's; 0, or
-    -EINVAL when its first segment does not hold those or has no room for the tags."""
+    """Puts one or two VLAN tags behind the addresses of a private frame; 0, or
+    -EINVAL when its first segment does not hold the addresses or has no room for the tags."""
     cdef uint32_t n = 2 * VLAN_HDR_LEN if asked & TX_QINQ else VLAN_HDR_LEN
     cdef uint8_t *h = mbuf_data(m)
     if m.data_len < ADDRESSES_LEN or m.pkt_len > PKT_LEN_MAX:
@@ -84,13 +84,13 @@ cdef int insert_tags(mbuf_t *m, uint64_t asked) noexcept nogil:
 
 
 cdef int take_requests(mbuf_t **frame, bint l2) noexcept nogil:
-    """Does what the application's TX_* flags ask for, as far as that is not the kernel's part:
-    tags are inserted, and the rest is turned into the form of a frame that came with a header: IP
-    checksum and pseudo-header sum written, checksum place and segment size noted.
+    """Does rtap's part of the application's TX_* requests.  It inserts tags, and brings the frame
+    into the form of one that came with a header: it writes IP checksum and pseudo-header sum, and
+    notes the place of the checksum and the segment size.
 
-    0; -EINVAL when the frame is not what l2_len and l3_len say, or has no place for tags; -ENOBUFS
-    when it is shared and there is no buffer to copy it to.  A flag goes when what it asks for is
-    done: the frame is judged the same at every look, and nothing is done twice."""
+    0; -EINVAL when the frame does not match l2_len and l3_len, or has no room for tags; -ENOBUFS
+    when it is shared and there is no buffer to copy it to.  Each flag is cleared when its request
+    is done, so every later call gives the same result, and nothing is done twice."""
     cdef uint64_t asked = frame[0].ol_flags
     cdef int rc = 0
     if make_private(frame) != 0:
@@ -169,7 +169,7 @@ cdef int take_checksum(mbuf_t *m, uint64_t asked) noexcept nogil:
     whole = asked & (TX_TCP_SEG | TX_UDP_SEG) == 0 or l4_bytes <= <uint32_t>m.l4_len + m.tso_segsz
     if not whole and (m.tso_segsz == 0 or asked & TX_TUNNEL_MASK):
         return -EINVAL
-    cut(m, l4 + l4_bytes)       # the kernel sums to the end of what it is given
+    cut(m, l4 + l4_bytes)       # the kernel sums to the end of the frame
     m.csum_offset = UDP_CSUM_OFFSET if udp else TCP_CSUM_OFFSET
     m.csum_at = m.data_off + l4
     m.vnet_flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
@@ -188,11 +188,12 @@ cdef int take_checksum(mbuf_t *m, uint64_t asked) noexcept nogil:
 
 
 cdef int finish_checksum(mbuf_t **frame) noexcept nogil:
-    """Does in software what the header would have asked of the kernel, for a device without one.
+    """Finishes in software the checksum that a header would leave to the kernel, for a device
+    without headers.
 
-    A frame that others see is replaced by a copy.  0; else the frame is as it was: -EINVAL when
-    the checksum lies outside of it or it is a super-frame, -ENOBUFS when there is no buffer to copy
-    to."""
+    A frame that others see is replaced by a copy.  0; else the frame is unchanged: -EINVAL when
+    the checksum lies outside the frame or it is a super-frame, -ENOBUFS when there is no buffer for
+    a copy."""
     cdef mbuf_t *m = frame[0]
     cdef uint32_t start, value
     cdef uint8_t field[2]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Changes of addresses and ports in place.  The frame must be the caller's to write to; one that is
-too short for what is to be changed keeps its bytes."""
+"""Changes addresses and ports in place.  The caller must be allowed to write to the frame.  A frame
+that is too short for the change keeps its bytes."""
 
 from libc.stdint cimport uint8_t
 

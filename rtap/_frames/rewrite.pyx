@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Changes addresses and ports of frames in place.
 
-Sums do not depend on the order of their words, so swapping leaves every checksum right, those that
-are not finished too.
+Sums do not depend on the order of their words, so swapping leaves every checksum right, even an
+unfinished one.
 """
 
 from libc.stdint cimport uint8_t, uint32_t
@@ -41,7 +41,8 @@ cdef void set_mac(mbuf_t *m, const uint8_t *addresses) noexcept nogil:
 
 cdef void swap_five_tuple(mbuf_t *m) noexcept nogil:
     """Exchanges Ethernet addresses, the outermost IP addresses and, with TCP and UDP behind them,
-    ports.  The later fragments of an IPv4 packet have no ports; nor have those of IPv6 for us."""
+    ports.  The later fragments of an IPv4 packet have no ports; IPv6 fragments are treated
+    alike."""
     cdef uint8_t copy[HEADERS_MAX]
     cdef headers_t h
     cdef uint32_t n

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Super-frames split into the frames that go on a wire (TSO, USO), and checksums finished.
 
-``plan_segments`` checks a virtio-net header against its frame once; then each frame can be written
-by itself.  Every read and write inside the frames.
+``plan_segments`` checks a virtio-net header against its frame once; after that each frame can be
+written on its own.  Every read and write is inside the frames.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -13,9 +13,9 @@ from rtap._frames.parse cimport headers_t
 
 cdef enum:
     UDP_SEGMENTS_MAX = 128      # UDP_MAX_SEGMENTS of linux/udp.h
-    SPLIT_MAX = 2048            # most frames of one: 65535 bytes at the least segment size
-    HEADER_ROOM = 1024          # longest headers of a frame that is split
-    REFERENCE_MIN = 16384       # shortest payload, and piece of it, that is not copied
+    SPLIT_MAX = 2048            # the most frames of one: 65535 bytes at the least segment size
+    HEADER_ROOM = 1024          # the longest headers of a frame that is split
+    REFERENCE_MIN = 16384       # the shortest payload, and piece of one, that is not copied
 
 
 cdef enum misfit_t:             # why a virtio-net header does not fit its frame
@@ -53,7 +53,7 @@ cdef struct plan_t:
     headers_t h
     uint32_t count              # frames; 1 when the frame need not be split
     uint32_t hdr_len            # bytes of headers in front of each payload
-    uint32_t payload            # bytes of payload in all
+    uint32_t payload            # total bytes of payload
     uint32_t gso_size
     uint32_t seq                # of the first frame
     uint32_t ip_id
@@ -103,7 +103,7 @@ cdef inline uint32_t segment_payload(const plan_t *plan, uint32_t i) noexcept no
 
 
 cdef inline uint32_t cursor_piece(cursor_t *c, uint8_t **start) noexcept nogil:
-    """Where the next bytes are, and how many of them are in one piece; 0 at the end."""
+    """Where the next bytes are, and how many lie in one piece; 0 at the end."""
     cdef uint32_t n
     while True:
         n = mbuf_window(c.seg, start)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Software TSO and USO, after the kernel's own (tcp_gso_segment, __udp_gso_segment).
 
-Of the virtio-net header, hdr_len is only a hint and often wrong; the length of the headers is
-taken from the frame.  Headers are repeated as they are; IPv4 length, identification and checksum,
+In the virtio-net header, hdr_len is only a hint and often wrong; the length of the headers is
+taken from the frame.  Headers are repeated.  IPv4 length, identification and checksum,
 IPv6 length, TCP sequence number and flags, UDP length and all checksums are written anew.  The
-pseudo-header sum that the frame carries is not relied on.
+pseudo-header sum in the frame is not used.
 """
 
 from libc.errno cimport E2BIG, EINVAL, EMSGSIZE, ENOBUFS
@@ -41,8 +41,8 @@ cdef enum:
 
 cdef misfit_t check_completion(const uint8_t *p, uint32_t n, uint32_t pkt_len, bint l2,
                                const vnet_t *hdr, uint32_t *end) noexcept nogil:
-    """Whether a frame's checksum can be finished, and where what it covers ends: Ethernet padding
-    is no part of it."""
+    """Whether a frame's checksum can be finished, and where the covered bytes end: Ethernet padding
+    is not covered."""
     cdef headers_t h
     cdef bint known = parse_outermost(p, n, pkt_len, l2, &h) == 0
     end[0] = pkt_len
@@ -63,8 +63,8 @@ cdef misfit_t check_completion(const uint8_t *p, uint32_t n, uint32_t pkt_len, b
 
 
 cdef misfit_t complete(uint8_t *p, uint32_t n, bint l2, const vnet_t *hdr) noexcept nogil:
-    """Finishes the checksum of a frame in one piece, from the sum of the pseudo-header that it
-    carries in the checksum's place.  As in the kernel, 0 becomes 0xffff for every protocol."""
+    """Finishes the checksum of a frame in one piece, from the sum of the pseudo-header in
+    the checksum field.  As in the kernel, 0 becomes 0xffff for every protocol."""
     cdef uint32_t end, value
     cdef misfit_t misfit = check_completion(p, n, n, l2, hdr, &end)
     if misfit != FITS:
@@ -148,7 +148,7 @@ cdef misfit_t plan_segments(const uint8_t *p, uint32_t n, uint32_t pkt_len, bint
         plan.ip_id = be16(p + h.l3 + 4)
         plan.ip_sum = fold16(<uint64_t>sum16(p + h.l3, h.l3_len) + (be16(p + h.l3 + 2) ^ 0xffff)
                              + (plan.ip_id ^ 0xffff) + (be16(p + h.l3 + 10) ^ 0xffff))
-    # The length is in the pseudo-header, for UDP in the header as well.
+    # The length is in the pseudo-header; for UDP it is in the header as well.
     plan.l4_sum = l4_pseudo_sum(p, h.version, h.l3, h.final, h.protocol, 0)
     if udp:
         plan.l4_sum = fold16(<uint64_t>plan.l4_sum + sum16(p + h.l4, 4))
@@ -162,8 +162,8 @@ cdef misfit_t plan_segments(const uint8_t *p, uint32_t n, uint32_t pkt_len, bint
 
 cdef void write_header(const plan_t *plan, uint8_t *out, uint32_t i, uint32_t payload,
                        uint32_t payload_sum) noexcept nogil:
-    """Makes a copy of the super-frame's headers those of frame ``i``, which has ``payload`` bytes
-    with the sum ``payload_sum`` behind them."""
+    """Turns a copy of the super-frame's headers into those of frame ``i``, which has ``payload``
+    bytes of payload with the sum ``payload_sum``."""
     cdef uint8_t *ip = out + plan.h.l3
     cdef uint8_t *l4 = out + plan.h.l4
     cdef uint32_t length = plan.hdr_len - plan.h.l3 + payload
@@ -207,7 +207,7 @@ cdef void write_segment(const plan_t *plan, const uint8_t *p, uint32_t i,
 
 
 cdef bint cursor_read(cursor_t *c, uint8_t *dst, uint32_t n, uint32_t *total) noexcept nogil:
-    """Copies ``n`` bytes and notes their sum; False where another thread has cut the frame
+    """Copies ``n`` bytes and adds up their sum; False if another thread has cut the frame
     meanwhile."""
     cdef uint64_t parts = 0
     cdef uint32_t done = 0, k, part
@@ -225,10 +225,10 @@ cdef bint cursor_read(cursor_t *c, uint8_t *dst, uint32_t n, uint32_t *total) no
 
 
 cdef uint32_t vnet_of(const mbuf_t *m, bint l2, vnet_t *hdr) noexcept nogil:
-    """What an mbuf says about being split, as a virtio-net header; 0 when it says nothing.
+    """The offload fields of an mbuf as a virtio-net header; 0 when the frame need not be split.
 
-    A frame that came as a super-frame has the place of its checksum; of one that the application
-    wants split, it is looked up."""
+    A frame that came as a super-frame has the place of its checksum; for a frame that the
+    application wants split, the place is looked up."""
     cdef uint8_t copy[HEADERS_MAX]
     cdef headers_t h
     cdef uint32_t n, start
@@ -261,7 +261,7 @@ cdef uint32_t vnet_of(const mbuf_t *m, bint l2, vnet_t *hdr) noexcept nogil:
 
 
 cdef misfit_t plan_mbuf(const mbuf_t *m, bint l2, plan_t *plan) noexcept nogil:
-    """Checks a frame that is to be sent or received as plain frames: ``plan.count`` is how many.
+    """Checks a frame that is to be sent or received as plain frames, ``plan.count`` of them.
     """
     cdef uint8_t copy[HEADERS_MAX]
     cdef vnet_t hdr
@@ -300,20 +300,20 @@ cdef mbuf_t *add_segment(mbuf_t *head, mbuf_t *tail, pool_t *pool) noexcept nogi
 
 
 cdef inline mbuf_t *room_behind(mbuf_t *head, mbuf_t *seg) noexcept nogil:
-    """``seg``, the last one of ``head``, or one more where that is full; NULL when the pool is
+    """``seg``, the last segment of ``head``, or a new one if that is full; NULL when the pool is
     empty."""
     return seg if mbuf_tailroom(seg) > 0 else add_segment(head, seg, head.pool)
 
 
 cdef int write_chain(mbuf_t *head, uint8_t *headers, const plan_t *plan, uint32_t i,
                      cursor_t *c) noexcept nogil:
-    """Fills the empty ``head``, and segments of its pool behind it, where a frame does not fit
-    into one slot; 0, -ENOBUFS, or -EINVAL where the frame has been cut meanwhile."""
+    """Fills the empty ``head``, and more segments of its pool, with a frame that does not fit
+    into one slot; 0, -ENOBUFS, or -EINVAL if the frame has been cut meanwhile."""
     cdef uint32_t k = segment_payload(plan, i), done = 0, part, n
     cdef uint64_t total = 0
     cdef mbuf_t *seg = head
     cdef uint32_t at = 0
-    # Room for the headers first: they can be written only when the payload is summed.
+    # Room for the headers comes first: they are written after the payload is summed.
     while at < plan.hdr_len:
         seg = room_behind(head, seg)
         if seg == NULL:
@@ -342,8 +342,8 @@ cdef int write_chain(mbuf_t *head, uint8_t *headers, const plan_t *plan, uint32_
 
 cdef int refer_chain(mbuf_t *head, uint8_t *headers, const plan_t *plan, uint32_t i,
                      cursor_t *c) noexcept nogil:
-    """Fills the empty ``head`` with headers, and hangs segments behind it that borrow the payload
-    from where it is, and nothing around it; 0, -ENOBUFS, or -EINVAL where the frame has been cut
+    """Fills the empty ``head`` with headers, and appends segments that borrow the payload in its
+    place, and no bytes around it; 0, -ENOBUFS, or -EINVAL if the frame has been cut
     meanwhile."""
     cdef uint32_t k = segment_payload(plan, i), done = 0, n, part
     cdef uint64_t total = 0
@@ -377,7 +377,7 @@ cdef int refer_chain(mbuf_t *head, uint8_t *headers, const plan_t *plan, uint32_
 
 cdef int write_whole(mbuf_t *out, const uint8_t *headers, const plan_t *plan, uint32_t i,
                      cursor_t *c) noexcept nogil:
-    """Fills the empty ``out``, whose slot has room for the frame; 0, or -EINVAL where the frame has
+    """Fills the empty ``out``, whose slot has room for the frame; 0, or -EINVAL if the frame has
     been cut meanwhile."""
     cdef uint32_t k = segment_payload(plan, i), part
     cdef uint8_t *dst = mbuf_data(out)
@@ -392,8 +392,8 @@ cdef int write_whole(mbuf_t *out, const uint8_t *headers, const plan_t *plan, ui
 
 cdef uint32_t write_some(const mbuf_t *m, const plan_t *plan, uint8_t *headers, bint refer,
                          uint32_t first, mbuf_t **out, uint32_t n, int *error) noexcept nogil:
-    """Writes ``n`` frames from number ``first`` on into the reset mbufs ``out``; how many are whole
-    before an ``error``: -ENOBUFS, or -EINVAL where the frame has been cut meanwhile."""
+    """Writes ``n`` frames from number ``first`` on into the reset mbufs ``out``; returns how many
+    are whole before an ``error``: -ENOBUFS, or -EINVAL if the frame has been cut meanwhile."""
     cdef uint32_t i
     cdef cursor_t c
     c.seg = m
@@ -414,7 +414,7 @@ cdef uint32_t write_some(const mbuf_t *m, const plan_t *plan, uint8_t *headers, 
 
 cdef bint refers(const mbuf_t *m, const pool_t *pool, const plan_t *plan) noexcept nogil:
     """Whether frames borrow their payloads from ``m``.  A reference costs two more mbufs and a
-    second place to send from; measured, it takes more than 9000 bytes to be worth that."""
+    second place to send from; by measurement, it pays only above 9000 bytes."""
     return (plan.gso_size >= REFERENCE_MIN and plan.hdr_len <= pool.data_room
             and m.pkt_len / m.nb_segs >= REFERENCE_MIN
             and 2 * plan.count + m.nb_segs <= pool.size)
@@ -422,8 +422,8 @@ cdef bint refers(const mbuf_t *m, const pool_t *pool, const plan_t *plan) noexce
 
 cdef uint32_t make_some(const mbuf_t *m, pool_t *pool, const plan_t *plan, bint refer,
                         uint32_t first, mbuf_t **out, uint32_t n, int *error) noexcept nogil:
-    """``n`` frames from number ``first`` on, in mbufs of ``pool``, or fewer and an ``error``:
-    -ENOBUFS where it has too few slots, -EINVAL where the frame has been cut since it was planned.
+    """Makes ``n`` frames from number ``first`` on, in mbufs of ``pool``, or fewer and an ``error``:
+    -ENOBUFS if it has too few slots, -EINVAL if the frame has been cut since it was planned.
     """
     cdef uint8_t headers[HEADER_ROOM]
     cdef uint32_t in_one_piece, got, made = 0, i
@@ -446,8 +446,8 @@ cdef uint32_t make_some(const mbuf_t *m, pool_t *pool, const plan_t *plan, bint 
 
 
 cdef int finish_one(mbuf_t *m, bint l2, mbuf_t **out) noexcept nogil:
-    """Makes a plain frame of one that is too short to be split, and finishes its checksum; the
-    frame itself, or a copy where others see it."""
+    """Makes a plain frame of one that is too short to be split, and finishes its checksum; returns
+    the frame itself, or a copy if others see it."""
     cdef uint64_t asked = m.ol_flags & (RX_LRO | TX_TCP_SEG | TX_UDP_SEG)
     cdef uint64_t flags = m.ol_flags
     cdef mbuf_t *own
@@ -496,13 +496,13 @@ cdef int plan_split(const mbuf_t *m, bint l2, plan_t *plan) noexcept nogil:
 cdef int gso_whole(mbuf_t *m, pool_t *pool, bint l2, bint refer, mbuf_t **out,
                    uint32_t room) noexcept nogil:
     """Splits a super-frame, one received or one with TX_TCP_SEG or TX_UDP_SEG, into mbufs of
-    ``pool``; a frame that need not be split has its checksum finished, if that is to be done.
-    With ``refer`` long payloads stay where they are, for as long as a frame refers to them.
+    ``pool``.  If a frame need not be split, an unfinished checksum is finished.
+    With ``refer`` long payloads stay in place, as long as a frame refers to them.
 
-    How many frames are in ``out``; the frame is then consumed.  -EINVAL when it does not fit what
-    it says about itself or was cut meanwhile, -EMSGSIZE when it makes more than ``room`` frames,
-    -ENOBUFS when the pool has too few slots now, -E2BIG when it never has enough: it is then as it
-    was."""
+    Returns the number of frames in ``out``; the frame is then consumed.  Errors leave it unchanged:
+    -EINVAL when it does not match its own offload fields or was cut meanwhile, -EMSGSIZE when it
+    makes more than ``room`` frames, -ENOBUFS when the pool has too few slots now, -E2BIG when it
+    never has enough."""
     cdef plan_t plan
     cdef uint32_t made
     cdef int error = plan_split(m, l2, &plan)
@@ -524,14 +524,14 @@ cdef int gso_whole(mbuf_t *m, pool_t *pool, bint l2, bint refer, mbuf_t **out,
 
 cdef int gso_part(mbuf_t *m, pool_t *pool, bint l2, bint refer, uint32_t first, mbuf_t **out,
                   uint32_t room, uint32_t *left) noexcept nogil:
-    """As gso_whole, but of a frame that makes several only those from number ``first`` on, as many
-    as there are room and slots for; ``left`` says how many are still to come, and with 0 of them
-    the frame is consumed."""
+    """As gso_whole, but makes only the frames from number ``first`` on, as many as there are room
+    and slots for.  ``left`` says how many are still to come; when that is 0 the frame is
+    consumed."""
     cdef plan_t plan
     cdef uint32_t want, got, made = 0
     cdef int error = 0
     if plan_split(m, l2, &plan) != 0 or plan.count == 1 or first >= plan.count:
-        return -EINVAL          # somebody has cut it since its first frames were made
+        return -EINVAL          # another thread has cut it since its first frames were made
     refer = refer and refers(m, pool, &plan)
     left[0] = plan.count - first
     room = min(room, left[0])
@@ -550,8 +550,8 @@ cdef int gso_part(mbuf_t *m, pool_t *pool, bint l2, bint refer, uint32_t first, 
 
 
 cdef int gso_check(const mbuf_t *m, const pool_t *pool, bint l2, uint32_t most) noexcept nogil:
-    """How many frames a frame makes; -EINVAL when it does not fit what it says about itself or they
-    are more than ``most``, -E2BIG when one of them needs more slots than the pool has."""
+    """How many frames a frame makes; -EINVAL when it does not match its own offload fields or makes
+    more than ``most``, -E2BIG when one of them needs more slots than the pool has."""
     cdef plan_t plan
     if plan_split(m, l2, &plan) != 0 or plan.count > most:
         return -EINVAL

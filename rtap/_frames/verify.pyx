@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Checks and writes the IPv4, TCP and UDP checksums of frames, in tunnels both layers' ones.
+"""Checks and writes the IPv4, TCP and UDP checksums of frames, in tunnels those of both layers.
 
-What is summed is bounded by the IP length, so that Ethernet padding stays out.
+The IP length bounds a sum, so that Ethernet padding stays out.
 """
 
 from libc.errno cimport EINVAL
@@ -27,7 +27,7 @@ cdef enum:
     NONE
 
 
-cdef struct packet_t:           # one IP packet and what it carries
+cdef struct packet_t:           # one IP packet and its payload
     uint32_t version, protocol, l3, l4, end, final
 
 
@@ -60,8 +60,8 @@ cdef uint32_t l4_bytes(const uint8_t *p, uint32_t n, const packet_t *q) noexcept
 
 
 cdef bint unfinished_at(const mbuf_t *m, uint32_t *start) noexcept nogil:
-    """Where in a frame whose checksum somebody else is to finish begins what that covers; false
-    for any other frame, and when the place is not in the frame any more."""
+    """Where the bytes covered by an unfinished checksum begin; false for a frame without one, and
+    when the place is no longer in the frame."""
     return (m.vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0
             and (m.ol_flags & RX_LRO != 0 or m.ol_flags & RX_L4_CKSUM_NONE == RX_L4_CKSUM_NONE)
             and csum_place(m, start) and start[0] + m.csum_offset + 2 <= m.pkt_len)
@@ -69,8 +69,8 @@ cdef bint unfinished_at(const mbuf_t *m, uint32_t *start) noexcept nogil:
 
 cdef inline int parse(const mbuf_t *m, const uint8_t *p, uint32_t n, bint l2,
                       headers_t *h) noexcept nogil:
-    """The headers that a checksum may be in: datagrams that are still to be split are a tunnel's
-    only when they are."""
+    """Parses the headers with checksums.  A UDP super-frame is parsed without looking into tunnels:
+    its datagrams belong to a tunnel only after the split."""
     if m.ol_flags & RX_LRO:
         return parse_outermost(p, n, m.pkt_len, l2, h)
     return parse_headers(p, n, m.pkt_len, l2, h)
@@ -81,9 +81,9 @@ cdef inline bint encloses(const packet_t *q, uint32_t length, uint32_t start) no
 
 
 cdef uint64_t sum_around(const mbuf_t *m, const packet_t *q, uint32_t start) noexcept nogil:
-    """From a TCP or UDP header on, with the unfinished checksum of what begins at ``start`` as it
-    will be: finished, those bytes sum up to the complement of what is in its place now (Linux:
-    local checksum offload)."""
+    """Sum from a TCP or UDP header on, as it will be when the unfinished checksum of the bytes from
+    ``start`` on is finished: these bytes then sum up to the complement of the present checksum
+    field (Linux: local checksum offload)."""
     cdef uint8_t field[2]
     cdef uint32_t rest
     if mbuf_read(m, start + m.csum_offset, field, 2) != 2:
@@ -95,7 +95,8 @@ cdef uint64_t sum_around(const mbuf_t *m, const packet_t *q, uint32_t start) noe
 
 cdef inline uint64_t l4_sum(const mbuf_t *m, const uint8_t *p, const packet_t *q, uint32_t length,
                             uint32_t start) noexcept nogil:
-    """What a TCP or UDP checksum covers, an unfinished one in it as if it were finished."""
+    """Sum of the bytes that a TCP or UDP checksum covers; an unfinished one inside them counts as
+    finished."""
     cdef uint64_t total = l4_pseudo_sum(p, q.version, q.l3, q.final, q.protocol, length)
     if start != 0 and encloses(q, length, start):
         return total + sum_around(m, q, start)
@@ -104,12 +105,12 @@ cdef inline uint64_t l4_sum(const mbuf_t *m, const uint8_t *p, const packet_t *q
 
 cdef uint32_t verify_l4(const mbuf_t *m, const uint8_t *p, uint32_t n, const packet_t *q,
                         uint32_t start) noexcept nogil:
-    """``start``: of what an unfinished checksum covers, or 0."""
+    """``start``: where the bytes of an unfinished checksum begin, or 0."""
     cdef uint32_t length = l4_bytes(p, n, q), field
     if length == 0:
         return UNKNOWN
     field = be16(p + q.l4 + (UDP_CSUM_OFFSET if q.protocol == IPPROTO_UDP else TCP_CSUM_OFFSET))
-    if start != 0 and start == q.l4:    # the pseudo-header's sum, or what it gives is wrong
+    if start != 0 and start == q.l4:    # has to be the pseudo-header's sum, or the result is wrong
         return NONE if fold16(<uint64_t>(field ^ 0xffff) + l4_pseudo_sum(
             p, q.version, q.l3, q.final, q.protocol, length)) in (0, 0xffff) else BAD
     if q.protocol == IPPROTO_UDP and field == 0:
@@ -118,7 +119,7 @@ cdef uint32_t verify_l4(const mbuf_t *m, const uint8_t *p, uint32_t n, const pac
 
 
 cdef inline uint32_t ipv4_sum(const uint8_t *p, uint32_t n, const packet_t *q) noexcept nogil:
-    """Of the header, or of what is in ``n`` bytes of it: another thread may write to it."""
+    """Sum of the header, or of ``n`` bytes if it is longer: another thread may write to it."""
     return sum16(p + q.l3, min(<uint32_t>(p[q.l3] & 15) * 4, n - q.l3))
 
 
@@ -127,8 +128,8 @@ cdef inline bint ipv4_good(const uint8_t *p, uint32_t n, const packet_t *q) noex
 
 
 cdef uint64_t verify_frame(const mbuf_t *m, bint l2) noexcept nogil:
-    """The RX_*_CKSUM_* flags that a frame deserves.  Layer 4 is left unknown where nothing can be
-    summed: fragments, other protocols, bytes that are missing.
+    """The right RX_*_CKSUM_* flags for a frame.  Layer 4 is unknown when it cannot be
+    summed: fragments, other protocols, missing bytes.
 
     An unfinished checksum is RX_L4_CKSUM_NONE, or bad when its place does not hold the sum of the
     pseudo-header."""
@@ -141,8 +142,8 @@ cdef uint64_t verify_frame(const mbuf_t *m, bint l2) noexcept nogil:
 
 
 cdef void note_verdict(mbuf_t *m, uint64_t found) noexcept nogil:
-    """Sets the flags of a frame to what ``verify_frame`` found.  One whose checksum is unfinished
-    goes on saying so, or nobody would finish it."""
+    """Sets the flags of a frame to the result of ``verify_frame``.  A frame with an unfinished
+    checksum keeps its flag, or nobody would finish it."""
     cdef uint32_t start
     if unfinished_at(m, &start):
         found |= RX_L4_CKSUM_NONE
@@ -152,7 +153,7 @@ cdef void note_verdict(mbuf_t *m, uint64_t found) noexcept nogil:
 cdef uint64_t verify_parsed(const mbuf_t *m, const uint8_t *p, uint32_t n, const headers_t *h,
                             bint whole, bint layer4) noexcept nogil:
     """The same for a frame whose headers, at ``p``, have been parsed, with success if ``whole``;
-    without ``layer4`` only IPv4 headers are looked at."""
+    without ``layer4`` only IPv4 headers are checked."""
     cdef uint32_t status = UNKNOWN, start = 0
     cdef packet_t q
     cdef uint64_t flags = 0
@@ -232,7 +233,8 @@ cdef inline int fill(mbuf_t *m, bint l2, uint32_t start) noexcept nogil:
         length = l4_bytes(p, n, &q)
         if length == 0:
             return -EINVAL
-        # Around an unfinished checksum it is that of a tunnel unknown here, which may have none.
+        # Around an unfinished checksum this is the checksum of an unknown tunnel, which may have
+        # none.
         if not encloses(&q, length, start) or be16(p + q.l4 + UDP_CSUM_OFFSET) != 0:
             fill_l4(m, p, &q, length, start)
     if q.version == 4:
@@ -252,7 +254,7 @@ cdef inline int fill(mbuf_t *m, bint l2, uint32_t start) noexcept nogil:
 
 cdef int fill_frame(mbuf_t *m, bint l2) noexcept nogil:
     """Writes every IPv4, TCP and UDP checksum of a frame, inner ones first; an outer UDP checksum
-    of zero stays.  The frame may have segments and must be the caller's to write to.
+    of zero stays.  The frame may have segments; the caller must be allowed to write to it.
 
     0, also when there is nothing to write; -EINVAL when the frame's lengths contradict each other
     or its bytes."""
@@ -260,8 +262,8 @@ cdef int fill_frame(mbuf_t *m, bint l2) noexcept nogil:
 
 
 cdef int fill_unfinished(mbuf_t *m, bint l2) noexcept nogil:
-    """The same for a frame whose checksum somebody else is to finish, a super-frame for one: that
-    one's place gets the sum of the pseudo-header, and those around it what is right then.  Of an
-    unfinished checksum that is neither TCP's nor UDP's, only what is around it is written."""
+    """The same for a frame with an unfinished checksum, such as a super-frame.  The unfinished
+    field gets the sum of the pseudo-header, and checksums around it become right.  If the
+    unfinished checksum is neither TCP's nor UDP's, only the checksums around it are written."""
     cdef uint32_t start
     return fill(m, l2, start if unfinished_at(m, &start) else 0)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The virtio-net header of a frame: no allocation, no exceptions, every read inside the frame."""
+"""The virtio-net header of a frame: no allocation, no exceptions; every read is inside the
+frame."""
 
 from libc.stdint cimport uint8_t, uint64_t
 
@@ -13,7 +14,8 @@ cdef enum:
 
 
 cdef inline bint keeps_vnet_hdr(const mbuf_t *m) noexcept nogil:
-    """The frame came with an unfinished checksum or as a super-frame, and still says so.
+    """Whether the frame came with an unfinished checksum or as a super-frame, and is still marked
+    so.
 
     A datagram without any checksum is RX_L4_CKSUM_NONE too, and has nothing unfinished."""
     return m.ol_flags & RX_LRO or (

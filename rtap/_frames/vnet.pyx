@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The virtio-net header and the mbuf's offload fields, one into the other.
+"""Converts the virtio-net header to the mbuf's offload fields and back.
 
-The header (linux/virtio_net.h, little-endian) says of a received frame that its checksum is
-still to be finished, or that it is a super-frame to be split at ``gso_size``.  Both facts are
-kept in the mbuf, so that a frame sent on as it came goes out under the same header.
+The header (linux/virtio_net.h, little-endian) of a received frame says that its checksum is
+unfinished, or that it is a super-frame to be split at ``gso_size``.  The mbuf keeps both facts, so
+that a frame sent on unchanged goes out under the same header.
 """
 
 from libc.errno cimport EINVAL
@@ -35,8 +35,8 @@ cdef inline void put_le16(uint8_t *p, uint32_t v) noexcept nogil:
 
 
 cdef int take_gso(mbuf_t *m, const uint8_t *hdr, const headers_t *h) noexcept nogil:
-    """What a header says of a super-frame, whose own headers are ``h``; 0, or -EINVAL when they
-    are of another kind or the sizes cannot be right."""
+    """Takes the segmentation fields of a super-frame whose own headers are ``h``; 0, or -EINVAL
+    when these are of another kind or the sizes cannot be right."""
     cdef uint32_t kind = hdr[1] & ~<uint32_t>VIRTIO_NET_HDR_GSO_ECN
     cdef bint udp = kind == VIRTIO_NET_HDR_GSO_UDP_L4
     cdef uint32_t gso_size = le16(hdr + 4)
@@ -61,10 +61,10 @@ cdef int take_gso(mbuf_t *m, const uint8_t *hdr, const headers_t *h) noexcept no
 
 
 cdef int take_checksum_place(mbuf_t *m, const uint8_t *hdr, const headers_t *h) noexcept nogil:
-    """Where the unfinished checksum is: not in front of what the outermost IP header carries, and
-    in TCP and UDP where theirs is; 0 or -EINVAL.
+    """Takes the place of the unfinished checksum.  It must lie behind the outermost IP header, and
+    in TCP and UDP it must be their checksum field; 0 or -EINVAL.
 
-    It may be further in than anything that was parsed, in a tunnel unknown here."""
+    In an unknown tunnel it may lie deeper than all parsed headers."""
     cdef uint32_t start = le16(hdr + 6)
     cdef uint32_t offset = le16(hdr + 8)
     cdef uint32_t first = h.outer_l4 if h.outer_version != 0 else h.l4
@@ -86,14 +86,14 @@ cdef int take_checksum_place(mbuf_t *m, const uint8_t *hdr, const headers_t *h) 
 
 
 cdef inline bint has_checksum(const headers_t *h) noexcept nogil:
-    """The kernel's word for a frame is about its TCP or UDP checksum, and that is the only one."""
+    """Whether a frame has one TCP or UDP checksum, about which the header's flags speak."""
     return h.outer_version == 0 and not h.fragment and h.l4_len != 0 and (
         h.protocol == IPPROTO_TCP or h.protocol == IPPROTO_UDP)
 
 
 cdef uint64_t checked(const mbuf_t *m, const uint8_t *p, uint32_t n, const headers_t *h,
                       bint whole, uint64_t offloads) noexcept nogil:
-    """Checksum flags that the queue was asked for and nobody else has given."""
+    """Checksum flags that the queue was asked for and that the header does not give."""
     cdef bint layer4 = m.ol_flags & RX_L4_CKSUM_NONE == 0 and (
         h.protocol == IPPROTO_TCP and offloads & RX_OFFLOAD_TCP_CKSUM
         or h.protocol == IPPROTO_UDP and offloads & RX_OFFLOAD_UDP_CKSUM)
@@ -105,11 +105,11 @@ cdef uint64_t checked(const mbuf_t *m, const uint8_t *p, uint32_t n, const heade
 
 
 cdef int vnet_hdr_to_mbuf(mbuf_t *m, const uint8_t *hdr, bint l2, uint64_t offloads) noexcept nogil:
-    """Takes a received header into the mbuf, and what its frame's own headers and, as far as
-    ``offloads`` (RxOffload) has them, its checksums say; ``l2`` is false on a TUN device.
+    """Sets the mbuf's fields from a received header, from the frame's own headers and, with the
+    checksum bits in ``offloads`` (RxOffload), from its checksums; ``l2`` is false on a TUN device.
 
-    0, or -EINVAL when the header does not fit the frame it came with.  Its hdr_len is at most a
-    hint: the kernel's own says the whole frame, or leaves VLAN tags out."""
+    0, or -EINVAL when the header does not fit its frame.  The header's hdr_len is only a
+    hint: the kernel sets it to the whole frame, or leaves VLAN tags out."""
     cdef uint8_t copy[HEADERS_MAX]
     cdef uint32_t n
     cdef const uint8_t *p = headers_of(m, copy, &n)
@@ -117,7 +117,7 @@ cdef int vnet_hdr_to_mbuf(mbuf_t *m, const uint8_t *hdr, bint l2, uint64_t offlo
     cdef bint whole
     if hdr[1] == VIRTIO_NET_HDR_GSO_NONE:
         whole = parse_headers(p, n, m.pkt_len, l2, &h) == 0
-    else:                       # datagrams of a tunnel that are split are datagrams of a tunnel
+    else:                       # split datagrams of a tunnel are datagrams of a tunnel
         whole = parse_outermost(p, n, m.pkt_len, l2, &h) == 0
     m.packet_type = h.packet_type
     m.outer_l2_len = h.outer_l2_len
@@ -142,10 +142,10 @@ cdef int vnet_hdr_to_mbuf(mbuf_t *m, const uint8_t *hdr, bint l2, uint64_t offlo
 
 
 cdef bint vnet_hdr_fits(const mbuf_t *m) noexcept nogil:
-    """Whether a frame is still what the header that it keeps says of it.
+    """Whether a frame still matches the header that it keeps.
 
-    A checksum whose place was cut off in front, with headers that the frame had, is no longer
-    anybody's; a super-frame cannot lose its headers and still be one."""
+    If headers were cut off in front, and the place of the checksum with them, nobody can finish
+    that checksum; a super-frame without its headers is no longer a super-frame."""
     cdef bint super_frame = m.ol_flags & RX_LRO and m.gso_type != VIRTIO_NET_HDR_GSO_NONE
     cdef uint32_t start
     if not m.vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
@@ -160,8 +160,8 @@ cdef bint vnet_hdr_fits(const mbuf_t *m) noexcept nogil:
 
 
 cdef void vnet_hdr_from_mbuf(const mbuf_t *m, uint8_t *hdr) noexcept nogil:
-    """Writes the ten header bytes a frame is sent under: those it came with, if it still says
-    that they apply and its checksum still starts inside it, else "nothing to do"."""
+    """Writes the ten header bytes for sending a frame: those it came with, if its flags still say
+    so and its checksum still starts inside it, else "nothing to do"."""
     cdef uint32_t csum_start = 0
     memset(hdr, 0, VNET_HDR_LEN)
     if not keeps_vnet_hdr(m):
