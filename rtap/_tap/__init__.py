@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Burst loops on a descriptor, for both engines, and the rings under one of them."""
+"""Burst loops on a descriptor, for both engines, and the rings of the uring engine."""

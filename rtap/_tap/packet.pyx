@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is different about a packet socket (``packet(7)``).
+"""The special treatment of packet sockets (``packet(7)``).
 
-The kernel takes the outermost VLAN tag out of every frame that it receives, and tells of it beside
-the frame, in control data (PACKET_AUXDATA) that only recvmsg(2) brings.  So frames are received
-with that, and the tag goes back to where it was.  The control data lies in the frame's own slot, in
-front of the virtio-net header.
+The kernel takes the outermost VLAN tag out of every frame that it receives.  It reports the tag
+beside the frame, in control data (PACKET_AUXDATA), which only recvmsg(2) delivers.  So frames are
+received with recvmsg, and the tag is put back in its place.  The control data lies in the frame's
+own slot, in front of the virtio-net header.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uintptr_t
@@ -37,9 +37,9 @@ cdef extern from "rtap_compat.h" nogil:
     int getsockname "rtap_getsockname" (int fd, void *address, unsigned int *n)
 
 cdef enum:
-    ADDRESSES = 12              # what is in front of a tag
+    ADDRESSES = 12              # both addresses, in front of a tag
     TAG = 4
-    VLAN_TPID = 0x8100          # of kernels that do not tell
+    VLAN_TPID = 0x8100          # for kernels that do not say
 
 
 cdef inline cmsghdr *control_of(uint8_t *hdr) noexcept nogil:
@@ -49,7 +49,7 @@ cdef inline cmsghdr *control_of(uint8_t *hdr) noexcept nogil:
 
 
 cdef uint32_t packet_msg(msghdr *msg, iovec *iov, uint32_t n) noexcept nogil:
-    """Describes a receive into ``n`` places, the first of which begins with the virtio-net header;
+    """Describes a receive into ``n`` pieces, the first of which begins with the virtio-net header;
     returns ``n``."""
     cdef cmsghdr *control = control_of(<uint8_t *>iov[0].iov_base)
     control.cmsg_len = 0
@@ -68,8 +68,8 @@ cdef inline void add_le16(uint8_t *p, uint32_t n) noexcept nogil:
 
 
 cdef uint8_t *packet_put_tag(mbuf_t *m, uint8_t *hdr) noexcept nogil:
-    """Puts the tag back that the kernel has taken out of a frame, which was received into a slot
-    with its virtio-net header at ``hdr``; where that header is now."""
+    """Puts back the tag that the kernel took out of a frame, which was received into a slot
+    with its virtio-net header at ``hdr``; returns where that header is now."""
     cdef cmsghdr *control = control_of(hdr)
     cdef tpacket_auxdata *aux = <tpacket_auxdata *>CMSG_DATA(control)
     cdef uint32_t tpid = VLAN_TPID

@@ -8,14 +8,14 @@ from rtap._tap.rx_gso cimport rx_gso_t
 
 
 cdef enum:
-    BATCH_SLOTS = 512           # most slots one batch of reads is given
-    SEGS_MAX = 128              # most slots of one read
-    FILTER_MAX = 64             # most addresses a queue listens for
+    BATCH_SLOTS = 512           # the most slots for one batch of reads
+    SEGS_MAX = 128              # the most slots of one read
+    FILTER_MAX = 64             # the most addresses a queue listens for
 
 
 cdef struct filter_t:
     uint32_t on                 # off: every frame is wanted (promiscuous)
-    uint32_t lock               # of what follows, which may change under a burst
+    uint32_t lock               # guards the next fields, which may change during a burst
     bint allmulticast
     uint32_t n
     uint8_t addresses[FILTER_MAX][6]
@@ -37,15 +37,15 @@ cdef struct tap_rxq_t:
     uint32_t entries            # most frames for each kernel entry
     uint32_t depth              # reads submitted first by the next burst
     uint32_t hdr_len            # of the virtio-net header; 0 without
-    uint64_t offloads           # RxOffload; any has headers parsed and told of
+    uint64_t offloads           # RxOffload; with any, headers are parsed and reported
     uint32_t segs               # slots for each read
     bint l2                     # Ethernet frames, not IP packets
     bint shared                 # somebody else may make the descriptor blocking
     msghdr *msgs                # of a packet socket, one for each read of an entry; NULL: a TAP's
-    uint32_t gone               # its interface is, and only the first read was told
+    uint32_t gone               # its interface is gone; only the first read was told
     uint16_t port
     filter_t filter
-    rx_gso_t *gso               # splits what is read; NULL: handed out as it comes
+    rx_gso_t *gso               # splits frames that are read; NULL: handed out as they come
     uint32_t (*read)(rxq_t *q, mbuf_t **out, uint32_t n, int *error) noexcept nogil
 
 

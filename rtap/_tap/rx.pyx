@@ -60,7 +60,7 @@ cdef void rx_count_offloads(rxq_t *q, uint64_t ol_flags) noexcept nogil:
 
 
 cdef bint rx_wanted(tap_rxq_t *q, const mbuf_t *m) noexcept nogil:
-    """Whether a frame is for us: to one of our addresses, to all, or to a group we are in."""
+    """Whether a frame is for us: to one of our addresses, to all, or to one of our groups."""
     cdef filter_t *f = &q.filter
     cdef const uint8_t *d = mbuf_data(m)
     cdef bint wanted = False
@@ -80,9 +80,9 @@ cdef bint rx_wanted(tap_rxq_t *q, const mbuf_t *m) noexcept nogil:
 
 
 cdef bint rx_accept(tap_rxq_t *q, mbuf_t **slots, uint32_t n) noexcept nogil:
-    """Makes a frame of ``n`` bytes read into ``q.segs`` slots; slots it does not fill go back.
+    """Makes a frame of ``n`` bytes that were read into ``q.segs`` slots; unused slots go back.
 
-    False, and all slots back, when the frame was cut or its header does not fit it."""
+    False, and all slots go back, when the frame was cut or its header does not fit it."""
     cdef mbuf_t *m = slots[0]
     cdef mbuf_t *tail = m
     cdef uint32_t room = q.pool.data_room
@@ -128,7 +128,7 @@ cdef bint rx_accept(tap_rxq_t *q, mbuf_t **slots, uint32_t n) noexcept nogil:
 
 
 cdef void rx_down(tap_rxq_t *q, int32_t result, int *error) noexcept nogil:
-    """A packet socket has no frame; one whose interface has gone tells the first read only."""
+    """Handles an empty packet socket; if its interface is gone, only the first read is told so."""
     if result == -ENETDOWN and packet_gone(q.base.fd):
         _compat.store(&q.gone, 1)
     if _compat.load_relaxed(&q.gone) != 0:
@@ -155,7 +155,7 @@ cdef bint rx_settle(tap_rxq_t *q, mbuf_t **slots, int32_t result, mbuf_t **out, 
 
 
 cdef void rx_no_buffers(tap_rxq_t *q) noexcept nogil:
-    """The pool is empty; that is a loss only if a frame was there to take."""
+    """Counts an empty pool, but only if a frame was there to take."""
     cdef pollfd p
     p.fd = q.base.fd
     p.events = POLLIN
@@ -165,7 +165,7 @@ cdef void rx_no_buffers(tap_rxq_t *q) noexcept nogil:
 
 
 cdef inline uint32_t rx_slots(tap_rxq_t *q, mbuf_t **slots, uint32_t reads) noexcept nogil:
-    """Slots for up to ``reads`` reads; returns for how many there were enough."""
+    """Takes slots for up to ``reads`` reads; returns how many reads have enough."""
     cdef uint32_t have = pool_get(q.pool, slots, reads * q.segs)
     cdef uint32_t whole = have // q.segs
     if have > whole * q.segs:
@@ -174,7 +174,7 @@ cdef inline uint32_t rx_slots(tap_rxq_t *q, mbuf_t **slots, uint32_t reads) noex
 
 
 cdef inline void rx_count(tap_rxq_t *q, mbuf_t **out, uint32_t got, uint32_t limit) noexcept nogil:
-    # The next burst asks for a little more than came: an idle queue costs one empty read.
+    # The next burst asks for a few more frames than came: an idle queue costs one empty read.
     q.depth = min(got + got // 8 + 1, limit)
     if got > 0 and q.gso == NULL:       # else rx_gso counts
         _compat.counter_add(&q.base.packets, got)
@@ -182,7 +182,7 @@ cdef inline void rx_count(tap_rxq_t *q, mbuf_t **out, uint32_t got, uint32_t lim
 
 
 cdef void rx_adopt(tap_rxq_t *q) noexcept nogil:
-    """Turns to the buffers that ``RxQueue.resize`` has provided; called by the queue's owner."""
+    """Changes to the buffers that ``RxQueue.resize`` has provided; called by the queue's owner."""
     cdef room_t *room = &q.room
     if _compat.load_relaxed(&room.new) == 0:
         return
@@ -196,7 +196,7 @@ cdef void rx_adopt(tap_rxq_t *q) noexcept nogil:
 
 cdef void rx_prepare(tap_rxq_t *q, uring_t *r, mbuf_t **slots, uint32_t n, uint32_t first,
                      iovec *iov) noexcept nogil:
-    """Prepares ``n`` reads, which are to have the results from number ``first`` on."""
+    """Prepares ``n`` reads, whose results will be numbered from ``first`` on."""
     cdef int index = uring_file(r, q.file_id, q.base.fd)
     cdef int fd = q.base.fd if index < 0 else index
     cdef uint8_t flags = 0 if index < 0 else <uint8_t>IOSQE_FIXED_FILE
@@ -226,10 +226,10 @@ cdef void rx_prepare(tap_rxq_t *q, uring_t *r, mbuf_t **slots, uint32_t n, uint3
 
 
 cdef uint32_t rx_results(uring_t *r, uint32_t n, int32_t *results) noexcept nogil:
-    """Runs the ``n`` prepared reads; returns how many have a result, from the first on."""
+    """Runs the ``n`` prepared reads; returns how many of the first ones have a result."""
     cdef io_uring_cqe *cqes[RING_ENTRIES]
     cdef uint32_t took = uring_run(r, n), ready = io_uring_cq_ready(&r.ring), i
-    while ready < took:         # not seen to happen: NOWAIT completes inline
+    while ready < took:         # never observed: NOWAIT completes inline
         io_uring_submit_and_wait(&r.ring, took)
         ready = io_uring_cq_ready(&r.ring)
     ready = io_uring_peek_batch_cqe(&r.ring, cqes, took)
@@ -279,7 +279,8 @@ cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexce
 
 cdef uint32_t rx_settle_all(tap_rxq_t *q, mbuf_t **slots, uint32_t reads, uint32_t took,
                             const int32_t *results, mbuf_t **out, int *error) noexcept nogil:
-    """Takes the results of one queue's reads, of which the kernel ran ``took``; frames got."""
+    """Takes the results of one queue's reads, of which the kernel ran ``took``; returns how many
+    frames came."""
     cdef uint32_t got = 0, i
     cdef bint more = reads > 0
     for i in range(took):
@@ -295,8 +296,8 @@ cdef uint32_t rx_settle_all(tap_rxq_t *q, mbuf_t **slots, uint32_t reads, uint32
 
 
 cdef uint32_t rx_uring_many(rx_share_t *shares, uint32_t k) noexcept nogil:
-    """One io_uring_enter for several queues: as many from the first on as its ring has room for,
-    at least one; returns how many those were."""
+    """One io_uring_enter for several queues: as many of the first ones as the ring has room for,
+    at least one; returns how many."""
     cdef mbuf_t *slots[BATCH_SLOTS]
     cdef int32_t results[RING_ENTRIES]
     cdef uint32_t entries = 0, used = 0, served = 0, took, want, i
@@ -377,6 +378,6 @@ cdef uint32_t rx_syscall(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noex
 
 
 cdef uint32_t rx_split(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil:
-    """The burst function of a queue that splits what it reads."""
+    """The burst function of a queue that splits super-frames."""
     cdef tap_rxq_t *q = <tap_rxq_t *>base
     return rx_gso(q.gso, q.read, base, out, n, error)

@@ -10,15 +10,15 @@ ctypedef uint32_t (*rx_read_fn)(rxq_t *q, mbuf_t **out, uint32_t n, int *error) 
 
 
 cdef enum:
-    READS = 32                  # most super-frames read together
+    READS = 32                  # the most super-frames read together
 
 
 cdef struct rx_gso_t:
-    pool_t *pool                # of the frames that are handed out
+    pool_t *pool                # for the frames that are handed out
     bint l2
-    uint32_t stale              # the queue was stopped: what waits is dropped before the next burst
-    bint waited                 # the first one read has found too few mbufs in a burst of its own
-    uint32_t n_made             # frames of it that are handed out already
+    uint32_t stale              # the queue was stopped: the next burst drops what waits
+    bint waited                 # the first one read found too few mbufs in an earlier burst
+    uint32_t n_made             # frames of it that were handed out already
     uint32_t n_read             # read and not split yet, from `at_read` on
     uint32_t at_read
     uint32_t n_split            # split and not handed out yet, from `at_split` on

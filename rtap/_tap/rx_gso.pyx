@@ -2,14 +2,13 @@
 """Splitting on the way in (``rx_gso``): the kernel hands over super-frames, the application gets
 frames within the MTU, with checksums.
 
-What was read lies in 64 KiB slots of the queue's own; what is handed out, in the application's
-pool.  A super-frame that a burst has no room left for waits here for the next one, and an eventfd
-says so to whoever waits for the descriptor.
+Frames are read into 64 KiB slots of the queue's own, and handed out in mbufs of the application's
+pool.  When a burst has no room left for a super-frame, the super-frame waits here for the next one;
+an eventfd tells threads that wait for the descriptor.
 
 No frame can block its queue.  A super-frame waits for one burst until there are mbufs for all of
-it, then it is handed out in parts, as mbufs come.  One that no mbufs could hold is dropped.
-Payloads so long that they are referred to, not copied, never take more than half of the slots that
-are read into.
+it; then it is handed out in parts, as mbufs become free.  A frame that never fits is dropped.
+Long payloads are referred to, not copied; they never take more than half of the queue's own slots.
 """
 
 from libc.errno cimport E2BIG, EMSGSIZE, ENOBUFS
@@ -47,7 +46,7 @@ cdef rx_gso_t *rx_gso_create(pool_t *pool, bint l2) noexcept nogil:
 
 
 cdef void rx_gso_drop(rx_gso_t *t, rxq_t *q) noexcept nogil:
-    """Throws away what waits, and counts it; for the queue's owner."""
+    """Throws away the waiting frames, and counts them; for the queue's owner."""
     cdef plan_t plan
     cdef uint32_t lost = t.n_read + t.n_split, rest
     _compat.store(&t.stale, 0)
@@ -64,14 +63,15 @@ cdef void rx_gso_drop(rx_gso_t *t, rxq_t *q) noexcept nogil:
 
 
 cdef void rx_gso_destroy(rx_gso_t *t) noexcept nogil:
-    """After rx_gso_drop, or in a forked child, whose parent has the frames."""
+    """Frees everything; after rx_gso_drop, or in a forked child, where the parent has the
+    frames."""
     if t != NULL:
         close(t.wake)
         free(t)
 
 
 cdef inline void signal(rx_gso_t *t) noexcept nogil:
-    """Has the eventfd say whether frames wait here."""
+    """Makes the eventfd show whether frames wait here."""
     cdef bint waiting = t.n_read + t.n_split > 0
     cdef uint64_t value = 1
     if waiting == t.awake:
@@ -84,13 +84,13 @@ cdef inline void signal(rx_gso_t *t) noexcept nogil:
 
 
 cdef int move(mbuf_t *m, pool_t *pool, mbuf_t **out) noexcept nogil:
-    """The same frame, which has nothing left to do, in slots of ``pool``, the original freed: 1;
-    or -ENOBUFS, and nothing done, when there are too few."""
+    """Moves a finished frame into slots of ``pool`` and frees the original: 1;
+    or -ENOBUFS, and no change, when there are too few slots."""
     cdef mbuf_t *head = NULL
     cdef mbuf_t *tail = NULL
     cdef mbuf_t *seg
     cdef uint32_t room = pool.data_room, done = 0, count = 0
-    _compat.check(not keeps_vnet_hdr(m))        # or the place of its checksum moves, too
+    _compat.check(not keeps_vnet_hdr(m))        # or the place of its checksum would move too
     while head == NULL or done < m.pkt_len:
         if pool_get(pool, &seg, 1) == 0:
             mbuf_free(head)
@@ -117,8 +117,8 @@ cdef int move(mbuf_t *m, pool_t *pool, mbuf_t **out) noexcept nogil:
 
 
 cdef inline bint lends(const mbuf_t *m) noexcept nogil:
-    """Whether the application may keep a slot that was read into: not when half of them are in
-    use, or it could stop the queue by keeping frames."""
+    """Whether the application may keep a slot that was read into.  It may not when half of them are
+    in use, or it could stop the queue by keeping frames."""
     return (m.tso_segsz >= REFERENCE_MIN
             and pool_available(m.pool) >= m.pool.size - m.pool.size // 2)
 
@@ -139,7 +139,7 @@ cdef inline void next_read(rx_gso_t *t) noexcept nogil:
 
 
 cdef int prepare(rx_gso_t *t, mbuf_t **m) noexcept nogil:
-    """Finishes a frame that is not to be split.  -EINVAL or -E2BIG when nothing can become of it,
+    """Finishes a frame that need not be split.  -EINVAL or -E2BIG when it cannot be handed out,
     as gso_check."""
     cdef int rc = 1
     if keeps_vnet_hdr(m[0]):
@@ -153,8 +153,8 @@ cdef int prepare(rx_gso_t *t, mbuf_t **m) noexcept nogil:
 
 
 cdef void screen(rx_gso_t *t, rxq_t *q) noexcept nogil:
-    """Counts what was read, and drops what can never be handed out: what is left are super-frames
-    of several frames, and others with nothing left to do."""
+    """Counts the frames that were read, and drops those that can never be handed out.  The others
+    are super-frames of several frames, or finished frames."""
     cdef uint32_t kept = 0, i
     cdef int rc
     for i in range(t.n_read):
@@ -175,9 +175,10 @@ cdef void screen(rx_gso_t *t, rxq_t *q) noexcept nogil:
 
 cdef int split_whole(rx_gso_t *t, mbuf_t *m, bint refer, mbuf_t **out, uint32_t n,
                      bint first) noexcept nogil:
-    """All frames of a super-frame: how many, of which those for which ``out`` has no room are for
-    the next burst.  -EMSGSIZE then if it is not the ``first`` of this burst: one that is cut here
-    would not be merged whole."""
+    """Makes all frames of a super-frame and returns how many.  They are in ``out``; if it has too
+    little room they are in ``t.split``, for this burst and the next ones.  The latter only for the
+    ``first`` super-frame of a burst, else -EMSGSIZE: one that two bursts share would not be merged
+    whole again."""
     cdef int rc = gso_whole(m, t.pool, t.l2, refer, out, min(n, <uint32_t>SPLIT_MAX))
     if rc == -EMSGSIZE and first:
         rc = gso_whole(m, t.pool, t.l2, refer, t.split, SPLIT_MAX)
@@ -188,15 +189,15 @@ cdef int split_whole(rx_gso_t *t, mbuf_t *m, bint refer, mbuf_t **out, uint32_t 
 
 
 cdef int split_first(rx_gso_t *t, rxq_t *q, mbuf_t **out, uint32_t n, bint first) noexcept nogil:
-    """Splits the super-frame that was read first: how many frames are in ``out``.  -EMSGSIZE as
-    split_whole, -ENOBUFS without mbufs."""
+    """Splits the super-frame that was read first; returns how many frames are in ``out``.
+    -EMSGSIZE as split_whole, -ENOBUFS without mbufs."""
     cdef mbuf_t *m = t.read[t.at_read]
     cdef bint refer = lends(m)
     cdef uint32_t left = 0
     cdef int rc = -E2BIG
     if not t.waited and t.n_made == 0:
         rc = split_whole(t, m, refer, out, n, first)
-    if rc == -E2BIG:            # there are not the mbufs for all at once
+    if rc == -E2BIG:            # too few mbufs for all at once
         rc = gso_part(m, t.pool, t.l2, refer, t.n_made, out, n, &left)
     if rc > 0:
         if t.n_made == 0:
@@ -212,7 +213,7 @@ cdef int split_first(rx_gso_t *t, rxq_t *q, mbuf_t **out, uint32_t n, bint first
 
 cdef uint32_t rx_gso(rx_gso_t *t, rx_read_fn receive, rxq_t *q, mbuf_t **out, uint32_t n,
                      int *error) noexcept nogil:
-    """Up to ``n`` frames, read by ``receive`` where none wait here."""
+    """Hands out up to ``n`` frames; if none wait here, ``receive`` reads more."""
     cdef uint32_t got, asked, total = 0
     cdef bint more = True
     cdef int rc

@@ -22,14 +22,14 @@ cdef struct tap_txq_t:
     uint32_t entries            # most frames for each kernel entry
     uint32_t hdr_len            # of the virtio-net header; 0 without
     bint l2                     # Ethernet frames, not IP packets
-    uint32_t least              # bytes of a frame, where the kernel does not look itself
+    uint32_t least              # the least bytes of a frame, where the kernel does not check
     tx_gro_t *gro               # merges frames before they are sent; NULL: sent as they come
     bint shared                 # somebody else may make the descriptor blocking
-    bint ordered                # link the writes: the kernel may stop taking them half-way
-    uint32_t software           # GSO_* that the kernel refuses: split here
+    bint ordered                # link the writes: the kernel may stop taking frames half-way
+    uint32_t software           # GSO_* that the kernel refuses, which are split here
     uint64_t probe_after        # CLOCK_MONOTONIC ns; until then no probe
     tx_split_t *split           # NULL until a super-frame has been split here
-    void (*refused)(tap_txq_t *q, uint32_t kind) noexcept nogil     # told of each in `software`
+    void (*refused)(tap_txq_t *q, uint32_t kind) noexcept nogil     # called for each in `software`
     void *owner                 # for `refused`
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Transmit loops on a TAP or TUN descriptor or a packet socket, one for each engine.
 
-A frame in one private segment gets its virtio-net header written into the headroom and leaves from
-one place; chains and shared frames leave through an iovec with the header beside them, so that
+A frame in one private segment gets its virtio-net header written into the headroom, and is sent
+from one place.  Chains and shared frames are sent through an iovec with a separate header, so that
 sending never writes into bytes that somebody else can see.
 """
 
@@ -40,13 +40,13 @@ from rtap._tap.uring cimport (
 
 cdef enum:
     IOVECS_MAX = 1024           # UIO_MAXIOV: writev(2) refuses more
-    PROBE_NS = 1_000_000_000    # between probes of what the kernel can split
+    PROBE_NS = 1_000_000_000    # between probes of the kernel's segmentation
     TO_SPLIT = 1
 
 
 cdef inline uint8_t *tx_in_place(tap_txq_t *q, mbuf_t *m, uint32_t *length) noexcept nogil:
-    """Where a frame of one private segment starts once its header is written into the headroom,
-    and how much is sent from there; NULL when it cannot be sent from one place."""
+    """Writes the header of a frame of one private segment into the headroom; returns where both
+    start, and sets ``length``.  NULL when the frame cannot be sent from one place."""
     cdef uint8_t *start
     if m.next != NULL:
         return NULL
@@ -66,8 +66,8 @@ cdef inline uint8_t *tx_in_place(tap_txq_t *q, mbuf_t *m, uint32_t *length) noex
 
 
 cdef uint32_t tx_iovecs(tap_txq_t *q, const mbuf_t *m, uint8_t *hdr, iovec *iov) noexcept nogil:
-    """Describes a frame of any shape, its header beside it; one too many for the kernel when it
-    has too many segments."""
+    """Describes a frame of any shape with a separate header; returns one iovec more than the kernel
+    takes when it has too many segments."""
     cdef uint32_t n = 0
     cdef uint8_t *start
     if q.hdr_len != 0:
@@ -85,7 +85,7 @@ cdef uint32_t tx_iovecs(tap_txq_t *q, const mbuf_t *m, uint8_t *hdr, iovec *iov)
 
 cdef uint32_t tx_prepare(tap_txq_t *q, uring_t *r, mbuf_t **v, uint32_t n, uint32_t first,
                          uint32_t *iovecs) noexcept nogil:
-    """Prepares one write for each frame, which are to have the results from number ``first`` on;
+    """Prepares one write for each frame, whose results will be numbered from ``first`` on;
     returns how many (``iovecs``, those used so far, may run out before ``n``)."""
     cdef int index = uring_file(r, q.file_id, q.base.fd)
     cdef int fd = q.base.fd if index < 0 else index
@@ -131,8 +131,8 @@ cdef uint32_t tx_prepare(tap_txq_t *q, uring_t *r, mbuf_t **v, uint32_t n, uint3
 
 
 cdef uint32_t tx_failures(uring_t *r, uint32_t took, int32_t *results) noexcept nogil:
-    """Collects what did not succeed into ``results`` (else 0) and returns the first such number;
-    ``took`` when all did, and then there are no results."""
+    """Collects the failures in ``results`` (0 for successes) and returns the number of the first
+    one; ``took`` when all succeeded, and then there are no results."""
     cdef io_uring_cqe *cqes[RING_ENTRIES]
     cdef uint32_t ready, i, failed = took
     if not r.skip_success:
@@ -171,7 +171,7 @@ cdef uint32_t tx_sent(tap_txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil:
 
 
 cdef inline uint32_t gso_kind(const mbuf_t *m) noexcept nogil:
-    """GSO_* of a super-frame, 0 of any other frame."""
+    """The GSO_* of a super-frame, 0 for any other frame."""
     if not m.ol_flags & RX_LRO:
         return 0
     cdef uint32_t kind = m.gso_type & ~<uint32_t>VIRTIO_NET_HDR_GSO_ECN
@@ -181,8 +181,8 @@ cdef inline uint32_t gso_kind(const mbuf_t *m) noexcept nogil:
 
 
 cdef int tx_split(tap_txq_t *q, mbuf_t *m) noexcept nogil:
-    """Takes over a super-frame whose pieces are to be sent next; 0, or -errno: -EINVAL when it is
-    malformed, -ENOBUFS when another one's pieces wait, or there is no memory for now."""
+    """Takes over a super-frame whose pieces are sent next; 0, or -errno: -EINVAL when it is
+    malformed, -ENOBUFS when pieces of another one wait, or there is no memory now."""
     cdef int n
     if q.base.waiting != 0:
         return -ENOBUFS
@@ -199,7 +199,7 @@ cdef int tx_split(tap_txq_t *q, mbuf_t *m) noexcept nogil:
 
 
 cdef bint tx_flush(tap_txq_t *q, int *error) noexcept nogil:
-    """Sends the pieces that wait; true when none is left."""
+    """Sends the waiting pieces; true when none is left."""
     cdef tx_split_t *s = q.split
     cdef uint64_t errors = q.base.errors
     cdef uint32_t sent = 1
@@ -215,7 +215,7 @@ cdef bint tx_flush(tap_txq_t *q, int *error) noexcept nogil:
 
 
 cdef void tx_discard(tap_txq_t *q, uint64_t *reason) noexcept nogil:
-    """Forgets the pieces that wait; they are errors for that reason."""
+    """Drops the waiting pieces and counts them as errors for that reason."""
     cdef uint32_t n = q.base.waiting
     _compat.counter_add(reason, n)
     _compat.counter_add(&q.base.errors, n)
@@ -232,15 +232,15 @@ cdef void tx_abandon(txq_t *base) noexcept nogil:
 
 
 cdef void tx_forget(tap_txq_t *q) noexcept nogil:
-    """Before a queue goes, in a forked child too."""
+    """Frees memory before a queue goes, also in a forked child."""
     if q.base.waiting != 0:
         split_drop(q.split)
     free(q.split)
 
 
 cdef void tx_probe(tap_txq_t *q, uint32_t kind, uint8_t gso_type) noexcept nogil:
-    """The kernel has refused a super-frame that is well formed.  If it refuses the simplest one of
-    that kind too, there will be no other: they are split here from now on."""
+    """Called when the kernel has refused a well-formed super-frame.  If it refuses the simplest one
+    of that kind too, super-frames of that kind are split here from now on."""
     cdef uint8_t frame[PROBE_MAX]
     cdef iovec iov
     cdef ssize_t rc
@@ -261,8 +261,8 @@ cdef void tx_probe(tap_txq_t *q, uint32_t kind, uint8_t gso_type) noexcept nogil
 
 
 cdef int tx_fall_back(tap_txq_t *q, mbuf_t *m, int *error) noexcept nogil:
-    """The kernel has answered a frame with EINVAL.  0 when it was a super-frame, and has been sent
-    or waits in pieces; else the errno that it is to be judged by."""
+    """Called when the kernel has answered a frame with EINVAL.  0 when it was a super-frame, and
+    its pieces have been sent or wait; else the errno for this frame."""
     cdef uint32_t kind = gso_kind(m)
     cdef uint8_t gso_type = m.gso_type
     cdef int rc
@@ -277,7 +277,7 @@ cdef int tx_fall_back(tap_txq_t *q, mbuf_t *m, int *error) noexcept nogil:
 
 
 cdef bint tx_failed(tap_txq_t *q, mbuf_t *m, int code, bint *retry, int *error) noexcept nogil:
-    """Judges one failed write: true when the frame is consumed, else it stays for the caller."""
+    """Handles one failed write: true when the frame is consumed, else the caller keeps it."""
     cdef uint32_t frames = 1
     if code == EINVAL:
         code = tx_fall_back(q, m, error)
@@ -287,7 +287,7 @@ cdef bint tx_failed(tap_txq_t *q, mbuf_t *m, int code, bint *retry, int *error) 
         retry[0] = True
         return False
     if code == EBADFD or code == EBADF or code == ENXIO:
-        error[0] = ENODEV if code == ENXIO else code     # a packet socket says it so
+        error[0] = ENODEV if code == ENXIO else code     # a packet socket gives ENXIO
         return False
     if code == EINVAL and m.pkt_len < ETHER_HDR_LEN and q.l2:
         tx_unfit(q, m)
@@ -295,7 +295,7 @@ cdef bint tx_failed(tap_txq_t *q, mbuf_t *m, int code, bint *retry, int *error) 
     q.base.why = code
     if q.gro != NULL:
         frames = tx_gro_frames(q.gro, m)
-    if code == EIO or code == ENETDOWN:     # of a TAP, of a packet socket
+    if code == EIO or code == ENETDOWN:     # from a TAP, from a packet socket
         _compat.counter_add(&q.base.down, frames)
     else:
         _compat.counter_add(&q.base.refused, frames)
@@ -306,8 +306,8 @@ cdef bint tx_failed(tap_txq_t *q, mbuf_t *m, int code, bint *retry, int *error) 
 
 cdef uint32_t tx_sort_out(tap_txq_t *q, mbuf_t **v, uint32_t n, const int32_t *results,
                           bint *stop, int *error) noexcept nogil:
-    """Frees what was sent or refused and moves the unsent, in order, to the end of ``v[:n]``;
-    returns how many were consumed."""
+    """Frees frames that were sent or refused, and moves the unsent ones, in order, to the end of
+    ``v[:n]``; returns how many were consumed."""
     cdef mbuf_t *unsent[RING_ENTRIES]
     cdef uint32_t n_unsent = 0, consumed = 0, i
     cdef bint retry = False
@@ -353,7 +353,7 @@ cdef uint32_t tx_uring(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept
         prepared = tx_prepare(q, r, v + done, min(n - done, q.entries), 0, &iovecs)
         took = uring_run(r, prepared)
         failed = tx_failures(r, took, results)
-        uring_leave(r)          # frames are freed outside: a dying pool makes rings forget it
+        uring_leave(r)          # frames are freed without it: a dying pool makes rings forget it
         if failed < took:
             if q.ordered:       # a broken chain cancels its rest, silently where successes are
                 for i in range(failed + 1, took):
@@ -369,8 +369,9 @@ cdef uint32_t tx_uring(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept
 
 
 cdef bint tx_joins(tx_share_t *s, uint32_t *entries, uint32_t *iovecs) noexcept nogil:
-    """Prepares a share; whether it can go with others: all of it, in what is left of a ring's
-    entries and iovecs, with nothing to be sent before it or in the place of its frames."""
+    """Prepares a share; returns whether it can go with others.  That takes enough entries and
+    iovecs in the ring for all of it, and no frames to be sent before it or instead of its
+    frames."""
     cdef tap_txq_t *q = <tap_txq_t *>s.q
     cdef uint32_t need = 0, i
     if (s.n == 0 or s.n > min(entries[0], q.entries) or q.base.waiting != 0
@@ -386,8 +387,8 @@ cdef bint tx_joins(tx_share_t *s, uint32_t *entries, uint32_t *iovecs) noexcept 
 
 
 cdef inline bint tx_share_ready(tap_txq_t *q, tx_share_t *s) noexcept nogil:
-    """Prepares what is not prepared yet; false at a frame that cannot be, or when no other is
-    left.  Those that do not fit are consumed."""
+    """Prepares the frames that are not prepared yet; false at a frame that cannot be prepared, or
+    when none is left.  Frames with a request that does not fit are consumed."""
     cdef uint32_t seen = s.ready, unfit
     cdef int why = 0
     s.ready = tx_ready(q, s.v, s.n, s.ready, &seen, &why)
@@ -401,7 +402,7 @@ cdef inline bint tx_share_ready(tap_txq_t *q, tx_share_t *s) noexcept nogil:
 
 
 cdef void tx_share_alone(tx_share_t *s) noexcept nogil:
-    """A share as a burst of its own."""
+    """Sends a share as a burst of its own."""
     cdef uint64_t lost = tx_lost_frames(s.q), bytes = s.q.bytes
     s.sent += tx_rest(<tap_txq_t *>s.q, s.v, s.n, s.ready, &s.error)
     s.lost += <uint32_t>(tx_lost_frames(s.q) - lost)
@@ -409,10 +410,10 @@ cdef void tx_share_alone(tx_share_t *s) noexcept nogil:
 
 
 cdef uint32_t tx_uring_many(tx_share_t *shares, uint32_t k) noexcept nogil:
-    """One io_uring_enter for several shares: as many from the first on as can go together.
+    """One io_uring_enter for several shares: as many of the first ones as can go together.
 
     Not for queues that link their writes: the kernel runs the chains of an enter side by side, so
-    that two for the same queue would mix."""
+    that two chains for the same queue would mix."""
     cdef int32_t results[RING_ENTRIES]
     cdef uint32_t entries = RING_ENTRIES, iovecs = RING_IOVECS
     cdef uint32_t served = 0, at = 0, took, failed, want, i
@@ -506,8 +507,8 @@ cdef uint32_t tx_syscall(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexce
 
 
 cdef int tx_special(tap_txq_t *q, mbuf_t **frame) noexcept nogil:
-    """Makes a frame of which more is known than its bytes ready to be sent: 0, TO_SPLIT when the
-    kernel cannot be asked to split it, or -errno."""
+    """Prepares a frame with a header or an offload request for sending: 0, TO_SPLIT when the
+    kernel cannot split it, or -errno."""
     cdef uint32_t kind
     cdef int rc = 0
     if frame[0].ol_flags & TX_REQUESTS:
@@ -528,9 +529,10 @@ cdef int tx_special(tap_txq_t *q, mbuf_t **frame) noexcept nogil:
 
 cdef uint32_t tx_ready(tap_txq_t *q, mbuf_t **v, uint32_t n, uint32_t ready, uint32_t *seen,
                        int *why) noexcept nogil:
-    """Prepares frames of ``v[:n]`` from ``seen`` on, once each, and moves them to the ``ready``
-    ones in front: how many these are then.  What does not fit is consumed.  ``why`` is 0 at the
-    end, TO_SPLIT at a frame that is to be split here, or -ENOBUFS."""
+    """Prepares the frames of ``v[:n]`` from ``seen`` on, once each, and moves them behind the
+    ``ready`` ones in front; returns how many are ready then.  Frames with a request that does not
+    fit are consumed.  ``why`` is 0 at the end, TO_SPLIT at a frame to be split here, or
+    -ENOBUFS."""
     cdef uint32_t i
     cdef int rc = 0
     for i in range(seen[0], n):
@@ -561,20 +563,20 @@ cdef void tx_unfit(tap_txq_t *q, mbuf_t *m) noexcept nogil:
 
 
 cdef uint32_t tx_send(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil:
-    """Nothing overtakes what waits."""
+    """Sends no frame while pieces wait, so that none overtakes them."""
     cdef tap_txq_t *q = <tap_txq_t *>base
     return q.send(base, v, n, error) if base.waiting == 0 else 0
 
 
 cdef uint32_t tx_checked(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil:
-    """Every burst's way in."""
+    """The queue's burst function."""
     return tx_rest(<tap_txq_t *>base, v, n, 0, error)
 
 
 cdef uint32_t tx_rest(tap_txq_t *q, mbuf_t **v, uint32_t n, uint32_t ready,
                       int *error) noexcept nogil:
-    """Sends a burst whose first ``ready`` frames are prepared: sees to what the application asked
-    of single frames, does in software what the kernel cannot be asked for, then sends."""
+    """Sends a burst whose first ``ready`` frames are prepared: handles the application's requests
+    for single frames, does in software the work that the kernel cannot do, then sends."""
     cdef txq_t *base = &q.base
     cdef uint32_t seen = ready, sent = 0
     cdef int why = 0

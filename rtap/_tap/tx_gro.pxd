@@ -10,11 +10,11 @@ ctypedef uint32_t (*tx_send_fn)(txq_t *q, mbuf_t **v, uint32_t n, int *error) no
 
 
 cdef struct tx_gro_t:
-    # What one pass needs; nothing stays in it between bursts.
+    # The memory of one pass; it is empty between bursts.
     gro_t *table
     mbuf_t *segs                # segments of super-frames: borrowed bytes, no slots
-    uint8_t *headers            # theirs
-    mbuf_t **out                # what the pass sends
+    uint8_t *headers            # of the super-frames
+    mbuf_t **out                # the frames that the pass sends
     mbuf_t **unsent
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Coalescing on the way out (``tx_gro``): frames of a flow enter the kernel in one write.
 
-The frames themselves stay as they are.  A super-frame is described by segments that borrow the
-frames' payload, behind headers of its own, so that frames which others see, or which the kernel
-does not take now, need no undoing.
+The frames themselves do not change.  A super-frame consists of its own headers and of segments that
+borrow the frames' payload.  So nothing has to be undone for frames that others see, or that the
+kernel does not take now.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -18,8 +18,8 @@ from rtap._frames.gro cimport (
 )
 
 cdef enum:
-    PASS_FRAMES = 256           # looked at together
-    PASS_SEGS = 1024            # a frame of more segments is sent as it is
+    PASS_FRAMES = 256           # merged together
+    PASS_SEGS = 1024            # a frame of more segments is sent unchanged
     PASS_FLOWS = 64
     GROUPS = PASS_FRAMES // 2   # of more than one frame
     MAX_LENGTH = 65535
@@ -58,7 +58,8 @@ cdef void tx_gro_destroy(tx_gro_t *t) noexcept nogil:
 cdef uint32_t borrow(mbuf_t *seg, const gro_group_t *d, mbuf_t *m) noexcept nogil:
     """Describes a frame's payload with segments from ``seg`` on; returns how many.
 
-    They say whose the bytes are, as a clone's do, so that a clone of one holds the right slot."""
+    Like a clone's segments they name the owner of the bytes, so that a clone of one holds the right
+    slot."""
     cdef uint32_t skip = d.headers, n = 0, length
     cdef uint8_t *start
     while m != NULL:
@@ -69,7 +70,7 @@ cdef uint32_t borrow(mbuf_t *seg, const gro_group_t *d, mbuf_t *m) noexcept nogi
             seg[n].buf_len = seg[n].data_len = length - skip
             seg[n].pool = m.pool
             seg[n].direct = m.direct if m.direct != NULL else m
-            seg[n].refcnt = 2           # never the last: nobody gives it back
+            seg[n].refcnt = 2           # never the last reference: no pool gets it back
             seg[n].nb_segs = 1
             n += 1
             skip = 0
@@ -114,13 +115,13 @@ cdef inline bint ours(const tx_gro_t *t, const mbuf_t *m) noexcept nogil:
 
 
 cdef uint32_t tx_gro_frames(const tx_gro_t *t, const mbuf_t *m) noexcept nogil:
-    """Of how many frames one consists that ``tx_gro`` has its ``send`` function send."""
+    """How many original frames are in a frame that ``tx_gro`` gives to its ``send`` function."""
     return t.table.done[m.packet_type].count if ours(t, m) else 1
 
 
 cdef void settle(tx_gro_t *t, uint32_t n, uint32_t sent, uint32_t *left) noexcept nogil:
-    """After ``sent`` of the ``n`` in ``out`` were dealt with: frees the frames of super-frames
-    among these, and puts the frames of all others into ``unsent``."""
+    """After ``sent`` of the ``n`` in ``out`` were consumed: frees the original frames of
+    super-frames among these, and puts the frames of all others into ``unsent``."""
     cdef gro_t *g = t.table
     cdef gro_group_t *d
     cdef mbuf_t *m
@@ -145,7 +146,7 @@ cdef void settle(tx_gro_t *t, uint32_t n, uint32_t sent, uint32_t *left) noexcep
             continue
         at = d.first
         while at != GRO_NONE:
-            t.out[gone] = g.items[at].m     # done with: whatever was unsent is in another place
+            t.out[gone] = g.items[at].m     # consumed: unsent frames are elsewhere
             gone += 1
             at = g.items[at].next
     mbuf_free_bulk(t.out, gone)
@@ -153,8 +154,8 @@ cdef void settle(tx_gro_t *t, uint32_t n, uint32_t sent, uint32_t *left) noexcep
 
 cdef uint32_t one_pass(tx_gro_t *t, tx_send_fn send, txq_t *q, mbuf_t **v, uint32_t n,
                        int *error) noexcept nogil:
-    """Sends ``n`` frames, at most PASS_FRAMES with at most PASS_SEGS segments that count; returns
-    how many were consumed, the others being in front in ``v``."""
+    """Sends ``n`` frames, at most PASS_FRAMES, which have at most PASS_SEGS relevant segments;
+    returns how many were consumed.  The others are then in front in ``v``."""
     cdef gro_t *g = t.table
     cdef uint64_t supers = g.supers
     cdef gro_group_t *d
@@ -162,7 +163,7 @@ cdef uint32_t one_pass(tx_gro_t *t, tx_send_fn send, txq_t *q, mbuf_t **v, uint3
     for i in range(n):
         gro_add(g, v[i], 0)
     gro_flush(g, 0)
-    if g.supers == supers:              # nothing to merge: in the order they came
+    if g.supers == supers:              # nothing to merge: sent in the order of arrival
         gro_drained(g)
         return send(q, v, n, error)
     for i in range(g.n_done):
@@ -175,7 +176,7 @@ cdef uint32_t one_pass(tx_gro_t *t, tx_send_fn send, txq_t *q, mbuf_t **v, uint3
                              t.headers + groups * <uint32_t>(HEADROOM + GRO_HEADERS_MAX))
             groups += 1
     sent = send(q, t.out, g.n_done, error)
-    # What it did not consume is in front now.
+    # The frames that it did not consume are in front now.
     for i in range(g.n_done - sent):
         t.out[g.n_done - 1 - i] = t.out[g.n_done - sent - 1 - i]
     settle(t, g.n_done, sent, &left)
@@ -187,8 +188,8 @@ cdef uint32_t one_pass(tx_gro_t *t, tx_send_fn send, txq_t *q, mbuf_t **v, uint3
 
 cdef uint32_t tx_gro(tx_gro_t *t, tx_send_fn send, txq_t *q, mbuf_t **v, uint32_t n,
                      int *error) noexcept nogil:
-    """Sends from the front of ``v``, merged where that can be, by ``send``; as a queue's burst
-    function does, but that frames of different flows may change places."""
+    """Merges frames from the front of ``v`` where possible and sends them by ``send``.  Works like
+    a queue's burst function, but frames of different flows may change places."""
     cdef uint32_t done = 0, take = 0, sent = 0, segs
     while done < n:
         take = segs = 0
@@ -203,7 +204,7 @@ cdef uint32_t tx_gro(tx_gro_t *t, tx_send_fn send, txq_t *q, mbuf_t **v, uint32_
         done += sent
         if sent < take:
             break
-    if done < n:                        # what it left of the last pass, then what was not tried
+    if done < n:                        # the rest of the last pass, then the untried frames
         memmove(v, v + done - sent, (take - sent) * sizeof(mbuf_t *))
         memmove(v + take - sent, v + done - sent + take,
                 (n - done + sent - take) * sizeof(mbuf_t *))

@@ -13,13 +13,13 @@ cdef enum:
 
 
 cdef struct tx_split_t:
-    mbuf_t *frame               # of which pieces are still to be made; NULL: all are
+    mbuf_t *frame               # with pieces still to be made; NULL: all are made
     uint32_t next               # the first of these
     plan_t plan
     uint8_t headers[HEADER_ROOM]
     mbuf_t *v[PIECES_MAX]       # pieces to be sent, in order
     uint32_t n
-    mbuf_t pieces[PIECES_MAX]   # no slots: they describe what is in `bytes`
+    mbuf_t pieces[PIECES_MAX]   # not slots: they describe bytes of `bytes`
     uint8_t bytes[PIECES_BYTES]
 
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Super-frames that the kernel is not asked to split, split in portions of a queue's own memory.
+"""Splits super-frames that the kernel cannot split, in portions, in a queue's own memory.
 
-No buffer of any pool is needed: whatever the frame's segment size and however full its pool, it
-can be sent.
+It needs no buffer of any pool: a frame can be sent with any segment size, and with an empty pool.
 """
 
 from libc.errno cimport EINVAL
@@ -19,8 +18,8 @@ from rtap._frames.segment cimport (
 
 
 cdef uint32_t write_alone(const mbuf_t *m, const plan_t *plan, uint8_t *out) noexcept nogil:
-    """Writes a super-frame that need not be split, its checksum finished; its length, or 0 when
-    somebody else has shortened it."""
+    """Writes a super-frame that need not be split, with a finished checksum; returns its length, or
+    0 when another thread has shortened it."""
     cdef const headers_t *h = &plan.h
     cdef uint32_t at = h.l4 + (UDP_CSUM_OFFSET if plan.udp else TCP_CSUM_OFFSET)
     cdef uint32_t length = h.end - h.l4, value
@@ -37,9 +36,9 @@ cdef uint32_t gso_bytes(const mbuf_t *m, const plan_t *plan, const uint8_t *head
                         uint8_t *out, uint32_t room, uint32_t *lengths,
                         uint32_t most) noexcept nogil:
     """Writes frames of a planned super-frame, from number ``first`` on, one behind the other: as
-    many as there are, ``room`` bytes take, and ``lengths`` has places.
+    many as there are, as fit into ``room`` bytes, and as ``lengths`` has places for.
 
-    How many; fewer than could be when somebody else has shortened the frame meanwhile."""
+    Returns how many; fewer when another thread has shortened the frame meanwhile."""
     cdef uint32_t made = 0, part = 0, k, n
     cdef cursor_t c
     if plan.count == 1:
@@ -63,11 +62,12 @@ cdef uint32_t gso_bytes(const mbuf_t *m, const plan_t *plan, const uint8_t *head
 
 
 cdef int split_begin(tx_split_t *s, mbuf_t *m, bint l2) noexcept nogil:
-    """Takes a super-frame over and makes its first pieces, when none is in hand: how many it makes
-    in all.  -EINVAL when it does not fit what it says about itself: it stays the caller's.
+    """Takes over a super-frame, when none is in hand, and makes its first pieces; returns how many
+    it makes in all.  -EINVAL when it does not match its own offload fields; the caller keeps it
+    then.
 
-    What ``tx_gro`` merged is of at most PIECES_MAX pieces and 64 KiB of payload: it is all made at
-    once, and its borrowed bytes are not needed any more."""
+    A super-frame from ``tx_gro`` has at most PIECES_MAX pieces and 64 KiB of payload.  So all of
+    them are made at once, and its borrowed bytes are not needed any more."""
     cdef const uint8_t *p
     cdef uint32_t n
     if plan_split(m, l2, &s.plan) != 0:
@@ -84,8 +84,8 @@ cdef int split_begin(tx_split_t *s, mbuf_t *m, bint l2) noexcept nogil:
 
 
 cdef uint32_t split_more(tx_split_t *s) noexcept nogil:
-    """Makes the next pieces, when those before are gone; 0 when there are none, or somebody else
-    who holds the frame has shortened it."""
+    """Makes the next pieces, after the earlier ones are gone; 0 when there are none, or another
+    holder of the frame has shortened it."""
     cdef uint32_t lengths[PIECES_MAX]
     cdef uint32_t n, at = 0, i
     cdef mbuf_t *piece
@@ -97,7 +97,7 @@ cdef uint32_t split_more(tx_split_t *s) noexcept nogil:
         memset(piece, 0, sizeof(mbuf_t))
         piece.buf = s.bytes + at
         piece.buf_len = piece.data_len = piece.pkt_len = lengths[i]
-        piece.refcnt = 2        # never the last: no pool has it
+        piece.refcnt = 2        # never the last reference: no pool has it
         piece.nb_segs = 1
         s.v[i] = piece
         at += lengths[i]
@@ -110,7 +110,7 @@ cdef uint32_t split_more(tx_split_t *s) noexcept nogil:
 
 
 cdef void split_drop(tx_split_t *s) noexcept nogil:
-    """Forgets pieces, made or not."""
+    """Drops all pieces, whether made or not."""
     if s.frame != NULL:
         mbuf_free(s.frame)
     s.frame = NULL

@@ -9,7 +9,7 @@ from rtap._tap.liburing cimport io_uring
 
 
 cdef enum:
-    # What a queue bursts through.  AUTO is URING that falls back when there is no ring.
+    # A queue's engine.  AUTO is URING with system calls as fallback when there is no ring.
     ENGINE_SYSCALL = 0
     ENGINE_URING = 1
     ENGINE_AUTO = 2
@@ -30,12 +30,12 @@ cdef struct uring_pool_t:
 
 cdef struct uring_t:
     io_uring ring
-    uint32_t lock               # held through a burst, and by whoever makes it forget something
+    uint32_t lock               # held during a burst, and while a registration is dropped
     uint32_t idle               # its thread has ended
     bint open
     bint broken                 # to be torn down when its burst is over
     int refused                 # -errno: its thread may no longer use io_uring
-    uint32_t failures           # in a row, of rings that the kernel took nothing from
+    uint32_t failures           # successive rings from which the kernel took no entry
     uint64_t failed_at          # CLOCK_MONOTONIC ns
     bint skip_success           # writes report only failures
     bint files_ok

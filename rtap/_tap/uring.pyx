@@ -31,7 +31,7 @@ cdef enum:
     PIN_ROOM_MAX = 16384        # larger slots gain nothing from it
     PIN_ARENA_MAX = 1 << 30     # the kernel's limit for one registered buffer
     SUBMIT_TRIES = 1000
-    FAILURES_MAX = 3            # within a second of each other: it will not get better
+    FAILURES_MAX = 3            # within a second of each other: then give up
     FAILURES_NS = 1_000_000_000
     PROBE_BYTES = 1 << 17
     CALIBRATION_BATCH = 64
@@ -89,7 +89,7 @@ cdef uring_t *adopt_or_make() noexcept nogil:
             all_rings = r
     _compat.unlock(&list_lock)
     if r != NULL:
-        r.refused = 0           # to the thread that it had before
+        r.refused = 0           # concerned the thread that had it before
         r.failures = 0
         pthread_setspecific(ring_key, r)
     return r
@@ -113,7 +113,7 @@ cdef void on_thread_exit(void *ring) noexcept nogil:
 cdef uring_t *uring_enter(int *error) noexcept nogil:
     """The calling thread's ring, locked for one burst; NULL and -errno when there is none.
 
-    A thread that was refused io_uring (a seccomp filter that came later) is not tried again."""
+    If a thread was once refused io_uring (by a later seccomp filter), it is not tried again."""
     cdef uring_t *r = <uring_t *>pthread_getspecific(ring_key)
     cdef int rc
     if r == NULL:
@@ -133,12 +133,12 @@ cdef uring_t *uring_enter(int *error) noexcept nogil:
 
 cdef void uring_leave(uring_t *r) noexcept nogil:
     if r.broken:
-        ring_close(r)           # entries that were never accepted go with it
+        ring_close(r)           # this drops entries that were never accepted
     _compat.unlock(&r.lock)
 
 
 cdef int uring_file(uring_t *r, uint64_t file_id, int fd) noexcept nogil:
-    """Index of a descriptor in the ring's table, registered on first sight; -1 for none."""
+    """Index of a descriptor in the ring's table, registered on first use; -1 for none."""
     cdef int index, vacant = -1
     cdef uint32_t start = <uint32_t>(file_id % RING_FILES), i
     if not r.files_ok:
@@ -189,7 +189,7 @@ cdef int uring_buffer(uring_t *r, pool_t *p) noexcept nogil:
     cdef uring_pool_t *entry = &r.pools[index]
     if entry.id != p.id:
         if entry.registered:
-            return -1           # the place belongs to a pool that stayed
+            return -1           # a lasting pool has the place
         entry.id = p.id
         entry.bursts = 0
     if entry.registered:
@@ -222,7 +222,8 @@ cdef void forget_pool(uint64_t pool_id) noexcept nogil:
 
 
 cdef void run_failed(uring_t *r, int rc, bint nothing_taken) noexcept nogil:
-    """Has the ring closed, and its thread not make another one when that would be as useless."""
+    """Marks the ring to be closed, and keeps its thread from making another one that is as
+    useless."""
     cdef uint64_t now = _compat.now_ns()
     r.broken = True
     if rc == -EPERM or rc == -ENOSYS:
@@ -236,11 +237,11 @@ cdef void run_failed(uring_t *r, int rc, bint nothing_taken) noexcept nogil:
 
 
 cdef uint32_t uring_run(uring_t *r, uint32_t n) noexcept nogil:
-    """Submits the ``n`` prepared entries and returns how many the kernel took, from the first on.
+    """Submits the ``n`` prepared entries and returns how many of the first ones the kernel took.
 
-    Fewer than ``n`` only when it refuses to go on; the ring is then closed by ``uring_leave``,
-    so that what was left can never run later over buffers that have moved on.  When it was refused
-    as such, ``uring_enter`` says so from the next burst on."""
+    It takes fewer than ``n`` only when it refuses to go on.  ``uring_leave`` then closes the ring,
+    so that the other entries can never run later on buffers in other use.  When io_uring itself was
+    refused, ``uring_enter`` says so from the next burst on."""
     cdef uint32_t left = n, tries = 0
     cdef int rc = 0
     while left > 0:
@@ -283,9 +284,9 @@ cdef void after_fork_in_child() noexcept nogil:
 
 
 cdef int probe_read(int fd) noexcept nogil:
-    """What one RWF_NOWAIT read through a ring gives: >= 0 or -EAGAIN where the kernel can do it.
+    """The result of one RWF_NOWAIT read through a ring: >= 0 or -EAGAIN where the kernel can do it.
 
-    Whatever frame it takes is lost: for descriptors whose backlog is thrown away anyway."""
+    A frame that it reads is lost, so use it only where the backlog is thrown away anyway."""
     cdef int result = -ENOSYS
     cdef io_uring_cqe *cqe
     cdef io_uring_sqe *sqe
@@ -300,8 +301,8 @@ cdef int probe_read(int fd) noexcept nogil:
             result = cqe.res
             io_uring_cq_advance(&r.ring, 1)
         else:
-            # It went asynchronous.  Closing the ring ends it, some time later: until then the
-            # kernel may write into the buffer, which is given up.
+            # It went asynchronous.  Closing the ring ends it some time later.  Until then the
+            # kernel may write into the buffer, so the buffer is never freed.
             r.broken = True
             result = -ENOSYS
             buf = NULL
@@ -315,8 +316,8 @@ cdef dict known = {}            # (fork generation, packet) -> refusal, "" for n
 
 
 cdef str uring_refusal(int fd, bint packet):
-    """Why the uring engine cannot serve TAP descriptors here, or packet sockets; "" when it can.
-    Asked of the kernel once for each process."""
+    """Why the uring engine cannot serve TAP descriptors, or packet sockets, here; "" when it can.
+    Each process asks the kernel once."""
     cdef str kind = "packet sockets" if packet else "TAP descriptors"
     cdef tuple key = (fork_generation(), packet)
     cdef int rc
@@ -335,7 +336,7 @@ cdef str uring_refusal(int fd, bint packet):
     else:
         reason = f"io_uring reads on {kind} fail here ({strerror(-rc).decode()})"
     if reason == "" or rc == -ENOSYS or rc == -EPERM or rc == -EOPNOTSUPP:
-        # Anything else may be this descriptor's, or this moment's.
+        # Other errors may concern only this descriptor or this moment.
         known[key] = reason
     return reason
 
@@ -378,13 +379,13 @@ cdef uint64_t null_by_syscall(int fd, void *buf) noexcept nogil:
     return _compat.now_ns() - t0
 
 
-cdef uint64_t[2] known_costs    # once costs_known says so; who comes before that measures as well
+cdef uint64_t[2] known_costs    # valid once costs_known is set; until then every caller measures
 cdef uint32_t costs_known = 0
 
 
 cdef tuple uring_costs():
-    """(ns by ring, ns by system call): the cheapest way into the kernel and back for one write,
-    measured once on /dev/null.  (0, 0) where that could not be measured."""
+    """(ns by ring, ns by system call): the least time into the kernel and back for one write,
+    measured once on /dev/null.  (0, 0) if it could not be measured."""
     cdef uint64_t file_id = uring_new_file_id()
     cdef uint64_t ring = <uint64_t>-1, call = <uint64_t>-1, a = 0, b = 0
     cdef uint8_t buf[64]
