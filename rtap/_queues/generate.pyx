@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A traffic generator in the shape of a receive queue: it hands out frames made from a template.
 
-A worker's route from here to a device's queue is what sends at full speed.
+A worker's route from this queue to a device's queue sends at full speed.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -25,7 +25,7 @@ cdef enum:
 
 
 cdef inline void turn_to_flow(generate_t *g, uint8_t *header) noexcept nogil:
-    """Makes the header the next flow's: its address and the checksum over it (RFC 1071)."""
+    """Writes the next flow's address into the header, and the checksum over it (RFC 1071)."""
     cdef uint32_t value = g.first + g.flow
     cdef uint32_t total = g.rest_sum + (value >> 16) + (value & 0xffff)
     g.flow = g.flow + 1 if g.flow + 1 < g.flows else 0
@@ -97,12 +97,12 @@ cdef class GenerateRxQueue(RxQueueBase):
     """GenerateRxQueue(pool, header, lengths, *, name='generator', flows=1, \
 vary='destination')\n--\n
 
-    Hands out as many frames as it is asked for: ``header``, then whatever their buffers hold.
+    Hands out as many frames as asked for: ``header``, then the present bytes of their buffers.
 
-    A pool of its own makes that zeros. ``lengths`` are the bytes of a frame's segments, the first
-    of which holds the header. With ``flows`` above 1, the header is Ethernet and IPv4 without a
-    tag, and frame after frame its "source" or "destination" address (``vary``) goes through that
-    many consecutive values, beginning with its own; the IPv4 checksum follows.
+    In a pool of its own these bytes are zeros. ``lengths`` are the bytes of a frame's segments, the
+    first of which holds the header. With ``flows`` above 1, the header is Ethernet and IPv4 without
+    a tag. Its "source" or "destination" address (``vary``) then goes, frame by frame, through that
+    many consecutive values, beginning with its own; the IPv4 checksum is kept right.
 
     ValueError for lengths that the pool's ``data_room`` or the header does not fit.
     """

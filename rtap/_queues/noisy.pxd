@@ -12,7 +12,7 @@ cdef struct noisy_t:
     uint32_t head               # the oldest
     uint32_t count
     bint flushing
-    uint64_t flush_ns           # 0: only what is pushed out leaves
+    uint64_t flush_ns           # 0: frames leave only when pushed out
     uint64_t since              # when a frame last left, or came into an empty buffer
     uint64_t *memory            # a power of two of words
     uint64_t mask
@@ -20,7 +20,7 @@ cdef struct noisy_t:
     uint32_t writes
     uint32_t reads_writes
     uint64_t random
-    uint64_t seen               # keeps the compiler from leaving the reads out
+    uint64_t seen               # keeps the compiler from omitting the reads
 
 
 cdef class NoisyRxQueue(WrappedRxQueue):

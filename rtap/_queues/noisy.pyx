@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A receive queue around another one, behaving like a busy network function.
 
-Frames wait in a buffer between the inner queue and whoever receives, and for each of them memory
-is touched at random places, as tables of a real function would be.
+Frames wait in a buffer between the inner queue and the receiver. For each frame memory
+is touched at random places, like the tables of a real function.
 """
 
 cimport cython
@@ -68,7 +68,7 @@ cdef uint32_t pass_through(noisy_t *q, mbuf_t **out, uint32_t n, uint32_t *got,
         got[0] = left = inner.burst(inner, out, n, error)
         look_up(q, left)
         return left
-    # No more than the buffer and the caller have room for.
+    # No more frames than the buffer and the caller have room for.
     got[0] = inner.burst(inner, fresh, min(n, q.size), error)
     look_up(q, got[0])
     left = pop(q, out, q.count + got[0] - q.size if q.count + got[0] > q.size else 0)
@@ -89,7 +89,7 @@ cdef uint32_t noisy_rx(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexce
     if not inner_runs(&q.wrapped):
         return 0
     n = min(n, BURST)
-    # Nothing out of a burst looks like an idle queue, and must not be taken for one.
+    # An empty burst would look like an idle queue, which this is not.
     while left == 0 and got > 0 and error[0] == 0 and rounds < ROUNDS_MAX:
         left = pass_through(q, out, n, &got, error)
         rounds += 1
@@ -106,12 +106,12 @@ reads_writes=0)\n--\n
     Receives what ``inner`` receives, later.
 
     buffer_size:  frames held back; the oldest leave when newer ones need their place
-    flush_ms:     a buffer that none has left for so long is emptied; 0 for never
+    flush_ms:     when no frame has left a buffer for so long, it is emptied; 0 for never
     memory_mb:    size of the memory to touch, rounded down to a power of two MiB
     reads, writes, reads_writes: random accesses to it for each frame
 
     While started it holds the inner queue, which must be started too; it ends when that is
-    stopped. ``packets`` is all it counts.
+    stopped. It counts only ``packets``.
     """
 
     def __init__(self, RxQueueBase inner not None, *, buffer_size=0, flush_ms=0, memory_mb=0,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Queues without a kernel behind them: receiving makes frames, sending frees them.
 
-They cost what bursts and buffers cost and nothing else, and need no privileges.
+They cost only as much as bursts and buffers, and need no privileges.
 """
 
 from libc.stdint cimport uint16_t, uint32_t
@@ -44,8 +44,8 @@ cdef uint32_t null_tx(txq_t *q, mbuf_t **v, uint32_t n, int *error) noexcept nog
 cdef class NullRxQueue(RxQueueBase):
     """NullRxQueue(pool, *, name, size=64, queue_id=0, port=0xffff, nb_desc=64, gil='auto')\n--\n
 
-    Hands out as many frames of ``size`` bytes as it is asked for, with whatever their buffers
-    held; ValueError when the pool's ``data_room`` is smaller."""
+    Hands out as many frames of ``size`` bytes as asked for, with the old bytes of their
+    buffers; ValueError when the pool's ``data_room`` is smaller."""
 
     def __init__(self, Mempool pool not None, *, str name, size=64, int queue_id=0, int port=0xffff,
                  nb_desc=64, str gil="auto"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Receive queues around another one.  Their own state starts with ``wrapped_t``."""
+"""Receive queues that wrap another one.  Their own state starts with ``wrapped_t``."""
 
 from libc.stdint cimport uint32_t
 
@@ -7,7 +7,7 @@ from rtap._core.queue cimport RxQueueBase, rxq_t
 
 
 cdef enum:
-    ROUNDS_MAX = 32             # bursts of the inner queue, of which nothing is handed on, in one
+    ROUNDS_MAX = 32             # bursts of the inner queue in one, while no frame is handed on
 
 
 cdef struct wrapped_t:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What receive queues around another one share: they hold it while they run, and end with it."""
+"""The base of receive queues that wrap another one: they hold it while they run, and end with
+it."""
 
 cimport cython
 
@@ -12,7 +13,8 @@ from rtap._core.queue cimport (
 
 
 cdef bint inner_runs(wrapped_t *q) noexcept nogil:
-    """False, and the inner queue given back, once that is stopped: whoever does waits for it."""
+    """Whether the inner queue runs.  If it was stopped, gives it back: the stopping thread waits
+    for that."""
     if _compat.load_relaxed(&q.inner.gate.state) == QUEUE_STARTED:
         return True
     _compat.store(&q.base.gate.state, QUEUE_STOPPED)
@@ -23,13 +25,13 @@ cdef bint inner_runs(wrapped_t *q) noexcept nogil:
 
 @cython.no_gc_clear
 cdef class WrappedRxQueue(RxQueueBase):
-    """Base of the queues around another one."""
+    """Base of the queues that wrap another one."""
 
     cdef int wrap(self, wrapped_t *q, RxQueueBase inner) except -1:
-        """The last step of making one: ``q``, whose burst function is set, receives for it."""
+        """The last step of a constructor: ``q``, whose burst function is set, becomes its state."""
         q.inner = inner.q
         q.base.fd = inner.q.fd
-        q.base.revisit = True   # what it holds back, and the end of the inner queue
+        q.base.revisit = True   # for held frames and the end of the inner queue
         self.gil.mode = GIL_AUTO
         self.wrapped = q
         self.serve(&q.base)
