@@ -15,9 +15,9 @@ class TargetStats:
     `packets` and `bytes` were sent. `drops` are frames that it did not take, or that were in hand
     when the route ended. `retries` are bursts that were tried again.
 
-    `target` names the transmit queue by the interface's present name, of which each network
-    namespace may have one. `device` is the device's name, unique in the process, `port` its
-    number, as `Mbuf.port`, and `queue` the queue's number.
+    `target` names the transmit queue by the interface's present name, which each network
+    namespace may have once. `device` is the device's name, unique in the process, `port` its
+    number, as in `Mbuf.port`, and `queue` the queue's number.
     """
 
     target: str
@@ -34,9 +34,9 @@ class TargetStats:
 class StageStats:
     """One stage of a route.
 
-    `packets` and `bytes` came to it, `drops` are frames that it dropped. `split` says how many more
-    frames left it than came, where it splits, and `merged` how many fewer, where it merges.
-    `cycles` is what it took of the processor's time-stamp counter. `stage` is the stage's `name`.
+    `packets` and `bytes` came to it, `drops` are frames that it dropped. If it splits, `split` says
+    how many more frames left it than came; if it merges, `merged` says how many fewer. `cycles` is
+    its time by the processor's time-stamp counter. `stage` is the stage's `name`.
     """
 
     stage: str
@@ -62,10 +62,10 @@ class RouteStats:
     in the drops of a target or a stage, if no stage splits or merges.
 
     `cycles` is the processor's time-stamp counter over bursts that moved frames. `idle` is True
-    while the queue has nothing and the worker leaves it out of its passes. `error` names the queue
-    or the stage that ended the route and says why, a Python stage's with what it raised; it is
-    empty while the route runs and after a normal end. `source` is the receive queue; with `device`,
-    `port` and `queue` it is as in :class:`TargetStats`.
+    while the queue is empty and the worker leaves it out of its passes. `error` names the queue
+    or the stage that ended the route and says why; for a Python stage it has the exception. It is
+    empty while the route runs and after a normal end. `source` is the receive queue; `device`,
+    `port` and `queue` identify it as in :class:`TargetStats`.
     """
 
     source: str
@@ -97,7 +97,7 @@ class RouteStats:
 
     @property
     def drops(self) -> int:
-        """Frames that targets did not take; what stages drop is counted there."""
+        """Frames that targets did not take; stages count their own drops."""
         return sum(target.drops for target in self.targets)
 
     @property
@@ -124,5 +124,5 @@ class WorkerStats:
 
     @property
     def drops(self) -> int:
-        """Frames that targets did not take, on all routes; what stages drop is not among them."""
+        """Frames that targets did not take, on all routes, without those that stages dropped."""
         return sum(route.drops for route in self.routes)

@@ -23,7 +23,7 @@ cdef enum:
 
 cdef struct target_t:
     txq_t *tx
-    bint owns                   # of the targets that are one tx queue, one gives it back
+    bint owns                   # of several targets with one tx queue, this one gives it back
     uint32_t n                  # frames in hand
     mbuf_t **frames             # room for a burst
     tx_share_t *share           # of the send in progress; NULL: it has none
@@ -39,16 +39,16 @@ cdef struct route_t:
     uint32_t n_targets
     stage_t *stages
     uint32_t n_stages
-    bint retry                  # what a target does not take is tried again, not dropped
+    bint retry                  # frames that a target does not take are tried again, not dropped
     uint32_t active
     uint32_t gave_up            # it ended while the worker was to run
     uint32_t error              # errno that ended the route; 0 when its queue was stopped
-    uint32_t failed             # the target that gave it, or FROM_*
+    uint32_t failed             # the target that caused it, or FROM_*
     uint32_t parked             # out of the pass; its descriptor is in the epoll set
-    uint32_t empties            # bursts in a row that found nothing
-    bint woken                  # it came back, and was not served since
-    uint32_t fruitless          # times it then had nothing
-    uint64_t nombuf             # the queue's counter when it was last looked at
+    uint32_t empties            # successive empty bursts
+    bint woken                  # it came back, and has not been served since
+    uint32_t fruitless          # times it was then empty
+    uint64_t nombuf             # the queue's counter when last read
     uint64_t packets
     uint64_t bytes
     uint64_t cycles             # spent on bursts that found frames
@@ -59,7 +59,7 @@ cdef struct worker_t:
     uint32_t n_routes
     target_t *targets           # of all routes
     mbuf_t **frames             # of all targets
-    tx_share_t *shares          # of those that frames are sent to
+    tx_share_t *shares          # of the targets that frames are sent to
     stage_t *stages             # of all routes
     uint32_t n_stages
     scratch_t scratch
@@ -72,11 +72,11 @@ cdef struct worker_t:
     int wait
     int epoll_fd                # the wake-up and the parked routes
     int event_fd                # written to as routes give up
-    uint32_t finished           # nothing is written to it any more
-    bint starved                # this pass found frames that it had no buffer or no room for
-    uint64_t looked             # when the parked routes were last asked for
-    uint64_t scanned            # when their queues were last seen to run
-    uint64_t hurry_until        # queues are being stopped, and whoever does waits for us
+    uint32_t finished           # nobody writes to it any more
+    bint starved                # this pass found frames without a buffer or without room
+    uint64_t looked             # when the parked routes were last polled
+    uint64_t scanned            # when their queues were last checked
+    uint64_t hurry_until        # queues are being stopped, and the stopping thread waits for us
 
 
 cdef int worker_alloc(worker_t *w, uint32_t n_routes, uint32_t n_targets, uint32_t n_stages,

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A worker's loop.  Each pass serves the busy routes; the idle ones cost it nothing.
 
-A route whose queue was found empty a few times is parked: its descriptor goes into an epoll set,
-which is asked now and then, and waited on when no route is busy.  Being in that set costs the
-sender 140 ns for each frame, so a route that has frames again leaves it.  No wake-up is lost:
-epoll_ctl(2) looks at the descriptor as it adds it, and reports for as long as frames are there.
+When a route's queue was empty a few times, the route is parked: its descriptor goes into an epoll
+set.  The worker polls the set now and then, and waits on it when no route is busy.  Being in that
+set costs the sender 140 ns for each frame, so a route that has frames again leaves it.  No wake-up
+is lost: epoll_ctl(2) checks the descriptor as it adds it, and reports it as long as frames are
+there.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -25,21 +26,21 @@ from rtap.stages._runner cimport (
 
 cdef enum:
     PARK_AFTER = 16             # empty bursts
-    FEW = 4                     # so many are looked at for as long as the worker is awake
+    FEW = 4                     # so many stay in the passes while the worker is awake
     SHARES_MAX = 64             # queues of one kernel entry
     LOOK_MAX = 64               # parked routes brought back at once
-    LOOK_NS = 20_000            # between two looks at them while others are busy
-    SPIN_NS = 100_000           # an adaptive worker looks this long, yielding, before it sleeps
-    SLEEP_MS = 20               # a queue that is stopped is let go of within this
+    LOOK_NS = 20_000            # between two polls of them while others are busy
+    SPIN_NS = 100_000           # an adaptive worker polls this long, yielding, before it sleeps
+    SLEEP_MS = 20               # a stopped queue is released within this time,
     SCAN_NS = 10_000_000
-    HURRY_NS = 50_000_000       # and those that follow it within a millisecond
-    FRUITLESS_US = 200          # frames that cannot be taken: no buffers, a full target
+    HURRY_NS = 50_000_000       # and the next ones within a millisecond
+    FRUITLESS_US = 200          # when frames cannot be taken: no buffers, a full target
 
 
 cdef int worker_alloc(worker_t *w, uint32_t n_routes, uint32_t n_targets, uint32_t n_stages,
                       uint32_t stage_flags) noexcept nogil:
-    """Room for routes, targets and stages, in place of any before; 0 or -ENOMEM.  stage_flags:
-    those of all stages together."""
+    """Allocates routes, targets and stages, in place of earlier ones; 0 or -ENOMEM.  stage_flags:
+    the flags of all stages together."""
     cdef uint32_t i
     worker_free(w)
     w.room = max(w.burst, <uint32_t>SPLIT_MAX) if stage_flags & STAGE_SPLITS else w.burst
@@ -80,7 +81,7 @@ cdef void worker_free(worker_t *w) noexcept nogil:
 
 
 cdef void target_leave(worker_t *w, target_t *ended) noexcept nogil:
-    """Gives up a tx queue: to another route that still uses it, or to nobody.  Whoever stops a
+    """Gives up a tx queue: to another route that still uses it, or for good.  A thread that stops a
     queue waits for that."""
     cdef route_t *r
     cdef uint64_t bytes
@@ -97,7 +98,7 @@ cdef void target_leave(worker_t *w, target_t *ended) noexcept nogil:
             if r.targets[j].tx == ended.tx:
                 r.targets[j].owns = True
                 return
-    if ended.tx.waiting != 0:   # nobody will be there to send it
+    if ended.tx.waiting != 0:   # nobody else will send them
         bytes = ended.tx.bytes
         ended.tx.burst(ended.tx, NULL, 0, &error)
         _compat.counter_add(&ended.bytes, ended.tx.bytes - bytes)
@@ -142,7 +143,7 @@ cdef void route_end(worker_t *w, route_t *r, int error, uint32_t failed) noexcep
 
 
 cdef bint route_runs(worker_t *w, route_t *r) noexcept nogil:
-    """False when one of its queues was stopped, and the route has ended for that."""
+    """False when one of its queues was stopped; the route has then ended."""
     cdef bint runs = _compat.load_relaxed(&r.rx.gate.state) == QUEUE_STARTED
     cdef uint32_t i
     for i in range(r.n_targets):
@@ -166,7 +167,7 @@ cdef bint park(worker_t *w, uint32_t index) noexcept nogil:
 
 
 cdef bint look(worker_t *w, int timeout_ms) noexcept nogil:
-    """Brings parked routes that have frames back, waiting for the first if there is time; true
+    """Brings back parked routes that have frames, and waits up to the timeout for the first; true
     when there were any."""
     cdef epoll_event events[LOOK_MAX]
     cdef uint32_t index
@@ -182,7 +183,7 @@ cdef bint look(worker_t *w, int timeout_ms) noexcept nogil:
 
 
 cdef bint in_hand(const route_t *r) noexcept nogil:
-    """Frames wait at a target."""
+    """Whether frames wait at a target."""
     cdef uint32_t i
     for i in range(r.n_targets):
         if r.targets[i].n > 0:
@@ -191,8 +192,8 @@ cdef bint in_hand(const route_t *r) noexcept nogil:
 
 
 cdef bint to_send(const route_t *r) noexcept nogil:
-    """Frames wait at a target, or in its queue: pieces of a super-frame, for which no other frame
-    has to come."""
+    """Whether frames wait at a target or, as pieces of a super-frame, in its queue; these are sent
+    without new frames."""
     cdef uint32_t i
     if r.active != 0:
         for i in range(r.n_targets):
@@ -202,19 +203,19 @@ cdef bint to_send(const route_t *r) noexcept nogil:
 
 
 cdef inline bint unfinished(const route_t *r) noexcept nogil:
-    """Frames wait at a target or in a stage: no others are taken."""
+    """Whether frames wait at a target or in a stage; then no new ones are taken."""
     return in_hand(r) or r.n_stages > 0 and chain_holds(r.stages, r.n_stages)
 
 
 cdef void shares_send(tx_share_t *shares, uint32_t n) noexcept nogil:
-    """Sends shares in this order, as many in a kernel entry as their queues can."""
+    """Sends shares in this order, with as many in one kernel entry as their queues allow."""
     cdef uint32_t done = 0, end = 0, served, i
     cdef uint64_t each
     while done < n:
         while end < n and shares[end].q.many == shares[done].q.many:
             end += 1
         each = _compat.cycles()
-        # What could not go with those before may be prepared already: its queue knows.
+        # A share that could not join the earlier ones may be prepared already: its queue knows.
         if shares[done].q.many == NULL or (
                 end == done + 1 and shares[done].ready + shares[done].sent == 0):
             tx_alone(&shares[done])
@@ -228,7 +229,7 @@ cdef void shares_send(tx_share_t *shares, uint32_t n) noexcept nogil:
 
 
 cdef bint route_settle(worker_t *w, route_t *r) noexcept nogil:
-    """What follows a send of all that the route had in hand; true when frames moved."""
+    """Finishes a send of all frames that the route had in hand; true when frames moved."""
     cdef tx_share_t *s
     cdef uint32_t failed = 0, i
     cdef uint64_t cycles = 0
@@ -265,7 +266,7 @@ cdef bint route_settle(worker_t *w, route_t *r) noexcept nogil:
 
 
 cdef bint routes_send(worker_t *w, route_t **routes, uint32_t k) noexcept nogil:
-    """Sends what the routes have in hand; true when frames moved."""
+    """Sends the frames that the routes have in hand; true when frames moved."""
     cdef tx_share_t *s = w.shares
     cdef bint moved = False
     cdef uint32_t i, j
@@ -283,14 +284,14 @@ cdef bint routes_send(worker_t *w, route_t **routes, uint32_t k) noexcept nogil:
                 t.share = s
                 s += 1
     shares_send(w.shares, <uint32_t>(s - w.shares))
-    for i in range(k):          # their routes end only when every share is settled with the kernel
+    for i in range(k):          # routes end only after the kernel has handled every share
         moved |= route_settle(w, routes[i])
     return moved
 
 
 cdef bint run_stages(worker_t *w, route_t *r, uint32_t n) noexcept nogil:
-    """Has the stages say where the frames at the first target go, or with n = 0 those that wait in
-    a stage; false when one has failed."""
+    """Runs the stages over the frames at the first target, or with n = 0 over those that wait in
+    a stage, and distributes them to the targets; false when a stage has failed."""
     cdef target_t *first = &r.targets[0]
     cdef mbuf_t **frames = first.frames
     cdef uint32_t failed = 0, i
@@ -302,7 +303,7 @@ cdef bint run_stages(worker_t *w, route_t *r, uint32_t n) noexcept nogil:
     if r.n_targets == 1:
         first.n = n
         return True
-    for i in range(n):          # those of the first stay where they are, or move forward
+    for i in range(n):          # frames for the first target stay in place, or move forward
         t = &r.targets[w.scratch.verdict[i]]
         t.frames[t.n] = frames[i]
         t.n += 1
@@ -311,8 +312,8 @@ cdef bint run_stages(worker_t *w, route_t *r, uint32_t n) noexcept nogil:
 
 cdef bint route_forward(worker_t *w, route_t *r, uint32_t n, uint64_t bytes,
                         int error) noexcept nogil:
-    """What follows a burst of ``n`` frames that lie at the route's first target; true when there
-    were any.  What comes of them is in hand."""
+    """Handles the ``n`` frames of a burst, which lie at the route's first target; true when there
+    were any.  The route then has the resulting frames in hand."""
     if n == 0 and error != 0:
         route_end(w, r, error, FROM_SOURCE)
     elif n == 0 and r.rx.nombuf != r.nombuf:
@@ -323,7 +324,7 @@ cdef bint route_forward(worker_t *w, route_t *r, uint32_t n, uint64_t bytes,
         if r.woken:
             r.woken = False
             r.fruitless += 1
-            if r.fruitless > 1:     # readable, but not for us: no reason to turn in circles
+            if r.fruitless > 1:     # readable, but not for us: do not spin
                 w.starved = True
     else:
         r.empties = 0
@@ -358,7 +359,7 @@ cdef bint route_serve(worker_t *w, route_t *r) noexcept nogil:
 
 cdef bint serve_together(worker_t *w, route_t **routes, uint32_t k) noexcept nogil:
     """One burst along each of ``k`` routes whose queues are read in one kernel entry, or in as
-    few as their frames take; what one brings is sent before the next."""
+    few as possible; the frames of one entry are sent before the next."""
     cdef rx_share_t shares[SHARES_MAX]
     cdef uint64_t bytes[SHARES_MAX]
     cdef uint32_t done = 0, served, i
@@ -410,7 +411,7 @@ cdef bint serve_busy(worker_t *w) noexcept nogil:
 
 
 cdef void sort_out(worker_t *w, uint32_t park_after) noexcept nogil:
-    """Takes routes out of the pass that have ended, or found nothing so many times in a row."""
+    """Takes routes out of the pass that have ended, or were empty so many times in a row."""
     cdef uint32_t kept = 0, i
     cdef route_t *r
     for i in range(w.n_busy):
@@ -424,8 +425,8 @@ cdef void sort_out(worker_t *w, uint32_t park_after) noexcept nogil:
 
 
 cdef void scan_parked(worker_t *w, uint64_t now) noexcept nogil:
-    """Lets go of parked routes whose queues were stopped, and has others looked at that ask for
-    it."""
+    """Ends parked routes whose queues were stopped, and brings back those that have to be
+    revisited."""
     cdef uint64_t every = 1_000_000 if now < w.hurry_until else SCAN_NS
     cdef route_t *r
     cdef uint32_t i
@@ -442,8 +443,8 @@ cdef void scan_parked(worker_t *w, uint64_t now) noexcept nogil:
 
 
 cdef void take_turns(worker_t *w) noexcept nogil:
-    """Has another route be the first of a pass: queues that share a kernel entry take their buffers
-    in this order, and one that has nothing would keep the last ones from those behind it."""
+    """Makes another route the first of a pass.  Queues that share a kernel entry take their buffers
+    in this order, and an empty queue would keep the last buffers from the queues behind it."""
     cdef uint32_t first = w.busy[0], i
     for i in range(1, w.n_busy):
         w.busy[i - 1] = w.busy[i]
@@ -465,7 +466,7 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
         w.starved = False
         moved = serve_busy(w)
         if not moved and w.n_busy <= FEW:
-            # They wait together for the next frame of one of them, at the cost of no busy one.
+            # They wait together for the next frame of one of them; no busy route pays for that.
             for i in range(w.n_busy):
                 w.routes[w.busy[i]].empties = 0
         sort_out(w, PARK_AFTER)
@@ -484,7 +485,7 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
             continue
         if w.wait == WAIT_POLL:
             continue
-        if w.starved:           # a full target does not say when it has room
+        if w.starved:           # a full target does not report when it has room
             usleep(FRUITLESS_US)
             continue
         if idle_since == 0:
@@ -496,7 +497,7 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
         sort_out(w, 0)
         if w.n_busy == 0:
             slept = not look(w, 1 if now < w.hurry_until else SLEEP_MS)
-        else:                   # not to be waited on
+        else:                   # cannot be waited on
             usleep(FRUITLESS_US)
     for i in range(w.n_routes):
         if w.routes[i].active != 0:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How soon processors have to wake: the kernel's PM QoS, as ``rte_power_qos`` asks it.
+"""How soon processors have to wake: the kernel's PM QoS, as used by ``rte_power_qos``.
 
-Source: Documentation/power/pm_qos_interface.rst. ``/dev/cpu_dma_latency`` is chosen over the limits
-of single processors in sysfs because it ends with its descriptor, however its holder ends.
+Source: Documentation/power/pm_qos_interface.rst. A request through ``/dev/cpu_dma_latency`` ends
+with its descriptor, however its holder ends; the limits of single processors in sysfs do not.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ _DEVICE = "/dev/cpu_dma_latency"
 
 
 def limit_resume_latency(microseconds: int) -> int:
-    """A descriptor: until it is closed no processor idles in a state that takes longer to leave.
+    """Return a descriptor: until it is closed no processor idles in a state that takes longer to
+    leave.
 
-    0 keeps them from halting. OSError, with what was tried, where that is not allowed.
+    0 keeps processors from halting. OSError says what was tried if that is not allowed.
     """
     try:
         fd = os.open(_DEVICE, os.O_WRONLY | os.O_CLOEXEC)

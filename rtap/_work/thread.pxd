@@ -13,7 +13,7 @@ cdef class Route:
     cdef list stages            # Stage
     cdef list names             # of the stages
     cdef bint retry
-    cdef str device             # the name of the rx queue's
+    cdef str device             # the name of the rx queue's device
     cdef list devices           # the names of the tx queues' devices
 
     cdef int check(self) except -1
@@ -22,15 +22,15 @@ cdef class Route:
 cdef class Work:
     cdef worker_t w
     cdef object thread
-    cdef object ended           # set when that one uses nothing any more
-    cdef object teller          # ident of the thread that tells of it while that lives, or None
-    cdef object lock            # of all that is here but the loop's own
+    cdef object ended           # set when the thread no longer uses anything
+    cdef object teller          # ident of the thread that reports ends, while it lives; or None
+    cdef object lock            # guards everything here but the loop's own state
     cdef object __weakref__
     cdef list routes            # Route
     cdef list queues            # all of the last start, each once
-    cdef uint32_t n_owned       # of these from the front, until the thread has come
+    cdef uint32_t n_owned       # how many at its front are owned, until the thread has come
     cdef list stages            # all of the last start
-    cdef uint32_t n_entered     # of these from the front, to be left
+    cdef uint32_t n_entered     # how many at its front were entered and have to be left
     cdef uint32_t starts
     cdef uint32_t awaited       # the start whose thread has not come yet; 0: none
     cdef uint32_t generation

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a worker's thread holds: :class:`Work`.
+"""The state that a worker's thread holds: :class:`Work`.
 
-It does not refer to its :class:`rtap.Worker`, so that one which nobody refers to any more, and
-nobody can stop, is noticed.
+It does not refer to its :class:`rtap.Worker`.  So a running Worker without references, which nobody
+can stop any more, is noticed.
 """
 
 import atexit
@@ -42,7 +42,7 @@ from rtap.errors import DeviceStateError
 logger = logging.getLogger("rtap")
 
 cdef dict at_work = {}          # id -> weak reference
-cdef double LOOK_S = 0.05        # between looks whether who waits for a worker is to end itself
+cdef double LOOK_S = 0.05        # between checks whether a waiting worker has to end itself
 cdef double EXIT_S = 0.5        # for all workers together, when the interpreter exits
 
 
@@ -53,8 +53,9 @@ cdef list all_at_work():
 
 @atexit.register
 def _stop_all():
-    """The interpreter must not take its objects down under a running worker.  One whose stage does
-    not come back is left to the end of the process: its thread keeps what it uses."""
+    """Stops all workers at exit: the interpreter must not destroy objects that a running worker
+    uses.  A worker whose stage does not return goes on until the process ends: its thread keeps its
+    objects alive."""
     cdef double deadline = time.monotonic() + EXIT_S
     ending = all_at_work()
     for work in ending:
@@ -66,7 +67,7 @@ def _stop_all():
 
 
 def _forget():
-    """In a forked child, where no worker runs."""
+    """For a forked child, where no worker runs."""
     for work in all_at_work():
         (<Work>work).let_idle()
     at_work.clear()
@@ -77,10 +78,11 @@ forget_in_child(_forget)
 
 
 cdef class Route:
-    """What one call of ``forward`` asks for."""
+    """The request of one call of ``forward``."""
 
     cdef int check(self) except -1:
-        """ValueError where it would lose frames for what its queues and stages are."""
+        """ValueError when its queues and stages do not fit together, so that it would lose
+        frames."""
         cdef TxQueueBase tx
         cdef Stage stage
         cdef int layer = self.rx.layer
@@ -98,7 +100,7 @@ cdef class Route:
 
 
 cdef class Work:
-    """A worker's loop, its thread, and what they use of queues and stages while they run."""
+    """A worker's loop, its thread, and the queues and stages that they use while they run."""
 
     def __cinit__(self):
         self.wake_fd = self.w.epoll_fd = self.w.event_fd = self.latency_fd = -1
@@ -128,7 +130,7 @@ cdef class Work:
         self.let_idle()
 
     cdef void let_idle(self) noexcept:
-        """Asks no more that processors wake soon; a forked child's copy of the request counts."""
+        """Ends the request that processors wake soon; a forked child's copy of it counts too."""
         if self.latency_fd >= 0:
             close(self.latency_fd)
         self.latency_fd = -1
@@ -186,13 +188,14 @@ cdef class Work:
             self.take()
             self.w.stop = self.w.finished = 0
             at_work[id(self)] = weakref.ref(self)
-            # Thread.join() that a signal handler ends may take a thread for dead (CPython 3.11).
+            # If a signal handler ends Thread.join(), it may take the thread for dead (CPython
+            # 3.11).
             self.ended = threading.Event()
             self.thread = threading.Thread(target=self._main, args=(self.starts,), name=self.name,
                                            daemon=True)
             begin(self.thread)
         except BaseException:
-            # A thread that was made may be on its way here: it comes in time, or finds nothing.
+            # A new thread may be on its way here: it comes in time, or finds nothing to do.
             if self.give_back():
                 self.tidy_up()
             else:
@@ -215,8 +218,8 @@ cdef class Work:
         return 0
 
     cdef int take(self) except -1:
-        """Owns the queues and enters the stages.  What is taken is counted at once, and nothing
-        can fail in between."""
+        """Owns the queues and enters the stages.  Each one is counted as soon as it is taken;
+        nothing can fail in between."""
         cdef TxQueueBase tx
         cdef QueueBase queue
         cdef Stage stage
@@ -232,7 +235,7 @@ cdef class Work:
             for tx in route.txs:
                 if self.n_owned < <uint32_t>len(self.queues):
                     queue = <QueueBase>self.queues[self.n_owned]
-                    if queue is tx:     # else an earlier route has it
+                    if queue is tx:     # else an earlier route owns it
                         queue.own(OWNED_BY_WORKER)
                         self.n_owned += 1
                         r.targets[r.n_targets].owns = True
@@ -253,8 +256,8 @@ cdef class Work:
         return 0
 
     cdef bint give_back(self) except -1:
-        """The queues of a start whose thread never came, and from now on finds nothing to do; false
-        when it came: the queues are the loop's."""
+        """Gives back the queues of a start whose thread never came; if it comes later, it finds
+        nothing to do.  False when it came: then the loop has the queues."""
         cdef QueueBase queue
         if _compat.exchange(&self.awaited, 0) == 0:
             return False
@@ -286,7 +289,7 @@ cdef class Work:
             _compat.store(&self.w.stop, 1)
             raise
         finally:
-            with nogil:         # also when it is to end at once: it gives the queues back
+            with nogil:         # also if it has to end at once: it gives the queues back
                 worker_loop(&self.w)
             leave_worker()
             self.leave_stages()
@@ -298,7 +301,7 @@ cdef class Work:
         return 0
 
     def _tell(self):
-        """Tells of routes that give up.  On a thread of its own: the worker's takes no GIL."""
+        """Reports routes that failed, on a separate thread: the worker's own takes no GIL."""
         cdef uint32_t i
         cdef bint last = False
         cdef set known = set()
@@ -313,7 +316,8 @@ cdef class Work:
         self.teller = None
 
     cdef void tell_of(self, uint32_t i) noexcept:
-        """What fails here, a log that cannot be written, keeps nobody from hearing of others."""
+        """Reports one route.  A failure here, such as a log that cannot be written, does not stop
+        the reports of other routes."""
         cdef Route route = self.routes[i]
         stats = self.route_stats(i)
         if route.rx.route_ended is not None:
@@ -351,8 +355,8 @@ cdef class Work:
         return own
 
     cdef bint join(self, str operation, timeout) except -1:
-        """Waits for the thread; sees signals.  A worker whose stage waits here, and which is to end
-        itself, does not: the other one may wait for it."""
+        """Waits for the thread; signal handlers run.  If a stage waits here and its own worker has
+        to end, the wait ends: the other worker may wait for that one."""
         cdef Work own = self.waiter(operation)
         cdef double left = LOOK_S
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -372,7 +376,7 @@ cdef class Work:
                     return False
             thread.join()
         with self.lock:
-            if self.thread is thread:       # nobody tidied up or started it again meanwhile
+            if self.thread is thread:       # nobody cleaned up or started it again meanwhile
                 self.tidy_up()
         return True
 

@@ -22,7 +22,7 @@ cdef dict WAITS = {"poll": WAIT_POLL, "sleep": WAIT_SLEEP, "adaptive": WAIT_ADAP
 
 
 cdef QueueBase queue_of(end, str what, str side, kind):
-    """The queue at one end of a route, which a driver that works in another way may not have."""
+    """The queue at one end of a route; TypeError if the driver's queue does not suit a worker."""
     if not isinstance(end, (tuple, list)) or len(end) != 2:
         raise TypeError(f"{what} must be (device, queue number), got {end!r}")
     device, number = end
@@ -54,17 +54,17 @@ name='rtap-worker')\n--\n
     A thread that forwards bursts along its routes, and takes the GIL only for a stage in Python.
 
     cpu:   core to pin the thread to, or None
-    wait:  what it does when nothing arrives: "poll" spins, "sleep" waits on the descriptors,
-           "adaptive" looks for 100 microseconds, yielding, then waits
-    burst: most frames moved at once along a route (1..512)
+    wait:  what it does when no frame arrives: "poll" spins, "sleep" waits on the descriptors,
+           "adaptive" polls for 100 microseconds, yielding, then waits
+    burst: the most frames moved at once along a route (1..512)
     resume_latency: microseconds in which every processor has to come back from idling while the
-           worker runs (PM QoS; root); 0 keeps them from halting, which on a virtual machine is most
-           of what a frame for a sleeping worker waits for.  None asks for nothing
+           worker runs (PM QoS; root).  0 keeps them from halting; on a virtual machine, leaving
+           that state is most of the latency of a sleeping worker.  None makes no request
     name:  of the thread, and of the worker in messages
 
-    Context manager: started on entry, stopped on exit.  Can be started again after a stop.  One
-    that runs and is no longer referred to gives a ResourceWarning and runs on: until its routes
-    end, as they do when their devices are closed, or the process exits.
+    Context manager: started on entry, stopped on exit.  It can be started again after a stop.  A
+    running worker without references gives a ResourceWarning and runs on, until its routes
+    end (for instance because their devices are closed) or the process exits.
     """
 
     cdef Work work
@@ -89,7 +89,7 @@ name='rtap-worker')\n--\n
         work.w.wait = WAITS[wait]
         work.cpu = cpu
         work.name = name
-        # Whatever an argument's own code does, it has done.
+        # The arguments' own code has run by now.
         with cython.critical_section(self):
             if self.work is not None:
                 raise RuntimeError("a Worker is made once")
@@ -131,14 +131,14 @@ name='rtap-worker')\n--\n
         """Adds a route: every frame received on ``source`` is sent on ``target``.
 
         Both are (device, queue number); one call is one direction.  ``stages`` (:mod:`rtap.stages`)
-        are what happens to frames in between, in turn: a Stage, or any callable that takes a Burst.
+        handle the frames in between, in turn; each is a Stage, or any callable that takes a Burst.
         With a list of targets they say where each frame goes, to the first one by default.
         on_full says what happens to frames that a target does not take at once: "drop" (and count)
         or "retry", which reads no more from the source meanwhile.
 
-        ValueError for a route that would lose frames: a stage names a target that is not there, or
-        is for Ethernet frames where IP packets come, or the other way round; so for the queues of a
-        TAP and a TUN device without a stage of yours in between.
+        ValueError for a route that would lose frames: a stage names a target that does not exist,
+        or expects Ethernet frames and gets IP packets, or the reverse; or a TAP and a TUN device
+        have no stage of yours in between.
         """
         cdef Route route = Route()
         cdef list targets = list(target) if isinstance(target, list) else [target]
@@ -165,9 +165,9 @@ name='rtap-worker')\n--\n
     def stop(self):
         """Ends the thread after the burst in hand and gives the queues back; idempotent.
 
-        Ctrl-C ends the wait for a stage that does not return; the thread ends after it all the
-        same.  DeviceStateError in a stage of this worker, and in one of another worker that is to
-        end itself.
+        Ctrl-C ends the wait for a stage that does not return; the thread still ends after that
+        stage.  DeviceStateError in a stage of this worker, and in a stage of another worker that
+        has to end itself.
         """
         self.made().stop()
 
