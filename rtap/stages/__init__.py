@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Stages: what a worker's route does to frames between their source and its targets.
+"""Stages: they handle frames in a worker's route, between its source and its targets.
 
 Each works in a route, ``worker.forward(source, target, stages=[...])``, without the GIL, and on a
 burst, ``stage(burst)``.

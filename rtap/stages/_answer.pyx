@@ -32,11 +32,11 @@ cdef int echo(void *ctx, rtap_burst *burst) noexcept nogil:
 cdef class Echo(Stage):
     """Echo(mac, *, others=None)\n--\n
 
-    Turns ARP requests, ICMP and ICMPv6 echo requests and neighbour solicitations, for whatever
-    address, into answers from ``mac``, which go where the route goes: back, that is, in a route
-    from a device to itself.
+    Turns ARP requests, ICMP and ICMPv6 echo requests and neighbour solicitations, for any
+    address, into answers from ``mac``.  The answers go on along the route; in a route from a device
+    to itself they go back.
 
-    others: what becomes of all other frames: dropped (None), or a target's index."""
+    others: a target's index for all other frames, or None to drop them."""
 
     cdef echo_t how
 

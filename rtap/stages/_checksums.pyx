@@ -26,7 +26,7 @@ cdef struct checksum_t:
 
 
 cdef inline bint is_bad(uint64_t found, uint64_t bad, uint64_t good) noexcept nogil:
-    """The "bad" bit without the "good" one: both together say that none was looked at."""
+    """The "bad" bit without the "good" one: both together mean "not checked"."""
     return found & (bad | good) == bad
 
 
@@ -35,7 +35,7 @@ cdef int checksum_fill(void *ctx, rtap_burst *burst) noexcept nogil:
     cdef bint l2 = (<checksum_t *>ctx).l2
     cdef uint32_t i
     for i in range(burst.n):
-        if keeps_vnet_hdr(frames[i]):           # the kernel finishes those, or whoever sends them
+        if keeps_vnet_hdr(frames[i]):           # the kernel or the final sender finishes these
             fill_unfinished(frames[i], l2)
         else:
             fill_frame(frames[i], l2)
@@ -43,7 +43,7 @@ cdef int checksum_fill(void *ctx, rtap_burst *burst) noexcept nogil:
 
 
 cdef inline bint count_bad(checksum_t *c, uint64_t found) noexcept nogil:
-    """Whether there is a wrong one."""
+    """Counts wrong checksums; returns whether there is one."""
     cdef bint ip = is_bad(found, RX_IP_CKSUM_BAD, RX_IP_CKSUM_GOOD)
     cdef bint l4 = is_bad(found, RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD)
     cdef bint outer_ip = found & RX_OUTER_IP_CKSUM_BAD != 0
@@ -75,8 +75,8 @@ cdef class ChecksumFill(Stage):
 
     Writes every IPv4, TCP and UDP checksum, of a tunnel's inner and outer packet.
 
-    Where a frame came with a checksum that the kernel is to finish, or as a super-frame, its place
-    gets the sum of the pseudo-header, from which that one is finished.
+    If a frame came as a super-frame, or with a checksum that the kernel has to finish, that
+    checksum's field gets the sum of the pseudo-header, from which the kernel finishes it.
     l2: Ethernet frames (TAP), else IP packets (TUN)."""
 
     cdef checksum_t how
@@ -96,11 +96,11 @@ cdef class ChecksumVerify(Stage):
     Checks checksums, drops frames that have a wrong one (unless ``drop=False``) and sets the
     checksum bits of the others' ``ol_flags``.
 
-    ``bad_ip``, ``bad_l4``, ``bad_outer_ip`` and ``bad_outer_l4`` count frames with that checksum
-    wrong, over all routes the stage is in; outer ones are a tunnel's.
+    ``bad_ip``, ``bad_l4``, ``bad_outer_ip`` and ``bad_outer_l4`` count frames with a wrong checksum
+    of that kind, over all routes with this stage; the outer ones belong to tunnels.
 
-    A checksum that the kernel left unfinished is wrong when its place does not hold the sum of the
-    pseudo-header; such frames, and super-frames, keep ``RX_L4_CKSUM_NONE``.
+    A checksum that the kernel left unfinished is wrong when its field does not hold the sum of the
+    pseudo-header.  Frames with an unfinished one, and super-frames, keep ``RX_L4_CKSUM_NONE``.
     l2: Ethernet frames (TAP), else IP packets (TUN)."""
 
     cdef checksum_t how

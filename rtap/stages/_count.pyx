@@ -29,7 +29,7 @@ cdef int count(void *ctx, rtap_burst *burst) noexcept nogil:
 cdef class Counter(Stage):
     """Counter()\n--\n
 
-    Counts what comes by, over all routes it is in; readable at any time, also from another
+    Counts all frames, over all routes with this stage; readable at any time, also from another
     thread."""
 
     cdef count_t counted

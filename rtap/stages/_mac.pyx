@@ -15,7 +15,7 @@ from rtap.ether import MacAddr
 
 cdef struct rewrite_t:
     uint8_t addresses[2 * MAC_LEN]
-    uint32_t offset             # of the one to write, or of both
+    uint32_t offset             # of the address to write, or of both
     uint32_t n
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Frames of some five-tuples are dropped, or steered to a target."""
+"""Drops frames of certain five-tuples, or steers them to a target."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
@@ -33,7 +33,7 @@ cdef struct rule_t:
     uint32_t protocol
     network_t source
     network_t destination
-    bint ports                  # some are asked for
+    bint ports                  # the rule has ports
     uint16_t source_ports[2]    # the first and the last
     uint16_t destination_ports[2]
     uint32_t action
@@ -52,7 +52,7 @@ cdef inline bint within(const network_t *net, const uint8_t *address) noexcept n
 
 
 cdef bint matches(const rule_t *r, const mbuf_t *m) noexcept nogil:
-    """Whether a frame is one of those meant; its outermost IP header is looked at."""
+    """Whether a frame matches the rule, by its outermost IP header."""
     cdef uint8_t copy[HEADERS_MAX]
     cdef headers_t h
     cdef uint32_t n, port
@@ -134,7 +134,7 @@ cdef uint32_t verdict_of(value, str what) except? 0xfffffffd:
 
 
 cdef inline uint32_t targets_of(uint32_t verdict) noexcept:
-    """How many targets there have to be."""
+    """How many targets a verdict requires."""
     return 0 if verdict == KEEP or verdict == NO_TARGET else verdict + 1
 
 
@@ -142,18 +142,19 @@ cdef class Match(Stage):
     """Match(protocol=None, *, source=None, destination=None, source_port=None, \
 destination_port=None, action=DROP, otherwise=None, l2=True)\n--\n
 
-    Sends frames of some five-tuples to a target, or drops them.
+    Sends frames of certain five-tuples to a target, or drops them.
 
     protocol:    "tcp", "udp", "icmp", "icmpv6", "sctp" or a number
     source, destination: an IP address or network, as ``ipaddress.ip_network`` takes them
     source_port, destination_port: a number, or (first, last); of TCP, UDP and SCTP. Fragments of a
                  packet do not match: only the first would have ports
-    action:      target's index, or ``DROP``, for frames that match in everything given
-    otherwise:   the same for all others; None, the default, leaves what earlier stages said
+    action:      target's index, or ``DROP``, for frames that match all given arguments
+    otherwise:   the same for all other frames; None, the default, keeps the choice of
+                 earlier stages
     l2:          Ethernet frames (TAP), else IP packets (TUN)
 
-    Of a tunnel the outer packet is looked at. Several of these in a route are looked at in turn,
-    and the last one that matches decides.
+    In a tunnel the outer packet counts. Several Match stages in a route work in turn, and the last
+    one that matches decides.
     """
 
     cdef rule_t rule

@@ -19,7 +19,7 @@ cdef struct merge_t:
 
 
 cdef uint32_t merge(stage_t *stage, scratch_t *s, mbuf_t **v, uint32_t n) noexcept nogil:
-    """One target after the other: frames that go different ways do not become one."""
+    """Merges one target after the other: frames for different targets stay apart."""
     cdef merge_t *how = <merge_t *>stage.ctx
     cdef uint32_t got = 0, at = 0, target, part, rest, made, i
     s.gro.flags = how.flags
@@ -32,7 +32,7 @@ cdef uint32_t merge(stage_t *stage, scratch_t *s, mbuf_t **v, uint32_t n) noexce
                 s.spare[part] = v[i]
                 part += 1
         rest = n
-        for i in range(n - at):         # the others stay in order, and move to the end
+        for i in range(n - at):         # the other frames stay in order, and move to the end
             if s.verdict[n - 1 - i] != target:
                 rest -= 1
                 v[rest] = v[n - 1 - i]
@@ -49,15 +49,15 @@ cdef uint32_t merge(stage_t *stage, scratch_t *s, mbuf_t **v, uint32_t n) noexce
 cdef class Gro(Stage):
     """Gro(*, udp=False, max_length=65535, fixed_id=False, l2=True)\n--\n
 
-    Coalesces the frames of a flow that lie in one burst into super-frames, which devices take as
-    they are; see :class:`rtap.offload.Gro` for what may become one.
+    Coalesces the frames of a flow in one burst into super-frames, which devices take as
+    they are; see :class:`rtap.offload.Gro` for the rules.
 
-    A frame of which the kernel said that its checksum is right is not looked at again.  The order
-    within a flow is kept.  Nothing is held back for the next burst.
+    A checksum that the kernel found right is not checked again.  The order
+    within a flow is kept.  No frame is held back for the next burst.
 
     udp:        datagrams too; only for receivers that want the datagrams back one by one
     max_length: bytes of a super-frame's IP packet (576..65535)
-    fixed_id:   IPv4 frames with DF may repeat their ID; the kernel counts it up when it splits
+    fixed_id:   IPv4 frames with DF may repeat their ID; the kernel increments it when it splits
     l2:         Ethernet frames (TAP), else IP packets (TUN)
     """
 

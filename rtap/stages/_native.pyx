@@ -30,8 +30,8 @@ cdef tuple CTYPES_POINTERS = (ctypes._CFuncPtr, ctypes._Pointer, ctypes.c_void_p
 
 
 cdef uintptr_t address_of(value, str what) except? 0:
-    """Where something native lies: a number, or what a PyCapsule, a numba ``@cfunc``, or a pointer
-    of ctypes or cffi points to."""
+    """The address of something native: a number, or the target of a PyCapsule, a numba ``@cfunc``,
+    or a pointer of ctypes or cffi."""
     if PyCapsule_CheckExact(value):
         return <uintptr_t>PyCapsule_GetPointer(value, PyCapsule_GetName(value))
     if hasattr(value, "address") and hasattr(value, "ctypes"):      # numba
@@ -49,7 +49,8 @@ cdef uintptr_t address_of(value, str what) except? 0:
 
 
 cdef str name_of(function, str otherwise):
-    """Of a function, for messages: asked once, for it may be any object, which may fail."""
+    """The name of a function, for messages.  Asked once, since it may be any object, and may
+    fail."""
     try:
         name = function.__name__
     except Exception:
@@ -64,11 +65,11 @@ cdef class Native(Stage):
 
     function: its address, a PyCapsule (as in a Cython module's ``__pyx_capi__``), a numba
               ``@cfunc``, a ctypes or cffi function pointer
-    ctx:      what it is given: an address or any of those, or a writable buffer (bytearray, array,
-              NumPy array, ctypes object), which is handed over as it lies in memory
+    ctx:      its first argument: an address or any of those, or a writable buffer (bytearray,
+              array, NumPy array, ctypes object), whose memory is passed directly
 
-    Function and ctx are kept alive.  An int, a cffi pointer or a capsule says nothing of what it
-    points to: whoever passes one sees to it that this lives as long.  The function is called from
+    Function and ctx are kept alive.  With an int, a cffi pointer or a capsule, you have to keep its
+    target alive yourself.  The function is called from
     the worker's thread, and from several at once when the stage is in routes of several workers.
     """
 
@@ -84,7 +85,7 @@ cdef class Native(Stage):
             raise ValueError("the function's address is NULL")
         name = name_of(function, None)
         memset(&view, 0, sizeof(view))
-        # A ctypes pointer has a buffer as well: the pointer itself.
+        # A ctypes pointer also has a buffer, which is the pointer itself.
         if PyObject_CheckBuffer(ctx) and not isinstance(ctx, CTYPES_POINTERS):
             PyObject_GetBuffer(ctx, &view, PyBUF_WRITABLE)
             where = <uintptr_t>view.buf
@@ -108,7 +109,7 @@ cdef class Native(Stage):
 
     @property
     def name(self):
-        """The function's name, or the class's where it has none."""
+        """The function's name, or its class's name if it has none."""
         return self.label or type(self).__name__
 
     cdef int passes(self, int layer, uint32_t n_targets) except -1:
@@ -117,7 +118,7 @@ cdef class Native(Stage):
 
 
 cdef str text_of(exc):
-    """An exception in one line.  Whatever its own code does, this raises nothing."""
+    """An exception in one line.  Raises nothing, even if the exception's own code does."""
     try:
         text = " ".join(f"{type(exc).__name__}: {exc}".split())
     except BaseException:
@@ -129,7 +130,7 @@ cdef str text_of(exc):
 
 
 cdef int put_text(char *to, str text) except -1:
-    """As much of it as there is room for, in whole characters."""
+    """Writes as much of the text as there is room for, in whole characters."""
     cdef bytes code = text[:STAGE_WHY].encode("utf-8", "backslashreplace")[:STAGE_WHY - 1]
     cdef bytes whole = code.decode("utf-8", "ignore").encode()
     memcpy(to, <const char *>whole, len(whole) + 1)
@@ -137,7 +138,7 @@ cdef int put_text(char *to, str text) except -1:
 
 
 cdef int let_go(exc) except -1:
-    """Has an exception and those it came of forget the variables of their functions, a burst among
+    """Clears the local variables in the tracebacks of an exception and its causes; a burst is among
     them."""
     cdef list found = [exc]
     for exc in found:
@@ -148,8 +149,8 @@ cdef int let_go(exc) except -1:
 
 
 cdef bint passed(void *ctx, rtap_burst *burst) noexcept with gil:
-    """Whether the function had its say on all frames.  Where anything goes wrong, in what is done
-    about a failure too, this is false: that is what a `noexcept` function returns then."""
+    """Whether the function succeeded for all frames.  If anything fails, even the handling of a
+    failure, this is false, which a `noexcept` function returns then."""
     cdef Call stage = <Call>ctx
     cdef stage_t *how = (<stage_burst_t *>burst).stage
     cdef Burst frames
@@ -189,13 +190,13 @@ cdef class Call(Stage):
     Calls a Python function with each burst, which takes the GIL once.
 
     ``function(burst)`` gets a :class:`rtap.Burst` and returns None, or for each frame ``DROP`` or
-    the index of a target.  Frames may be read and written; those that it keeps beyond the call stay
-    as they are then, later stages that write work on copies.  A plain callable in a route's
-    ``stages`` becomes one of these.
+    the index of a target.  Frames may be read and written.  Frames that it keeps beyond the call do
+    not change: later stages that write work on copies.  A plain callable in a route's ``stages``
+    becomes a Call.
 
     An exception, of any class, frees the burst and ends the route; it is logged, and the route's
-    ``error`` has its text.  ``exception`` is the last one.  Called on a burst from Python the stage
-    raises it instead.
+    ``error`` has its text.  ``exception`` is the last one.  When Python calls the stage on a burst,
+    it raises the exception instead.
     """
 
     cdef object function
@@ -215,13 +216,13 @@ cdef class Call(Stage):
 
     @property
     def exception(self):
-        """The last one that the function raised in a route; None before."""
+        """The last exception that the function raised in a route; None before."""
         with cython.critical_section(self):
             return self.raised
 
     @property
     def name(self):
-        """The function's name, or the class's where it has none."""
+        """The function's name, or its class's name if it has none."""
         return self.label or type(self).__name__
 
     cdef int passes(self, int layer, uint32_t n_targets) except -1:
@@ -229,7 +230,7 @@ cdef class Call(Stage):
         return LAYER_ANY        # it may do anything to frames
 
     cdef int tell(self, stage_t *how, exc) except -1:
-        """Of an exception, to whoever called from Python, else to the route, and the log."""
+        """Reports an exception: to the caller from Python, else to the route and the log."""
         if how.direct:
             how.raised = <void *>exc
             Py_INCREF(exc)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Runs stages over a burst: what they are given, what becomes of their verdicts."""
+"""Runs stages over a burst: prepares their arguments, and carries out their verdicts."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
@@ -19,7 +19,8 @@ cdef enum:
 
 
 cdef int scratch_alloc(scratch_t *s, uint32_t room, uint32_t flags) noexcept nogil:
-    """For stages with these flags and bursts of up to ``room`` frames; 0 or -ENOMEM."""
+    """Allocates arrays for stages with these flags and bursts of up to ``room`` frames; 0 or
+    -ENOMEM."""
     s.room = room
     s.data = <uint8_t **>calloc(room, sizeof(uint8_t *))
     s.len = <uint32_t *>calloc(room, sizeof(uint32_t))
@@ -45,7 +46,7 @@ cdef void scratch_free(scratch_t *s) noexcept nogil:
 
 
 cdef int stage_alloc(stage_t *stage, uint32_t room) noexcept nogil:
-    """The stage's own memory, for bursts of up to ``room`` frames; 0 or -ENOMEM."""
+    """Allocates the stage's own memory, for bursts of up to ``room`` frames; 0 or -ENOMEM."""
     if stage.flags & STAGE_SPLITS:
         stage.held.frames = <mbuf_t **>calloc(room, sizeof(mbuf_t *))
         stage.held.verdict = <uint32_t *>calloc(room, sizeof(uint32_t))
@@ -62,7 +63,7 @@ cdef void stage_free(stage_t *stage) noexcept nogil:
 
 
 cdef bint chain_holds(const stage_t *stages, uint32_t n_stages) noexcept nogil:
-    """Whether frames wait in it, for a run with n = 0."""
+    """Whether frames wait in a stage, for a run with n = 0."""
     cdef uint32_t k
     for k in range(n_stages):
         if stages[k].held.n > 0:
@@ -71,8 +72,8 @@ cdef bint chain_holds(const stage_t *stages, uint32_t n_stages) noexcept nogil:
 
 
 cdef void held_drop(stage_t *stage, uint32_t n) noexcept nogil:
-    """Frees the first ``n`` frames that wait in a stage, and counts them.  What was still to come
-    of one that is begun counts as if it had been made: each frame as one."""
+    """Frees the first ``n`` frames that wait in a stage, and counts them.  If some frames of a
+    super-frame were made, the remaining ones count as if they had been made too."""
     cdef held_t *held = &stage.held
     cdef uint32_t more
     if n == 0:
@@ -87,7 +88,7 @@ cdef void held_drop(stage_t *stage, uint32_t n) noexcept nogil:
 
 
 cdef void chain_drop(stage_t *stages, uint32_t n_stages) noexcept nogil:
-    """Frees the frames that wait in it."""
+    """Frees the frames that wait in all stages."""
     cdef uint32_t k
     for k in range(n_stages):
         held_drop(&stages[k], stages[k].held.n)
@@ -107,7 +108,7 @@ cdef uint32_t keep(scratch_t *s, mbuf_t **frames, uint32_t n, uint32_t n_targets
 
 
 cdef uint32_t own_all(scratch_t *s, mbuf_t **frames, uint32_t n, uint32_t n_targets) noexcept nogil:
-    """Makes each frame nobody else's; those for which there is no buffer are freed."""
+    """Makes each frame private; frees those for which there is no buffer."""
     cdef bint lacking = False
     cdef uint32_t i
     for i in range(n):
@@ -120,7 +121,7 @@ cdef uint32_t own_all(scratch_t *s, mbuf_t **frames, uint32_t n, uint32_t n_targ
 
 
 cdef int error_of(stage_t *stage, int rc) noexcept nogil:
-    """The -errno in what a stage returned, which the user's own may get wrong."""
+    """The -errno of a stage's return value, which the user's own stage may get wrong."""
     if -<int>ERRNO_MAX <= rc < 0:
         return rc
     if 0 < rc <= ERRNO_MAX:
@@ -131,8 +132,8 @@ cdef int error_of(stage_t *stage, int rc) noexcept nogil:
 
 cdef int call(stage_t *stage, scratch_t *s, uint32_t n_targets, mbuf_t **frames,
               uint32_t *n) noexcept nogil:
-    """Has a stage's function look at ``n`` frames, of which ``n`` are left then; else the -errno
-    that it failed with, and all of them freed."""
+    """Runs a stage's function over ``n`` frames; ``n`` is then the number of frames left.  If it
+    fails, returns its -errno and frees all of them."""
     cdef uint32_t left = n[0], came = left, i
     cdef stage_burst_t b
     cdef rtap_burst *burst = &b.burst
@@ -178,10 +179,11 @@ cdef int call(stage_t *stage, scratch_t *s, uint32_t n_targets, mbuf_t **frames,
 
 cdef int chain_run(stage_t *stages, uint32_t n_stages, uint32_t n_targets, scratch_t *s,
                    mbuf_t **frames, uint32_t *n, uint32_t *failed) noexcept nogil:
-    """Runs all stages over ``n`` frames, of which ``n`` are left then, with ``s.verdict`` below
-    ``n_targets``.  Else the -errno of stage ``failed``, and all frames freed.
+    """Runs all stages over ``n`` frames; ``n`` is then the number of frames left, with
+    ``s.verdict`` below ``n_targets``.  If stage ``failed`` fails, returns its -errno and frees all
+    frames.
 
-    With n = 0 it goes on with frames that wait in it; while there are any it takes no others.
+    With n = 0 it goes on with frames that wait in stages; while there are any it takes no others.
     """
     cdef uint32_t first = 0, i, k
     cdef uint64_t bytes, began
@@ -190,7 +192,7 @@ cdef int chain_run(stage_t *stages, uint32_t n_stages, uint32_t n_targets, scrat
     memset(s.verdict, 0, n[0] * sizeof(uint32_t))
     for k in range(n_stages):
         if stages[k].held.n > 0:
-            first = k               # those that have come furthest
+            first = k               # the frames that are furthest along
     for k in range(first, n_stages):
         stage = &stages[k]
         if n[0] == 0 and stage.held.n == 0:

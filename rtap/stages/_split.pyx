@@ -17,7 +17,7 @@ from rtap.stages._stage cimport Stage
 
 
 cdef struct split_t:
-    pool_t *pool                # NULL: each frame's own
+    pool_t *pool                # NULL: each frame's own pool
     bint l2
 
 
@@ -27,9 +27,9 @@ cdef inline bint is_whole(const mbuf_t *m) noexcept nogil:
 
 cdef int split_next(split_t *how, held_t *held, mbuf_t **out, uint32_t room,
                     bint alone) noexcept nogil:
-    """Makes frames of the first that waits: how many, and it waits no more if it is consumed.  As
-    gso_whole; only when no frame before it is left, ``alone``, some of its frames without the
-    others."""
+    """Splits the first waiting frame; returns how many frames it made, as gso_whole.  A consumed
+    frame no longer waits.  Only if ``alone``, when no earlier frame is left, may it make some of
+    the frames without the others."""
     cdef mbuf_t *m = held.frames[held.at]
     cdef pool_t *pool = how.pool if how.pool != NULL else m.pool
     cdef int rc = -ENOBUFS
@@ -55,7 +55,7 @@ cdef uint32_t split(stage_t *stage, scratch_t *s, mbuf_t **v, uint32_t n) noexce
     cdef int rc
     while got < n and is_whole(v[got]):
         got += 1
-    if got < n:                 # from here on they are written anew
+    if got < n:                 # from here on the arrays are written anew
         held.at = 0
         held.n = n - got
         held.made = 0
@@ -67,7 +67,7 @@ cdef uint32_t split(stage_t *stage, scratch_t *s, mbuf_t **v, uint32_t n) noexce
         verdict = held.verdict[held.at]
         rc = split_next(how, held, v + got, s.room - got, got == 0)
         if got > 0 and (rc == -EMSGSIZE or rc == -ENOBUFS or rc == -E2BIG):
-            break               # when those before it are gone there is room, and buffers
+            break               # when the earlier frames are gone there are room and buffers
         if rc < 0:
             held_drop(stage, 1)
             continue
@@ -91,13 +91,13 @@ cdef class Gso(Stage):
     Splits super-frames, TCP or UDP, into frames within their segment size, as on a wire: headers
     and checksums complete.  A frame whose checksum was left to the kernel gets it.
 
-    For what comes next and wants plain frames; devices take super-frames as they are.  Where there
-    are too few buffers for all frames of one, even when nothing else is in hand, those for which
-    there are some go first, and the others when these are gone.  Frames for which there is no
-    buffer at all then are dropped, and so is a super-frame that does not fit what it says of
-    itself, or that would make more than 2048 frames.
+    Use it in front of stages that want plain frames; devices take super-frames as they are.  If
+    there are too few buffers for all frames of a super-frame, even when nothing else is in hand,
+    some go first, and the others when these are gone.  Frames for which there is then no buffer at
+    all are dropped.  So is a super-frame that does not match its own offload fields, or that would
+    make more than 2048 frames.
 
-    pool: the :class:`rtap.Mempool` of the frames; without, each super-frame's own
+    pool: the :class:`rtap.Mempool` of the frames; by default each super-frame's own
     l2:   Ethernet frames (TAP), else IP packets (TUN)
     """
 
@@ -118,7 +118,7 @@ cdef class Gso(Stage):
         Stage.enter(self, stage)
         if self.pool is not None:
             pool = self.pool.hold()
-            self.how.pool = pool        # the same each time, for it is closed once
+            self.how.pool = pool        # the same for each worker: it is closed only once
         return 0
 
     cdef int leave(self) except -1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Flows spread over targets: the frames of one, in both directions, go to the same."""
+"""Spreads flows over targets: the frames of a flow, in both directions, go to the same one."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -32,7 +32,7 @@ cdef inline uint64_t mix(uint64_t v) noexcept nogil:
 
 
 cdef inline uint64_t pair(uint64_t a, uint64_t b) noexcept nogil:
-    """Of two numbers, whichever comes first."""
+    """A hash of two numbers that does not depend on their order."""
     return mix(a) + mix(b)
 
 
@@ -53,7 +53,8 @@ cdef uint64_t flow_hash(const spread_t *s, const mbuf_t *m) noexcept nogil:
         hash = pair(word(p + h.l3 + 8, 8) ^ mix(word(p + h.l3 + 16, 8)),
                     word(p + h.l3 + 24, 8) ^ mix(word(p + h.l3 + 32, 8)))
     hash += s.seed + h.protocol
-    # The later fragments of a packet have no ports, so its first one must not be told by them.
+    # The later fragments of a packet have no ports, so ports must not count for the first one
+    # either.
     if s.ports and has_ports(&h, n):
         hash += mix(pair(be16(p + h.l4), be16(p + h.l4 + 2)))
     return mix(hash)
@@ -73,14 +74,13 @@ cdef class Spread(Stage):
 
     Spreads flows over the route's targets by a hash that is the same for both directions.
 
-    A flow is what has the same IP addresses, protocol and, of TCP, UDP and SCTP, ports; without
-    ``ports``, addresses and protocol only. Frames of a flow go to one target, in order. Fragments
-    are told by addresses and protocol only: where a flow's packets are fragmented now and then,
-    ``ports=False`` keeps them together. What is not IP goes by its Ethernet addresses.
-    l2: Ethernet frames (TAP), else IP packets (TUN).
-    seed: 0..0xffffffff, another way to deal flows out. Where the targets of one spread lead to
-    another one, that needs another seed: with the same it would send all that comes one way on by
-    one way.
+    The frames of a flow have the same IP addresses, protocol and, with TCP, UDP and SCTP, ports;
+    without ``ports`` only addresses and protocol count. Frames of a flow go to one target, in
+    order. For fragments only addresses and protocol count: if some packets of a flow are
+    fragmented, ``ports=False`` keeps them together. Frames that are not IP are spread by Ethernet
+    addresses. l2: Ethernet frames (TAP), else IP packets (TUN). seed: 0..0xffffffff, selects
+    another distribution. If the targets of one Spread lead to a second one, give that another seed:
+    with the same seed it would send all its frames to one target.
     """
 
     cdef spread_t how

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What every stage is for the core: a function, its context, and what it needs of the frames."""
+"""The core's view of a stage: a function, its context, and its requirements on frames."""
 
 from libc.stdint cimport uint32_t
 
@@ -12,9 +12,9 @@ cdef class Stage:
     cdef uint32_t (*reshape)(stage_t *stage, scratch_t *s, mbuf_t **v, uint32_t n) noexcept nogil
     cdef void *ctx
     cdef uint32_t flags
-    cdef uint32_t made          # a constructor has got as far as `once`
-    cdef uint32_t targets       # it names that many, counted up to the highest
-    cdef int layer              # LAYER_*: what its frames have to begin with
+    cdef uint32_t made          # a constructor has reached `once`
+    cdef uint32_t targets       # the highest target that it names, plus one
+    cdef int layer              # LAYER_*: the first header that it expects
 
     cdef int once(self) except -1
     cdef int checked(self) except -1

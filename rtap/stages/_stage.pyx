@@ -23,7 +23,7 @@ DROP = NO_TARGET
 
 
 cdef int make_room(mbuf_t ***v, Py_ssize_t *capacity, Py_ssize_t wanted) noexcept:
-    """Lengthens a burst's array, which is lent to us; 0 or -1."""
+    """Lengthens a lent burst's array; 0 or -1."""
     cdef void *longer = PyMem_RawRealloc(v[0], wanted * sizeof(mbuf_t *))
     if longer == NULL:
         return -1
@@ -33,7 +33,7 @@ cdef int make_room(mbuf_t ***v, Py_ssize_t *capacity, Py_ssize_t wanted) noexcep
 
 
 cdef int run_over(stage_t *stage, Burst burst, uint32_t n_targets, list verdicts) except? -1:
-    """Runs one stage over a burst, and collects the verdicts on the frames that are left, as bytes;
+    """Runs one stage over a burst, and collects the verdicts on the remaining frames, as bytes;
     0 or the -errno of the stage."""
     cdef Py_ssize_t n, capacity
     cdef uint32_t room, left, got, failed = 0, total = 0
@@ -71,7 +71,7 @@ cdef int run_over(stage_t *stage, Burst burst, uint32_t n_targets, list verdicts
 cdef class Stage:
     """Stage()\n--\n
 
-    What happens to frames between a receive queue and its targets.
+    One step of a route's work on frames, between its receive queue and its targets.
 
     In a route: ``worker.forward(source, target, stages=[...])``.  On a burst: ``stage(burst)``.
     One stage may be in several routes, of several workers.
@@ -79,16 +79,16 @@ cdef class Stage:
 
     @property
     def name(self):
-        """What it is called in figures and messages: its class, or the function that it calls."""
+        """Its name in figures and messages: its class's, or that of the function that it calls."""
         return type(self).__name__
 
     def __call__(self, Burst burst not None, targets=1):
-        """Does to ``burst`` what it does in a route with so many targets (1..65535).
+        """Works on ``burst`` as in a route with so many targets (1..65535).
 
-        Frames that it drops leave the burst.  Returns the target of each frame that is left: a
-        read-only uint32 memoryview.  ValueError when it names a target that is not there.  When a
-        native stage fails, OSError with what it returned, and when a Python one does, what it
-        raised; the burst is empty then.
+        Dropped frames leave the burst.  Returns the target of each remaining frame: a
+        read-only uint32 memoryview.  ValueError when it names a target that does not exist.  A
+        failing native stage raises OSError with its return value, a failing Python stage its own
+        exception; the burst is then empty.
         """
         cdef uint32_t n_targets = check_range("targets", targets, 1, 65535)
         cdef stage_t stage
@@ -107,8 +107,8 @@ cdef class Stage:
         return memoryview(b"".join(verdicts)).cast("I")
 
     cdef int once(self) except -1:
-        """In a constructor, when all arguments are converted: code that runs for one of them may
-        have come here first."""
+        """Called in a constructor after its arguments are converted; refuses a second call.  Code
+        of an argument may have called the constructor before."""
         if not _compat.cas(&self.made, 0, 1):
             raise RuntimeError(f"a {type(self).__name__} stage is made once")
         return 0
@@ -119,8 +119,8 @@ cdef class Stage:
         return 0
 
     cdef int passes(self, int layer, uint32_t n_targets) except -1:
-        """What the frames begin with that come out, when those that go in begin with ``layer``.
-        ValueError where it would lose frames in a route with so many targets."""
+        """The first header of the frames that come out, when those that go in begin with ``layer``.
+        ValueError if it would lose frames in a route with so many targets."""
         self.checked()
         if self.targets > n_targets:
             raise ValueError(f"{self.name} names target {self.targets - 1}, and there "
@@ -137,7 +137,7 @@ cdef class Stage:
         return self.layer
 
     cdef int enter(self, stage_t *stage) except -1:
-        """Says how it is run, and keeps what it needs for that until ``leave``."""
+        """Fills in how it is run, and keeps the objects it needs until ``leave``."""
         self.checked()
         stage.fn = self.fn
         stage.reshape = self.reshape
@@ -146,7 +146,7 @@ cdef class Stage:
         return 0
 
     cdef int leave(self) except -1:
-        """Once for each ``enter``, when it runs no more."""
+        """Called once for each ``enter``, when the stage no longer runs."""
         return 0
 
     cdef int failed(self, stage_t *stage, int error) except -1:
@@ -154,5 +154,5 @@ cdef class Stage:
 
 
 cdef str why_failed(const stage_t *stage, int error):
-    """What a stage says of its failure, or its errno does."""
+    """A stage's reason for its failure, or the text of its errno."""
     return (<bytes>stage.why).decode("utf-8", "replace") or os.strerror(error)
