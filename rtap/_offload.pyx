@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The functions of :mod:`rtap.offload`: arguments checked here, the work done by the kernels over
-pointers of ``_frames``."""
+"""The functions of :mod:`rtap.offload`.  They check arguments; the native functions of ``_frames``
+do the work."""
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -31,7 +31,7 @@ from rtap._frames.verify cimport (
 )
 
 cdef enum:
-    GIL_BYTES = 1 << 20         # a sum of fewer is over before the GIL would be back
+    GIL_BYTES = 1 << 20         # summing fewer takes less time than getting the GIL back
     # ChecksumStatus
     UNKNOWN = 0
     BAD = 1
@@ -42,7 +42,7 @@ cdef enum:
 
 @cython.final
 cdef class _Frame:
-    """An mbuf, or the bytes of a buffer as one: ``m`` is good while this object lives."""
+    """An mbuf, or the bytes of a buffer as one; ``m`` is valid while this object lives."""
 
     cdef mbuf_t own
     cdef mbuf_t *m
@@ -66,7 +66,7 @@ cdef class _Frame:
         self.m = &self.own
 
     cdef uint32_t piece(self, const uint8_t **start) noexcept:
-        """Where the first segment's bytes are, and how many."""
+        """Where the first segment's bytes are, and their number."""
         cdef uint8_t *p
         cdef uint32_t n = mbuf_window(self.m, &p)
         start[0] = p
@@ -81,9 +81,9 @@ cdef class _Frame:
 
 @cython.final
 cdef class _Loan:
-    """A burst's frames while a kernel works on them without the GIL: others see it empty.
+    """A burst's frames while a native function works on them without the GIL; others see it empty.
 
-    ``end`` gives back what is left of them, in a ``finally`` that starts where the loan does."""
+    ``end`` gives back the remaining frames, in a ``finally`` that starts together with the loan."""
 
     cdef Burst burst
     cdef mbuf_t **v
@@ -108,7 +108,7 @@ cdef const uint8_t *mbuf_headers(const mbuf_t *m, uint8_t *copy, headers_t *h, b
 
 
 cdef uint32_t status_of(uint64_t flags, bint l3, bint l4) noexcept nogil:
-    """One ChecksumStatus for both layers: what is wrong anywhere is BAD, else that of layer 4."""
+    """One ChecksumStatus for both layers: BAD if either is wrong, else the status of layer 4."""
     if l3 and flags & (RX_IP_CKSUM_BAD | RX_OUTER_IP_CKSUM_BAD):
         return BAD
     if not l4:
@@ -133,7 +133,8 @@ def checksum(buf, uint64_t initial=0):
 
 
 def partial(buf, uint64_t initial=0):
-    """Like :func:`checksum`, but not complemented: a sum to go on from, 0..0xffff."""
+    """Like :func:`checksum`, but not complemented, so that a later sum can continue it:
+    0..0xffff."""
     cdef Py_buffer view
     cdef uint32_t total
     if isinstance(buf, Mbuf):
@@ -155,7 +156,7 @@ def partial(buf, uint64_t initial=0):
 def update(checksum, old, new):
     """A checksum field after the bytes ``old`` that it covers were replaced by ``new`` (RFC 1624).
 
-    Both start at an even offset in what is summed; where one is shorter, zeros follow it.  A
+    Both start at an even offset in the summed bytes; zeros follow the shorter one.  A
     result of 0 is right for IP and TCP; a UDP field then takes 0xffff.
     """
     cdef uint32_t field = check_range("checksum", checksum, 0, 0xffff)
@@ -189,8 +190,8 @@ def verify(frame, bint l2, bint l3, bint l4):
 def verify_burst(Burst burst not None, *, bint l2=True):
     """:func:`verify` for every frame: a uint8 memoryview of :class:`ChecksumStatus` values.
 
-    Each mbuf's ``RX_*_CKSUM_*`` flags are set to what was found, as a device with checksum
-    offloads would have."""
+    Sets each mbuf's ``RX_*_CKSUM_*`` flags to the result, as a device with checksum offloads
+    does."""
     cdef _Loan loan = _Loan(burst)
     cdef bytes out
     cdef uint8_t *p
@@ -224,8 +225,8 @@ def parse(frame, bint l2):
 
 def parse_burst(Burst burst not None, *, bint l2=True):
     """:func:`parse` for every frame: sets ``packet_type`` and the header lengths of each mbuf and
-    returns the packet types, a uint32 memoryview.  A malformed frame is described as far as it
-    makes sense."""
+    returns the packet types, a uint32 memoryview.  Of a malformed frame, only the values that make
+    sense are set."""
     cdef _Loan loan = _Loan(burst)
     cdef bytes out
     cdef uint8_t copy[HEADERS_MAX]
@@ -255,9 +256,9 @@ def parse_burst(Burst burst not None, *, bint l2=True):
 def fill(frame, *, bint l2=True):
     """The frame with its IPv4, TCP and UDP checksums written, in tunnels those of both layers.
 
-    What they held before does not matter, but for the outer UDP checksum of a tunnel, which stays
-    0 where it is.  ``l2`` false: the frame starts with its IP header.  Fragments get the IPv4
-    checksum only.  ValueError when the frame's lengths contradict each other or its size.
+    Their old values do not matter, except that an outer UDP checksum of 0 in a tunnel stays 0.
+    With ``l2`` false the frame starts with its IP header.  Fragments get only the IPv4
+    checksum.  ValueError when the frame's lengths contradict each other or its size.
     """
     cdef _Frame f = _Frame(frame)
     cdef bytes out = PyBytes_FromStringAndSize(NULL, f.m.pkt_len)
@@ -276,11 +277,11 @@ def fill(frame, *, bint l2=True):
 
 
 def fill_burst(Burst burst not None, *, bint l2=True):
-    """Writes the checksums of every frame in place, like :func:`fill`; whoever shares a frame sees
-    that.  A super-frame, and a frame whose checksum is left to the kernel, gets what that is
-    finished from, the sum of its pseudo-header.
+    """Writes the checksums of every frame in place, like :func:`fill`; all holders of a frame see
+    the change.  A super-frame, and a frame whose checksum is left to the kernel, gets the sum of
+    its pseudo-header, from which the kernel finishes the checksum.
 
-    Returns how many frames got theirs; a malformed frame is left as it is."""
+    Returns how many frames got their checksums; a malformed frame stays unchanged."""
     cdef _Loan loan = _Loan(burst)
     cdef Py_ssize_t i, done = 0
     cdef uint32_t start
@@ -384,14 +385,14 @@ def gso(Burst burst not None, Mempool pool=None, *, bint l2=True):
 
     A super-frame is an mbuf that came as one (``RX_LRO``), or one with ``TX_TCP_SEG`` or
     ``TX_UDP_SEG`` and ``tso_segsz``.  The new frames take their mbufs from ``pool``, or from each
-    super-frame's own, as many as a frame needs where its slots are small.  Other frames go on as
-    they are, with a checksum that was left to do finished.
+    super-frame's own pool; with small slots a frame takes several.  Other frames go on unchanged,
+    except that an unfinished checksum is finished.
 
     The frames move: ``burst`` is empty afterwards, or starts with the first frame for which the
-    pool had too few mbufs, as after ``tx_burst``.  ValueError for a super-frame that does not fit
-    what its mbuf says; nothing has moved then.
+    pool had too few mbufs, as after ``tx_burst``.  ValueError for a super-frame that does not match
+    its mbuf's fields; no frame has moved then.
     """
-    cdef pool_t *p = NULL if pool is None else pool.hold()  # it cannot be closed meanwhile
+    cdef pool_t *p = NULL if pool is None else pool.hold()  # so that it cannot be closed meanwhile
     try:
         return split_all(burst, p, l2)
     finally:

@@ -10,7 +10,7 @@ cdef class RxQueue(RxQueueBase):
     cdef readonly int max_frame
     cdef readonly bint scatter
     cdef list retired           # pools that a burst may still be reading into
-    cdef Mempool reads          # what is read into when what is handed out is split from it
+    cdef Mempool reads          # the pool that frames are read into when they are split
 
     cdef int release_pools(self) except -1
     cdef int release_retired(self) except -1

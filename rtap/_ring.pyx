@@ -2,8 +2,8 @@
 """Queues on a TAP or TUN descriptor or a packet socket: :class:`RxQueue` and :class:`TxQueue`.
 
 Two engines.  ``uring`` submits a batch of RWF_NOWAIT reads or writes in one ``io_uring_enter``
-and finds every result when it returns; ``syscall`` does one read(2) or write(2) a frame, for
-kernels and containers without io_uring.  Which is faster depends on what a system call costs:
+and finds every result when it returns; ``syscall`` does one read(2) or write(2) for each frame, for
+kernels and containers without io_uring.  Which is faster depends on the cost of a system call:
 ``auto`` measures both once for each process.
 """
 
@@ -70,8 +70,8 @@ cdef tuple choose_engine(str engine, int fd, bint packet):
 
 
 cdef uint32_t segments(pool_t *p, uint32_t longest, bint scatter, bint packet) except 0:
-    """How many slots of a pool hold the longest frame.  A read that fills its buffer cannot be
-    told from a cut one: one byte is kept spare."""
+    """How many slots of a pool hold the longest frame, with one spare byte: a read that fills its
+    buffer looks the same as a cut one."""
     cdef uint32_t segs = (longest + p.data_room) // p.data_room
     if packet and (p.headroom < PACKET_HEADROOM or p.data_room < PACKET_DATA_ROOM):
         raise ValueError(f"a packet socket needs a pool with a headroom of at least "
@@ -90,7 +90,7 @@ cdef uint32_t segments(pool_t *p, uint32_t longest, bint scatter, bint packet) e
 
 
 cdef Py_ssize_t read_away(int fd) noexcept nogil:
-    """Reads what waits on a descriptor, and waits for nothing; how many frames it was."""
+    """Reads the frames that wait on a descriptor, without waiting; returns how many."""
     cdef uint8_t scratch[64]
     cdef iovec iov
     cdef Py_ssize_t n = 0
@@ -102,8 +102,8 @@ cdef Py_ssize_t read_away(int fd) noexcept nogil:
 
 
 def purge(int fd):
-    """Throws away the frames that wait in the kernel on a descriptor without a queue; returns how
-    many."""
+    """Throws away the frames that wait in the kernel on a descriptor without a queue; returns
+    their number."""
     cdef Py_ssize_t n
     with nogil:
         n = read_away(fd)
@@ -118,7 +118,7 @@ engine='auto', gil='auto')\n--\n
 
     Receives frames from a TAP or TUN descriptor or a packet socket into the mbufs of ``pool``.
 
-    fd:        non-blocking descriptor of one queue; stays the caller's, who closes it after us
+    fd:        non-blocking descriptor of one queue; the caller keeps it, and closes it after us
     name:      interface name, for messages
     nb_desc:   most frames for each kernel entry (1..32768; the ring takes 256 at once)
     vnet_hdr:  the descriptor has IFF_VNET_HDR with the 10-byte little-endian header
@@ -127,16 +127,16 @@ engine='auto', gil='auto')\n--\n
     scatter:   frames longer than the pool's ``data_room`` become chains; else such a pool is
                refused with ValueError
     l2:        Ethernet frames (TAP); False for IP packets (TUN)
-    offloads:  RxOffload bits.  Any has frames told of with packet type and header lengths, and
-               IPV4_CKSUM, UDP_CKSUM and TCP_CKSUM with what was found of these; with vnet_hdr
+    offloads:  RxOffload bits.  With any of them, mbufs have packet type and header lengths; with
+               IPV4_CKSUM, UDP_CKSUM and TCP_CKSUM also the state of that checksum; with vnet_hdr
     split:     a pool to split super-frames into, and to move all others to; ``pool`` is then for
-               reading only.  Frames longer than its ``data_room`` become chains; one that takes
+               reading only.  Frames longer than its ``data_room`` become chains; a frame that takes
                more mbufs than it has is counted in ``too_long`` and dropped.  ``wake`` is
                readable while split frames wait for the next burst; with vnet_hdr
-    shared:    somebody else has the descriptor's open file too, and may make it blocking: bursts
-               wait for nothing nevertheless, which costs a system call up to 90 ns
+    shared:    others have the descriptor's open file too, and may make it blocking: bursts still
+               never block, which costs up to 90 ns for each system call
     packet:    the descriptor is a packet socket, with PACKET_VNET_HDR and PACKET_AUXDATA: VLAN tags
-               are put back where the kernel has taken them out.  The pool that is read into needs
+               that the kernel has taken out are put back.  The pool that is read into needs
                a ``headroom`` of 64
     engine:    "auto", "uring" or "syscall";  gil: "auto", "release" or "hold"
     """
@@ -240,22 +240,22 @@ engine='auto', gil='auto')\n--\n
         RxQueueBase.stop(self)
         if self.tap.gso == NULL or self.generation != fork_generation():
             return
-        _compat.store(&self.tap.gso.stale, 1)       # who has the queue now does it later
+        _compat.store(&self.tap.gso.stale, 1)       # the present owner does it later
         if _compat.cas(&self.gate.owned, 0, thread_number()):
             rx_gso_drop(self.tap.gso, &self.tap.base)
             self.disown()
 
     def renew(self):
-        """The descriptor refers to another open file from now on (dup2(2)): drops the rings'
-        references on the one before.  For a queue that is stopped."""
+        """From now on the descriptor refers to another open file (dup2(2)): drops the rings'
+        references on the former one.  For a stopped queue."""
         self.checked()
         uring_forget_file(self.tap.file_id)
         _compat.store(&self.tap.gone, 0)
         self.tap.base.revisit = False
 
     def lose(self):
-        """The interface of a packet socket has gone, of which the kernel may have told the socket
-        before, and only that it is down: bursts raise from now on, waiting ones within 60 ms."""
+        """Called when the interface of a packet socket is gone.  The kernel tells the socket at
+        most that it is down.  From now on bursts raise, waiting ones within 60 ms."""
         self.checked()
         _compat.store(&self.tap.gone, 1)
         self.tap.base.revisit = True
@@ -263,7 +263,7 @@ engine='auto', gil='auto')\n--\n
     @cython.critical_section
     cdef int release_pools(self) except -1:
         if self.reads is not None:
-            if self.generation == fork_generation():    # else the frames are the parent's
+            if self.generation == fork_generation():    # else the frames belong to the parent
                 rx_gso_drop(self.tap.gso, &self.tap.base)
             self.reads.let_go()
         self.pool.let_go()
@@ -286,7 +286,7 @@ engine='auto', gil='auto')\n--\n
     @property
     @cython.critical_section
     def room(self):
-        """Bytes that one read has space for."""
+        """Bytes that one read can take."""
         cdef room_t *r = &self.tap.room
         cdef uint32_t n
         self.not_inherited()
@@ -300,7 +300,7 @@ engine='auto', gil='auto')\n--\n
 
     @cython.critical_section
     def resize(self, max_frame, Mempool pool=None):
-        """Takes frames of up to ``max_frame`` bytes from the next burst on, also of a worker, into
+        """From the next burst on, also in a worker, takes frames of up to ``max_frame`` bytes, into
         mbufs of another ``pool`` if one is given.  ValueError as for a new queue."""
         cdef Mempool to = self.pool if pool is None else pool
         cdef pool_t *p
@@ -318,7 +318,7 @@ engine='auto', gil='auto')\n--\n
         except BaseException:
             to.let_go()
             raise
-        self.retired.append(self.pool)      # itself, when the pool stays: it is held twice now
+        self.retired.append(self.pool)      # the same pool if it stays: it is held twice now
         self.pool = to
         _compat.lock(&r.lock)
         r.pool = p
@@ -333,8 +333,8 @@ engine='auto', gil='auto')\n--\n
 
     def set_filter(self, bint on, *, bint allmulticast=False, addresses=()):
         """Keeps only frames to ``addresses`` (6 bytes each, up to 64), to the broadcast address
-        and, with ``allmulticast``, to any group; off, every frame is kept.  Takes effect on the
-        next frame, also while another thread bursts."""
+        and, with ``allmulticast``, to any group.  Off: keeps every frame.  Takes effect on the
+        next frame, even while another thread bursts."""
         cdef filter_t *f = &self.tap.filter
         cdef list wanted = [bytes(address) for address in addresses]
         cdef const uint8_t *p
@@ -382,11 +382,11 @@ engine='auto', gil='auto')\n--\n
 
     Sends frames to a TAP or TUN descriptor or a packet socket; arguments as for :class:`RxQueue`.
 
-    ordered: link the writes of a batch, so that what a full kernel queue leaves unsent is never
-             followed by a later frame; needed only with a finite TUNSETSNDBUF (costs a third)
-    on_refused: called with the kinds of super-frames (see ``software_gso``) that the kernel turns
-             out to refuse whatever they look like, in the thread that bursts, after the burst
-             (of a worker in its middle); again after the next one when it raises
+    ordered: link the writes of a batch, so that no later frame overtakes one that a full kernel
+             queue leaves unsent; needed only with a finite TUNSETSNDBUF (costs a third)
+    on_refused: called with the kinds of super-frames (see ``software_gso``) that the kernel always
+             refuses, in the thread that bursts, after the burst (in a worker, during it); if it
+             raises, again after the next burst
     gro:     merge frames of a TCP flow before they enter the kernel, with ``gro_udp`` datagrams
              too; needs ``vnet_hdr``
     """
@@ -461,7 +461,7 @@ engine='auto', gil='auto')\n--\n
             self.settle()
 
     def renew(self):
-        """The descriptor refers to another open file from now on; see :meth:`RxQueue.renew`."""
+        """From now on the descriptor refers to another open file; see :meth:`RxQueue.renew`."""
         self.checked()
         uring_forget_file(self.tap.file_id)
 
@@ -484,8 +484,9 @@ engine='auto', gil='auto')\n--\n
 
 
 cdef void note_refused(tap_txq_t *q, uint32_t kind) noexcept nogil:
-    """In the middle of a burst.  The queue's shell tells of it afterwards, where what signal
-    handlers raise has somewhere to go; a worker has no shell, and its thread runs none."""
+    """Notes a refused kind during a burst.  The queue's shell reports it afterwards, where it can
+    pass on exceptions of signal handlers.  A worker has no shell, and its thread runs no signal
+    handlers, so it reports at once."""
     if _compat.load(&q.base.gate.owned) == OWNED_BY_WORKER:
         tell_refused(q, kind)
     else:
@@ -499,7 +500,7 @@ cdef void tell_refused(tap_txq_t *q, uint32_t kind) noexcept with gil:
 
 
 cdef bint close_queue(queue, uint32_t *state, uint32_t generation, uint64_t file_id) except -1:
-    """Closes a queue that is not closed yet; true for the one caller who did."""
+    """Closes a queue unless it is closed; true only for the caller that closed it."""
     if _compat.load(state) == QUEUE_CLOSED:
         return False
     if generation == fork_generation():

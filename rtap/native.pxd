@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What Cython code of users cimports: the C interface of stages, and frames without the GIL.
+"""The names for users' Cython code to cimport: the C interface of stages, and frames without the
+GIL.
 
     from rtap.native cimport RTAP_DROP, rtap_burst
 
     cdef api int stage(void *ctx, rtap_burst *burst) noexcept nogil: ...
 
-A :class:`rtap.Burst` has its frames in ``burst.v``, ``burst.n`` of them; what may be done with one
-is in the functions on ``mbuf_t``.
+A :class:`rtap.Burst` has ``burst.n`` frames in ``burst.v``.  The functions on ``mbuf_t`` work on a
+frame.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
