@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Getting hold of an interface: make it, take it over, wait for a dying one to go, or adopt a
+"""How to get an interface: make it, take it over, wait for a dying one to go, or adopt a
 descriptor that somebody else attached to one."""
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from rtap.errors import DeviceGone
 
 __all__ = ["DYING_S", "POLL_S", "Attached", "adopt", "attach_first", "claimed", "netns_of"]
 
-#: How long an interface that is about to disappear is waited for: a ring lets go of a descriptor
-#: 20 to 40 ms late, that of a killed process too.
+#: How long to wait for a disappearing interface: a ring releases a descriptor 20 to 40 ms late,
+#: even the ring of a killed process.
 DYING_S = 1.0
 POLL_S = 0.002
 
 
 @contextlib.contextmanager
 def claimed(netns: int, index: int, deadline: float = 0.0) -> Iterator[None]:
-    """No other device takes interface `index` over meanwhile, in this process or another.
+    """Keep other devices, in this process or another, from taking over interface `index` meanwhile.
 
-    The claim is an abstract Unix socket's name in the interface's network namespace: the kernel
-    gives it to one, and takes it back from a process that dies. Held for the moment between
-    looking whether the interface is free and attaching to it; from then on its queues tell.
-    EBUSY when another has it still at the deadline (``time.monotonic()``).
+    The claim is the name of an abstract Unix socket in the interface's network namespace. The
+    kernel gives it to one process, and takes it back when that process dies. It is held from the
+    check that the interface is free until it is attached; after that its queues show that it is in
+    use. EBUSY when another process still has it at the deadline (``time.monotonic()``).
     """
     with call_in(netns, socket.socket, socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
         while True:
@@ -53,7 +53,7 @@ def claimed(netns: int, index: int, deadline: float = 0.0) -> Iterator[None]:
 
 @dataclass
 class Attached:
-    """What came of :func:`attach_first`: `taken_over` from whoever made it persist, or made."""
+    """The result of :func:`attach_first`; `taken_over` if a persistent interface was used."""
 
     iface: TunIface
     taken_over: bool
@@ -66,8 +66,8 @@ def attach_first(
 
     `multi_queue` is the kind it has to have; None makes a multi-queue one and takes any.
 
-    Never joins an interface that lives by somebody else's descriptor: the kernel would let us,
-    and half of that process's frames would be ours. It is waited for, as it may be dying.
+    Never joins an interface that another process's descriptor keeps alive: the kernel would let us,
+    and we would get half of that process's frames. Waits for such an interface, as it may be dying.
     """
     deadline = time.monotonic() + DYING_S
     join = partial(tun.join, file.fileno(), name, mode, vnet_hdr=vnet_hdr)
@@ -96,12 +96,12 @@ def attach_first(
 
 
 def _is_free(link: LinkState, mode: str, multi_queue: bool | None) -> bool:
-    """Whether nobody uses that interface. FileExistsError for one that is none for us."""
+    """Whether nobody uses that interface. FileExistsError if it does not suit us."""
     if link.kind != "tun":
         raise FileExistsError(
             errno.EEXIST, f"{link.name} is there already and is not a TAP or TUN interface"
         )
-    if not link.tun:  # kernels before 4.20 do not tell
+    if not link.tun:  # kernels before 4.20 do not report it
         return True
     kind = {1: "tun", 2: "tap"}.get(link.tun.get("IFLA_TUN_TYPE", 0), mode)
     if kind != mode:
@@ -147,7 +147,7 @@ def _iface_of(fd: int) -> TunIface:
 
 
 def netns_of(fd: int) -> NetNS:
-    """Where the interface of descriptor `fd` is, as far as we may ask: else where the caller is.
+    """The namespace of descriptor `fd`'s interface if we may ask, else the caller's.
 
     ValueError for a descriptor that no interface is attached to.
     """
@@ -155,7 +155,7 @@ def netns_of(fd: int) -> NetNS:
     try:
         there = tun.device_netns(fd, iface.name)
     except OSError as exc:
-        # Asking takes CAP_NET_ADMIN and Linux 5.2.
+        # Asking needs CAP_NET_ADMIN and Linux 5.2.
         if exc.errno not in (errno.EPERM, errno.EINVAL):
             raise
         return NetNS.current()
@@ -164,10 +164,10 @@ def netns_of(fd: int) -> NetNS:
 
 
 def adopt(ns: NetNS, fd: int, mode: str) -> tuple[QueueFile, TunIface]:
-    """A duplicate of `fd`, which is attached to an interface in `ns`, and what that is.
+    """A duplicate of `fd`, which is attached to an interface in `ns`, and that interface's state.
 
     The two share one open file, which is made non-blocking; everything else stays as its maker
-    chose, since none of it can be changed any more. ValueError for what rtap cannot work with.
+    chose, since it cannot be changed any more. ValueError if rtap cannot work with it.
     """
     iface = _iface_of(fd)
     there = "tun" if iface.flags & QueueFlag.TUN else "tap"

@@ -5,9 +5,9 @@ The socket exists while somebody holds the namespace's :class:`Channel`. So requ
 no ``/proc`` and no right to enter the namespace, which a process may have given up meanwhile.
 
 The kernel handles a request inside ``send(2)``: its answer is there when that returns, and no
-call waits. Sequence numbers tell answers apart. One that an exception (of a signal handler, say)
-left behind is skipped by the next request. A request made in the middle of another one, by a
-signal handler or a finalizer, keeps the other's answer for it.
+call waits. Sequence numbers tell answers apart. If an exception, say of a signal handler, leaves an
+answer behind, the next request skips it. If a signal handler or a finalizer makes a request in the
+middle of another one, it keeps the other one's answer for it.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ _AGAIN = frozenset((errno.ENOBUFS, errno.EINTR))
 
 _Answer: TypeAlias = tuple[int, bytes]
 
-#: What tells namespaces apart that exist: st_dev and st_ino.
+#: st_dev and st_ino, which tell existing namespaces apart.
 NetNSKey: TypeAlias = tuple[int, int]
 
 
 class _Socket(_socket.socket):
-    # One that a signal handler's exception has left to nobody is closed without a warning.
+    # If a signal handler's exception leaves a socket without an owner, it is closed without a
+    # warning.
     __del__ = _socket.socket.close
 
 
@@ -79,7 +80,7 @@ class Channel:
         renew_in_child(self)
 
     def _in_child(self) -> None:
-        # Reentrant: signal handlers and finalizers make requests in the middle of one.
+        # Reentrant: signal handlers and finalizers make requests in the middle of another one.
         self._lock = threading.RLock()
 
     def _reset(self) -> None:
@@ -92,8 +93,8 @@ class Channel:
     ) -> bytes:
         """The payload of the answer to `message`, empty for an acknowledgement.
 
-        `netns` is a descriptor of the namespace, for when a socket has to be made; None stands for
-        the calling thread's. Raises what :func:`raise_errno` makes of the kernel's refusal.
+        `netns` is a descriptor of the namespace, in case a socket has to be made; None stands for
+        the calling thread's. If the kernel refuses, raises as :func:`raise_errno` does.
         """
         for attempt in range(_ATTEMPTS):
             try:
@@ -111,7 +112,8 @@ class Channel:
             if attempt + 1 < _ATTEMPTS:
                 if code in _AGAIN:
                     continue
-                # The kernel looks at who made the socket, too. We may be somebody else by now.
+                # The kernel also checks who made the socket. Our credentials may have changed
+                # since.
                 if code == errno.EPERM and attempt == 0 and self._renew(netns):
                     continue
             raise_errno(code, operation, ifname)
@@ -121,7 +123,7 @@ class Channel:
         return _open() if netns is None else call_in(netns, _open)
 
     def _renew(self, netns: int | None) -> bool:
-        """Replace the socket; False, and the old one stays, where none can be made."""
+        """Replace the socket; False, and the old one stays, if no new one can be made."""
         try:
             new = self._make(netns)
         except (OSError, RuntimeError):
@@ -148,7 +150,7 @@ class Channel:
             self._answers.pop(sequence, None)
 
     def _read(self) -> None:
-        """Keep the answers of one datagram that somebody waits for."""
+        """Keep those answers of one datagram that a request waits for."""
         assert self._sock is not None
         try:
             data, (port, _) = self._sock.recvfrom(_RECV_MAX)
@@ -182,7 +184,7 @@ class Channel:
         self.close()
 
     def forked(self) -> None:
-        """In a forked child: the parent's socket is the parent's."""
+        """Drop the socket in a forked child: it belongs to the parent."""
         sock = self._sock
         self._reset()
         if sock is not None:
@@ -203,13 +205,14 @@ class Channel:
 class _Channels:
     def __init__(self) -> None:
         self._in_child()
-        # Weak: an exception of a signal handler may take a holder's reference, but not its count.
+        # Weak: a signal handler's exception may cost a holder its reference, but a count would
+        # stay.
         self.by_netns: weakref.WeakValueDictionary[NetNSKey, Channel] = (
             weakref.WeakValueDictionary()
         )
 
     def _in_child(self) -> None:
-        # Reentrant: the garbage collector may close a forgotten device in the middle of anything.
+        # Reentrant: the garbage collector may close a forgotten device at any moment.
         self.lock = threading.RLock()
 
     def forget(self) -> None:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Hearing that somebody changed an interface (``rtnetlink(7)``, RTNLGRP_LINK).
+"""Listens for changes of interfaces by anybody (``rtnetlink(7)``, RTNLGRP_LINK).
 
-One thread, "rtap-netlink", listens for all devices of the process, with one socket for each network
-namespace they are in; both exist while something is watched. It passes on no more than a hint: look
-at that interface. A device that gets one asks the kernel for the present state. So lost, late,
-merged and repeated notifications all have the same effect, and an overrun (ENOBUFS) is a hint for
-every device.
+One thread, "rtap-netlink", listens for all devices of the process, with one socket for each of
+their network namespaces; thread and sockets exist while something is watched. It passes on only a
+hint that an interface may have changed. A device that gets one asks the kernel for the present
+state. So lost, late, merged and repeated notifications all have the same effect, and an overrun
+(ENOBUFS) is a hint for every device.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Watch:
     def cancel(self) -> None:
         """No further hint begins. Idempotent; the last one ends the thread."""
         self.cancelled = True
-        if not sys.is_finalizing():  # when the thread has stopped for ever, wherever it was
+        if not sys.is_finalizing():  # else the thread has stopped for ever, at any place
             _monitor.cancel(self)
 
 
@@ -72,7 +72,7 @@ class _Socket:
 
 
 class _Loop:
-    """What the thread sleeps on."""
+    """The descriptors that the thread sleeps on."""
 
     def __init__(self, monitor: _Monitor) -> None:
         require_native()
@@ -82,8 +82,8 @@ class _Loop:
             self.epoll.register(self.wake, select.EPOLLIN)
             self.thread = start_thread(monitor.run, self, name="rtap-netlink")
         except BaseException:
-            # A signal handler raised: the thread may run already, and the descriptors are its own
-            # then. Where there is none they are closed with this object.
+            # A signal handler raised: the thread may already run, and then owns the descriptors.
+            # Without a thread they are closed with this object.
             os.eventfd_write(self.wake, 1)
             raise
 
@@ -92,7 +92,7 @@ class _Loop:
         return self._wake.fileno()
 
     def close(self) -> None:
-        """By the thread. Where there is none they are closed with this object."""
+        """Called by the thread. Without one they are closed with this object."""
         self.epoll.close()
         self._wake.close()
 
@@ -123,7 +123,7 @@ class _Monitor:
         self._loop: _Loop | None = None
 
     def _in_child(self) -> None:
-        # Reentrant: the garbage collector may close a forgotten device in the middle of anything.
+        # Reentrant: the garbage collector may close a forgotten device at any moment.
         self._lock = threading.RLock()
 
     def add(self, watch: Watch, netns: int) -> None:
@@ -168,8 +168,9 @@ class _Monitor:
             if not self._sockets:
                 thread = self._end()
         if thread is not None and thread is not threading.current_thread():
-            # Soon: it waits for no lock on behalf of a cancelled watch. Not for ever: the collector
-            # may have come here while this very thread is in add(), with the lock that it wants.
+            # The thread ends soon: it waits for no lock on behalf of a cancelled watch. But do not
+            # wait for ever: the collector may have come here while this very thread is in add(),
+            # with that lock.
             thread.join(1)
 
     def run(self, loop: _Loop) -> None:
@@ -177,7 +178,7 @@ class _Monitor:
             while True:
                 ready = [fd for fd, _ in loop.epoll.poll()]
                 if loop.wake in ready:
-                    os.eventfd_read(loop.wake)  # after whoever wrote, it can be closed
+                    os.eventfd_read(loop.wake)  # after the write, so that it can be closed
                     return
                 for watch in self._hints(ready):
                     if not watch.cancelled:
@@ -189,7 +190,7 @@ class _Monitor:
             loop.close()
 
     def _hints(self, ready: list[int]) -> list[Watch]:
-        """Reads the sockets empty; the watches of what they speak of."""
+        """Read the sockets empty; return the watches of the interfaces they report."""
         hints: list[Watch] = []
         with self._lock:
             for there in list(self._sockets.values()):
@@ -201,7 +202,7 @@ class _Monitor:
         return hints
 
     def forget(self) -> None:
-        """In a forked child, which has copies of the descriptors and no thread."""
+        """Drop everything in a forked child, which has copies of the descriptors and no thread."""
         sockets, self._sockets = self._sockets, {}
         loop, self._loop = self._loop, None
         for there in sockets.values():
@@ -243,8 +244,8 @@ forget_in_child(_monitor.forget)
 def watch(netns: int, index: int, fn: Callable[[Watch], object]) -> Watch:
     """Have ``fn(watch)`` called whenever interface `index` in a namespace may have changed.
 
-    `netns` is a descriptor of the namespace, which stays the caller's. What changed before this
-    returns is not told: look once afterwards.
+    `netns` is a descriptor of the namespace, which the caller keeps. Changes from before this
+    returns are not reported: query the interface once afterwards.
     """
     made = Watch(fn, index, _netns_id(netns))
     _monitor.add(made, netns)

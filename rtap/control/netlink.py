@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Everything rtap asks of rtnetlink (``rtnetlink(7)``).
+"""All requests of rtap to rtnetlink (``rtnetlink(7)``).
 
-pyroute2 encodes what changes a link. Looking at one is done thousands of times: those answers are
-decoded here, as far as they are needed, in a tenth of the time. ``stats()`` asks for counters only.
+pyroute2 encodes requests that change a link. Queries of a link are made thousands of times: their
+answers are decoded here, only the needed part, in a tenth of the time. ``stats()`` asks for
+counters only.
 Requests go through the namespace's :class:`~rtap.control.channel.Channel`; pyroute2's own sockets
 are not used, since they run an asyncio event loop in the calling thread.
 """
@@ -46,7 +47,7 @@ IFF_ALLMULTI = 0x200
 MIN_MTU = 68
 MAX_MTU = 65521
 
-#: How often a request follows an interface that is moved again before it gets there.
+#: How often a request follows an interface that moves again before the request gets there.
 MOVES = 5
 
 
@@ -55,8 +56,8 @@ class LinkState:
     """One link, as RTM_GETLINK describes it.
 
     ``kind`` is "tun" for TUN and TAP devices, which then have ``tun``: the IFLA_TUN_* attributes
-    by name. ``dropped`` counts the frames the kernel had for whoever reads and dropped: sending,
-    from its side. ``ethernet`` is whether frames begin with an Ethernet header.
+    by name. ``dropped`` counts the frames that the kernel had for the reader and dropped; for the
+    kernel that is sending. ``ethernet`` is whether frames begin with an Ethernet header.
     """
 
     index: int
@@ -227,7 +228,7 @@ def _get_counters_message(index: int) -> bytearray:
 
 
 def _ifinfmsg() -> Any:
-    # Not at the top: it takes a tenth of a second, which nobody should pay for the import alone.
+    # Not at the top: it takes a tenth of a second, too much for an import of rtap.
     return importlib.import_module("pyroute2.netlink.rtnl.ifinfmsg").ifinfmsg
 
 
@@ -263,13 +264,13 @@ def find_link(netns: int, name: str) -> LinkState | None:
 class Control:
     """One interface, addressed by its index, so that renames do not matter.
 
-    `netns` says where it is; it belongs to the Control from here on, which :meth:`close`\\ s it.
-    `relocate` is asked when the index is unknown there: it returns where the interface lives now
-    (a NetNS to own, and the index), or None when it is gone, and the request is tried there.
-    `strayed` is asked first, if given: whether the interface has left the namespace of a key.
+    `netns` says where it is; from here on it belongs to the Control, which :meth:`close`\\ s it.
+    `relocate` is called when the index is unknown there: it returns the interface's present place
+    (a NetNS to own, and the index), where the request is tried again, or None when it is gone.
+    `strayed`, if given, is called first: whether the interface has left the namespace of a key.
 
     Safe from any thread, and inside a running asyncio loop. Failures are OSErrors that say what
-    was tried; DeviceGone when there is no such interface any more.
+    was tried; DeviceGone when the interface no longer exists.
     """
 
     def __init__(
@@ -285,7 +286,7 @@ class Control:
         self.name = name
         self._relocate = relocate
         self._strayed = strayed
-        _ifinfmsg()  # while its files can be read: after chroot they cannot
+        _ifinfmsg()  # while its files can be read, before a chroot
         self._channel = hold(netns.fd)
         self._closed = False
 
@@ -294,7 +295,7 @@ class Control:
 
     def _do(self, operation: str, make: Callable[[int], bytearray]) -> bytes:
         for _ in range(MOVES):
-            # Where it no longer is, its index may be somebody else's.
+            # In its old namespace, another interface may have its index now.
             if self._strayed is not None and self._strayed(self._channel.key):
                 self.follow()
             try:
@@ -305,7 +306,7 @@ class Control:
         return self._here(operation, make)
 
     def follow(self) -> bool:
-        """Turn to where the interface is now; False when it is gone."""
+        """Change to the interface's present namespace; False when it is gone."""
         moved = self._relocate() if self._relocate is not None else None
         if moved is None:
             return False
@@ -337,7 +338,7 @@ class Control:
         return _dropped(_attributes(answer, _IF_STATS_MSG.size).get(_IFLA_STATS_LINK_64, b""))
 
     def peek(self) -> LinkState | None:
-        """The link where it was last seen, or None; does not look for it elsewhere."""
+        """The link where it was last seen, or None; does not search elsewhere."""
         try:
             return _link_state(self._here("look up", _get_message))
         except DeviceGone:
@@ -347,29 +348,30 @@ class Control:
         self._do(operation, lambda index: _message(_RTM_SETLINK, index, flags, change, **attrs))
 
     def set_mtu(self, mtu: int) -> None:
-        """Bytes of an IP packet; the kernel takes 68 to 65521 on a TAP, to 65535 on a TUN."""
+        """Set the bytes of an IP packet; the kernel takes 68 to 65521 on a TAP, up to 65535 on a
+        TUN."""
         self._set(f"set the MTU to {mtu}", IFLA_MTU=mtu)
 
     def set_mac(self, mac: MacAddr) -> None:
         self._set(f"set the Ethernet address to {mac}", IFLA_ADDRESS=str(mac))
 
     def set_txqueuelen(self, n: int) -> None:
-        """Frames per queue that wait to be read. Shrinking throws frames away uncounted."""
+        """Set how many frames may wait in each queue. Shrinking throws frames away uncounted."""
         self._set(f"set txqueuelen to {n}", IFLA_TXQLEN=n)
 
     def set_up(self, on: bool) -> None:
-        """IFF_UP. Clearing it drops every route and all IPv6 addresses."""
+        """Set or clear IFF_UP. Clearing it drops every route and all IPv6 addresses."""
         self._set(f"set the interface {'up' if on else 'down'}", IFF_UP if on else 0, IFF_UP)
 
     def set_carrier(self, on: bool) -> None:
         self._set(f"set the carrier {'on' if on else 'off'}", IFLA_CARRIER=int(on))
 
     def set_flags(self, flags: int, mask: int) -> None:
-        """Those interface flags (IFF_PROMISC, IFF_ALLMULTI, ...) that `mask` selects."""
+        """Set the interface flags (IFF_PROMISC, IFF_ALLMULTI, ...) that `mask` selects."""
         self._set(f"set flags {flags:#x}/{mask:#x}", flags, mask)
 
     def delete(self) -> None:
-        """Delete the interface, whoever has it open."""
+        """Delete the interface, even if others have it open."""
         self._do("delete", lambda index: _message(_RTM_DELLINK, index))
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Network namespaces held by a descriptor, and running code inside one.
 
-A thread, not the process, is what ``setns(2)`` and ``unshare(2)`` move. Everything here therefore
-happens in a short-lived thread of its own: the caller's namespace never changes, no process is
-forked, and nothing has to be put back afterwards.
+``setns(2)`` and ``unshare(2)`` move a thread, not the process. So every operation here
+runs in a short-lived thread of its own: the caller's namespace never changes, no process is
+forked, and nothing has to be restored afterwards.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def _is_own(fd: int) -> bool:
 def call_in(netns: int, fn: Callable[..., _T], *args: Any, own_thread: bool = False) -> _T:
     """Run ``fn(*args)`` in the network namespace of descriptor `netns` and return its result.
 
-    Runs in the calling thread where that is already there, otherwise (or with `own_thread`) in a
-    thread of its own. Exceptions of `fn` come back as they are, and so does what a signal handler
-    raises during the wait: then nobody gets the result of `fn`, which has to be an object that
-    cleans up after itself.
+    Runs in the calling thread if that is already there, otherwise (or with `own_thread`) in a
+    thread of its own. Exceptions of `fn` pass through, and so do those of a signal handler
+    during the wait. In the latter case nobody gets the result of `fn`, which has to be an object
+    that cleans up after itself.
 
     Raises OSError (PermissionError without CAP_SYS_ADMIN) when the namespace cannot be entered,
-    and RuntimeError where threads are green ones (:mod:`rtap._core.threads`).
+    and RuntimeError for green threads (:mod:`rtap._core.threads`).
     """
     inside = _is_own(netns)
     if inside and not own_thread:
@@ -79,13 +79,13 @@ class NetNS:
             dev = rtap.open("tap0", netns=ns)
             ns.run(["ip", "addr", "add", "10.0.0.1/24", "dev", "tap0"], check=True)
 
-    Needs CAP_SYS_ADMIN (``unshare -Ur`` gives it to anybody where user namespaces are allowed).
+    Needs CAP_SYS_ADMIN (where user namespaces are allowed, ``unshare -Ur`` gives it to anybody).
     Existing namespaces are adopted with :meth:`from_name`, :meth:`from_pid` or :meth:`from_fd`.
     """
 
     __slots__ = ("__weakref__", "_held")
 
-    # The descriptor; empty once closed. Of threads that close it at once, one takes it out.
+    # The descriptor; empty once closed. When several threads close it at once, one takes it out.
     _held: list[Descriptor]
 
     def __init__(self) -> None:
@@ -97,14 +97,14 @@ class NetNS:
             from rtap.control.netlink import loopback_up
 
             loopback_up()
-            # Here, where no signal handler raises: the caller may have gone.
+            # Here, where no signal handler raises: the caller may be gone.
             self._held.append(Descriptor(_OWN_NETNS))
 
         call_in_thread(make)
 
     @classmethod
     def from_fd(cls, fd: int) -> NetNS:
-        """Adopt the namespace that `fd` refers to; `fd` is duplicated and stays the caller's."""
+        """Adopt the namespace that `fd` refers to; `fd` is duplicated, the caller keeps it."""
         self = cls.__new__(cls)
         self._held = [Descriptor.of(os.dup, fd)]  # close-on-exec, see PEP 446
         return self
@@ -151,18 +151,19 @@ class NetNS:
 
     @property
     def inode(self) -> int:
-        """The number ``readlink /proc/self/ns/net`` shows; equal for equal namespaces."""
+        """The number that ``readlink /proc/self/ns/net`` shows; equal for equal namespaces."""
         return os.fstat(self.fd).st_ino
 
     @property
     def closed(self) -> bool:
-        """Whether :meth:`close` was called. Devices opened in the namespace work on."""
+        """Whether :meth:`close` was called. Devices opened in the namespace still work."""
         return not self._held
 
     def call(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> _T:
-        """Run ``fn(*args, **kwargs)`` in a thread inside the namespace; its result or exception.
+        """Run ``fn(*args, **kwargs)`` in a thread inside the namespace; return or raise its
+        outcome.
 
-        Sockets that `fn` opens stay in the namespace, whoever uses them later.
+        Sockets that `fn` opens stay in the namespace, no matter who uses them later.
         """
         fd = self.fd
         return call_in(fd, lambda: fn(*args, **kwargs), own_thread=True)
@@ -176,7 +177,8 @@ class NetNS:
         return self.call(subprocess.Popen, argv, **kwargs)
 
     def _started(self, argv: Sequence[str], kwargs: dict[str, Any]) -> subprocess.Popen[Any]:
-        """As :meth:`popen`; a child that an exception of a signal handler left behind is ended."""
+        """As :meth:`popen`; if a signal handler's exception leaves a child behind, the child is
+        ended."""
         children: list[subprocess.Popen[Any]] = []
         abandoned: list[bool] = []
 
@@ -194,7 +196,7 @@ class NetNS:
             self.call(start)
             return children[0]
         except BaseException:
-            abandoned.append(True)  # before the look whether there is one: start() does the reverse
+            abandoned.append(True)  # before the check for a child; start() does the reverse
             end()
             raise
 
@@ -228,7 +230,7 @@ class NetNS:
         return done
 
     def close(self) -> None:
-        """Let go of the namespace. It goes away once no process, socket or device is left in it.
+        """Release the namespace. It vanishes once no process, socket or device is left in it.
 
         Idempotent.
         """
@@ -257,13 +259,13 @@ class NetNS:
         return "<rtap.NetNS closed>" if self.closed else f"<rtap.NetNS {self.inode}>"
 
 
-#: What ``netns=`` arguments take: None for the calling thread's namespace, a :class:`NetNS`, a
+#: The values of ``netns=`` arguments: None for the calling thread's namespace, a :class:`NetNS`, a
 #: descriptor, or a name or path as in :meth:`NetNS.from_name`.
 NetNSLike: TypeAlias = "NetNS | int | str | None"
 
 
 def open_netns(netns: NetNSLike) -> NetNS:
-    """A :class:`NetNS` of its own for whatever `netns` stands for; the caller closes it."""
+    """A new :class:`NetNS` for the namespace that `netns` stands for; the caller closes it."""
     if netns is None:
         return NetNS.current()
     if isinstance(netns, NetNS):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What rtap asks of raw packet sockets (``packet(7)``, ``linux/if_packet.h``).
+"""All that rtap does with raw packet sockets (``packet(7)``, ``linux/if_packet.h``).
 
 The functions take a socket and raise OSError through :func:`rtap.errors.raise_errno`; an interface
 that is gone is a DeviceGone. They know nothing of devices and queues.
@@ -69,7 +69,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Member(IntEnum):
-    """``PACKET_MR_*``: what an interface is to receive beside its own address's frames."""
+    """``PACKET_MR_*``: frames that an interface receives besides those to its own address."""
 
     MULTICAST = 0
     PROMISC = 1
@@ -79,7 +79,7 @@ class Member(IntEnum):
 
 @dataclass(frozen=True)
 class Membership:
-    """One membership; `address` is empty where the kind needs none."""
+    """One membership; `address` is empty if the kind needs none."""
 
     kind: Member
     address: bytes = b""
@@ -99,9 +99,9 @@ def _option(sock: _socket.socket, option: int, value: int, operation: str) -> No
 def open_socket(*, vnet_hdr: bool = True, qdisc_bypass: bool = False) -> _socket.socket:
     """A raw packet socket that receives nothing before it is bound, close-on-exec and non-blocking.
 
-    With `vnet_hdr` frames have a virtio-net header; what is received says which VLAN tag was taken
-    out. With `qdisc_bypass` frames go to the interface's driver at once. PermissionError without
-    CAP_NET_RAW.
+    With `vnet_hdr` frames have a virtio-net header, and control data of received frames has the
+    VLAN tag that was taken out. With `qdisc_bypass` frames go to the interface's driver at once.
+    PermissionError without CAP_NET_RAW.
     """
     try:
         sock = _socket.socket(
@@ -126,7 +126,8 @@ def open_socket(*, vnet_hdr: bool = True, qdisc_bypass: bool = False) -> _socket
 
 
 def set_buffers(sock: _socket.socket, rcvbuf: int | None, sndbuf: int | None) -> None:
-    """Bytes that may wait in the socket. Beyond the system's limits with CAP_NET_ADMIN only."""
+    """Set the bytes that may wait in the socket; more than the system's limits needs
+    CAP_NET_ADMIN."""
     for size, force, option in (
         (rcvbuf, _SO_RCVBUFFORCE, _socket.SO_RCVBUF),
         (sndbuf, _SO_SNDBUFFORCE, _socket.SO_SNDBUF),
@@ -140,7 +141,8 @@ def set_buffers(sock: _socket.socket, rcvbuf: int | None, sndbuf: int | None) ->
 
 
 def bind(sock: _socket.socket, index: int, ifname: str, *, receive: bool) -> None:
-    """Have a socket send to interface `index`, and with `receive` get all that comes in there."""
+    """Let a socket send to interface `index`, and with `receive` get all frames that come in
+    there."""
     protocol = struct.pack("!H", _ETH_P_ALL if receive else 0)
     address = _SOCKADDR_LL.pack(_socket.AF_PACKET, protocol, index, 0, 0, 0, b"")
     if _libc.bind(sock.fileno(), address, len(address)) < 0:
@@ -148,7 +150,8 @@ def bind(sock: _socket.socket, index: int, ifname: str, *, receive: bool) -> Non
 
 
 def join_fanout(sock: _socket.socket, group: int | None, ifname: str) -> int:
-    """Share what comes in with the sockets of `group`, by flow; None makes a group. Its number."""
+    """Share incoming frames, by flow, with the sockets of `group`; None makes one. Returns its
+    number."""
     flags = _FANOUT_HASH | (_FANOUT_FLAG_UNIQUEID if group is None else 0)
     try:
         sock.setsockopt(_SOL_PACKET, _FANOUT, (group or 0) | flags << 16)
@@ -158,7 +161,7 @@ def join_fanout(sock: _socket.socket, group: int | None, ifname: str) -> int:
 
 
 def mute(sock: _socket.socket) -> None:
-    """Have the kernel throw away what comes in, uncounted."""
+    """Let the kernel throw away incoming frames, uncounted."""
     program = ctypes.create_string_buffer(_KEEP_NOTHING, len(_KEEP_NOTHING))
     sock.setsockopt(
         _socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program))
@@ -179,7 +182,7 @@ def _member(sock: _socket.socket, option: int, index: int, what: Membership, ifn
 
 
 def join_member(sock: _socket.socket, index: int, what: Membership, ifname: str) -> None:
-    """Have interface `index` receive that too, until the socket drops it or is closed."""
+    """Let interface `index` receive these frames too, until the socket drops that or is closed."""
     _member(sock, _ADD_MEMBERSHIP, index, what, ifname)
 
 
@@ -189,6 +192,6 @@ def drop_member(sock: _socket.socket, index: int, what: Membership, ifname: str)
 
 
 def get_drops(sock: _socket.socket) -> int:
-    """Frames that found the socket's buffer full since this was last asked."""
+    """Frames that found the socket's buffer full since the last call."""
     drops: int = _STATS.unpack(sock.getsockopt(_SOL_PACKET, _STATISTICS, _STATS.size))[1]
     return drops

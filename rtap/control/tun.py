@@ -75,7 +75,7 @@ class QueueFlag(IntFlag):
 
 
 class TunFeature(IntFlag):
-    """``TUN_F_*``: what the kernel may leave undone in the frames it hands over."""
+    """``TUN_F_*``: work that the kernel may leave undone in the frames it hands over."""
 
     CSUM = 0x01
     TSO4 = 0x02
@@ -135,14 +135,14 @@ def _ifreq(name: str, flags: int) -> bytes:
 
 @dataclass(frozen=True)
 class TunIface:
-    """What TUNGETIFF says: the interface's present name and the flags it really has."""
+    """The answer of TUNGETIFF: the interface's present name and its real flags."""
 
     name: str
     flags: QueueFlag
 
 
 def check_ifname(name: str, *, pattern: bool = True) -> str:
-    """`name` if the kernel would take it as an interface name (``dev_valid_name``).
+    """Return `name` if the kernel would take it as an interface name (``dev_valid_name``).
 
     1 to 15 bytes, no slash, colon or white space, not ``.`` or ``..``; with `pattern` one ``%d``
     stands for the first free number. ValueError says what is wrong.
@@ -189,8 +189,8 @@ class QueueFile(Descriptor):
 def open_control() -> QueueFile:
     """Open ``/dev/net/tun`` (close-on-exec, non-blocking).
 
-    An interface that is later attached to it is looked for, and made, in the network namespace
-    the calling thread is in now.
+    When it is later attached to an interface, that is searched, and made, in the network namespace
+    of the calling thread now.
     """
     try:
         file = QueueFile(DEV_PATH, "r+")
@@ -226,11 +226,11 @@ def get_features(fd: int) -> QueueFlag:
 
 
 def attach_queue(fd: int, name: str, flags: QueueFlag) -> TunIface:
-    """TUNSETIFF: make or join interface `name` with descriptor `fd`; what came of it.
+    """TUNSETIFF: make or join interface `name` with descriptor `fd`; return the result.
 
-    The flags given back may differ from those asked for: a second queue cannot change VNET_HDR.
+    The returned flags may differ from the given ones: a second queue cannot change VNET_HDR.
     """
-    # TUN_EXCL is a request, not a feature, and never among those.
+    # TUN_EXCL is a request, not a feature, and never in the list.
     missing = flags & ~get_features(fd) & ~QueueFlag.TUN_EXCL
     if missing:
         names = ", ".join(f"IFF_{f.name}" for f in QueueFlag if f & missing)
@@ -260,16 +260,16 @@ def join(
     napi: bool = False,
     exclusive: bool = False,
 ) -> TunIface:
-    """Make `fd`, which has no interface, a queue of interface `name`, which is made where needed.
+    """Make `fd`, which has no interface, a queue of interface `name`, which is made if needed.
 
-    `name` may hold one ``%d``. Frames carry no protocol information prefix, and with `vnet_hdr`
-    a little-endian virtio-net header of 10 bytes where the interface can still be given one:
-    look at ``VNET_HDR`` in the flags returned. `exclusive` only makes interfaces, it joins none.
+    `name` may hold one ``%d``. Frames carry no protocol information prefix. With `vnet_hdr` they
+    have a little-endian virtio-net header of 10 bytes if the interface can still get one:
+    check ``VNET_HDR`` in the returned flags. `exclusive` only makes interfaces, and joins none.
     Acts in the network namespace that `fd` was opened in.
 
-    Raises OSError: EBUSY for a single-queue interface in use, or any with `exclusive`, EINVAL for
-    one of another kind (not a TAP, or single-queue against multi-queue), EPERM without the right
-    to.
+    Raises OSError: EBUSY for a single-queue interface in use, or for any existing one with
+    `exclusive`, EINVAL for one of another kind (not a TAP, or single-queue against multi-queue),
+    EPERM without the right.
     """
     check_ifname(name)
     if mode not in ("tap", "tun"):
@@ -295,7 +295,7 @@ def open_file(name: str, mode: str = "tap", **how: bool) -> tuple[QueueFile, Tun
     try:
         return file, join(file.fileno(), name, mode, **how)
     except BaseException:
-        file.close()  # which the traceback refers to
+        file.close()  # the traceback refers to it
         raise
 
 
@@ -309,7 +309,8 @@ def open_queue(name: str, mode: str = "tap", **how: bool) -> tuple[int, TunIface
 def get_iface(fd: int, ifname: str = "") -> TunIface:
     """TUNGETIFF: present name and flags of the interface behind `fd`. DeviceGone if deleted.
 
-    Without NO_PI, whose bit says something else here (IFF_NOFILTER: no filter is attached).
+    The flags are without NO_PI, whose bit means something else here (IFF_NOFILTER: no filter is
+    attached).
     """
     try:
         raw = fcntl.ioctl(fd, TUNGETIFF, bytes(_IFREQ_SIZE))
@@ -320,7 +321,7 @@ def get_iface(fd: int, ifname: str = "") -> TunIface:
 
 
 def set_header(fd: int, ifname: str = "") -> None:
-    """Virtio-net headers as rtap reads them: 10 bytes, little-endian. Where VNET_HDR is set."""
+    """Set virtio-net headers as rtap reads them: 10 bytes, little-endian. Needs VNET_HDR."""
     _set_int(fd, TUNSETVNETHDRSZ, VNET_HDR_LEN, "TUNSETVNETHDRSZ", ifname)
     _set_int(fd, TUNSETVNETLE, 1, "TUNSETVNETLE", ifname)
 
@@ -338,8 +339,8 @@ def get_mac(fd: int, ifname: str = "") -> MacAddr:
 def set_offload(fd: int, features: TunFeature, ifname: str = "") -> TunFeature:
     """TUNSETOFFLOAD: allow the kernel to leave `features` undone; returns those it took.
 
-    USO4 and USO6 are dropped where the kernel (before 6.2) does not know them. Anything needs
-    CSUM (EINVAL else). Works on the interface, not on the queue.
+    Drops USO4 and USO6 if the kernel (before 6.2) does not know them. All others need
+    CSUM (else EINVAL). Works on the interface, not on the queue.
     """
     uso = TunFeature.USO4 | TunFeature.USO6
     try:
@@ -357,12 +358,12 @@ def set_persist(fd: int, on: bool, ifname: str = "") -> None:
 
 
 def set_owner(fd: int, uid: int, ifname: str = "") -> None:
-    """TUNSETOWNER: who may attach without CAP_NET_ADMIN: a uid of this user namespace."""
+    """TUNSETOWNER: the user who may attach without CAP_NET_ADMIN, a uid of this user namespace."""
     _set_value(fd, TUNSETOWNER, uid, f"TUNSETOWNER {uid}", ifname)
 
 
 def set_group(fd: int, gid: int, ifname: str = "") -> None:
-    """TUNSETGROUP: which group may attach without CAP_NET_ADMIN: a gid."""
+    """TUNSETGROUP: the group that may attach without CAP_NET_ADMIN, a gid."""
     _set_value(fd, TUNSETGROUP, gid, f"TUNSETGROUP {gid}", ifname)
 
 
@@ -372,7 +373,7 @@ def set_sndbuf(fd: int, size: int, ifname: str = "") -> None:
 
 
 def get_sndbuf(fd: int, ifname: str = "") -> int | None:
-    """TUNGETSNDBUF: what :func:`set_sndbuf` set on this descriptor; None for no limit."""
+    """TUNGETSNDBUF: the value that :func:`set_sndbuf` set on this descriptor; None for no limit."""
     try:
         raw = fcntl.ioctl(fd, TUNGETSNDBUF, bytes(_INT))
     except OSError as exc:
@@ -387,10 +388,10 @@ def set_carrier(fd: int, on: bool, ifname: str = "") -> None:
 
 
 def reset_filters(fd: int, mode: str, ifname: str = "") -> None:
-    """Take off what drops or steers frames before they are read: they stay on an interface.
+    """Remove all filters that drop or steer frames before they are read; they would stay.
 
-    The address filter and the socket filter (TAP only), the eBPF filter and the one that selects
-    queues.
+    These are the address filter and the socket filter (TAP only), the eBPF filter and the eBPF
+    program that selects queues.
     """
     nothing = struct.pack("i", -1)
     requests = [
@@ -398,7 +399,7 @@ def reset_filters(fd: int, mode: str, ifname: str = "") -> None:
         (TUNSETFILTEREBPF, nothing, "TUNSETFILTEREBPF"),
     ]
     if mode == "tap":
-        # struct tun_filter and struct sock_fprog, both of no entries.
+        # struct tun_filter and struct sock_fprog, both without entries.
         requests += [
             (TUNSETTXFILTER, bytes(4), "TUNSETTXFILTER"),
             (TUNDETACHFILTER, bytes(struct.calcsize("HP")), "TUNDETACHFILTER"),
@@ -413,8 +414,8 @@ def reset_filters(fd: int, mode: str, ifname: str = "") -> None:
 def set_queue_attached(fd: int, attached: bool, ifname: str = "") -> None:
     """TUNSETQUEUE: attach or detach one queue of a multi-queue interface.
 
-    A detached queue is sent nothing and loses what waited in it; writes still work. Attaching an
-    attached queue, or the reverse, is EINVAL.
+    A detached queue gets no frames and loses those that waited in it; writes still work. Attaching
+    an attached queue, or detaching a detached one, is EINVAL.
     """
     flag = QueueFlag.ATTACH_QUEUE if attached else QueueFlag.DETACH_QUEUE
     try:
