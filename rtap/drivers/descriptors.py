@@ -24,16 +24,16 @@ from rtap.errors import DeviceGone
 
 __all__ = ["Descriptors"]
 
-#: Those of devices with queues. A collector that finds a device in a cycle finalises what belongs
-#: to it in any order, and would close descriptors that queues still use.
+#: The descriptors of devices with queues. When the collector finds a device in a cycle, it
+#: finalises the device's objects in any order, and would close descriptors that queues still use.
 _held: set[Descriptors] = set()
 
 
 class Descriptors:
-    """Descriptor q of `fds` is queue q's; the first is also the interface's handle.
+    """Descriptor q of `fds` belongs to queue q; the first is also the interface's handle.
 
-    `control` talks to the interface through rtnetlink. `ns`, where the interface is made, belongs
-    to this object from here on.
+    `control` talks to the interface through rtnetlink. `ns` is where the interface is made; from
+    here on it belongs to this object.
     """
 
     def __init__(
@@ -42,16 +42,16 @@ class Descriptors:
         self.mode = mode
         self.options = options
         self.sndbuf = options.sndbuf
-        #: Whether the first one came from somebody else: it cannot be opened anew.
+        #: Whether the first one came from another program: it cannot be opened anew.
         self.adopted = options.fd is not None
         self._files: list[QueueFile] = []
         self._persists = False
-        # Somebody else made it, and made it persist: its settings are theirs.
+        # Somebody else made it, and made it persist: do not change its settings.
         self._taken_over = False
-        # Kept alive without descriptors for a moment, see negotiate_header.
+        # It is kept alive without descriptors for a moment, see negotiate_header.
         self._kept_alive = False
         self._detached: set[int] = set()
-        #: Frames that waited on descriptors which were given up for another configuration.
+        #: Frames that waited on descriptors that were closed for another configuration.
         self.purged = 0
         channel = control = None
         try:
@@ -94,7 +94,7 @@ class Descriptors:
 
     @property
     def first(self) -> int:
-        """The first queue's, through which the interface is controlled."""
+        """The first queue's descriptor, through which the interface is controlled."""
         if not self._files:
             raise DeviceGone(errno.EBADF, f"{self.name} was lost while reopening it", self.name)
         return self._files[0].fileno()
@@ -130,11 +130,11 @@ class Descriptors:
 
     @property
     def lost(self) -> bool:
-        """Whether there is no interface behind one of the descriptors any more."""
+        """Whether the interface behind one of the descriptors is gone."""
         return any(map(self._lost, self.fds))
 
     def _netns_now(self) -> Descriptor | None:
-        """Where the interface is; None when it is gone or will not say."""
+        """Where the interface is; None when it is gone or we may not ask."""
         if not self._files:
             return None
         try:
@@ -156,7 +156,7 @@ class Descriptors:
         return (now.st_dev, now.st_ino) != key
 
     def relocate(self) -> tuple[NetNS, int] | None:
-        """Where the interface is now, asked of its descriptor; None when it is gone."""
+        """Where the interface is now, by its descriptor; None when it is gone."""
         for _ in range(MOVES):
             there = self._netns_now()
             if there is None:
@@ -169,10 +169,10 @@ class Descriptors:
                 link = None
             if link is not None:
                 return ns, link.index
-            ns.close()  # it was moved or renamed since it was asked
+            ns.close()  # it was moved or renamed since the query
         return None
 
-    # -- how many there are
+    # -- the number of descriptors
 
     def _prepare(self, fd: int) -> None:
         if self.sndbuf is not None:
@@ -182,25 +182,26 @@ class Descriptors:
         options = self.options
         if options.txqueuelen is not None:
             self.control.set_txqueuelen(options.txqueuelen)
-        # Last: whose they are from then on need not be us.
+        # Last: after this step the interface may belong to somebody else.
         for number, set_to in ((options.owner, tun.set_owner), (options.group, tun.set_group)):
             if isinstance(number, int):
                 set_to(self.first, number, self.name)
 
     def close(self, keep: int = 0) -> None:
         """Close all but the first `keep`."""
-        # From the end: closing an earlier one would move the kernel's last queue into its place.
+        # From the end: if an earlier one were closed, the kernel would move its last queue to that
+        # place.
         while len(self._files) > keep:
             self._files.pop().close()
         if not self._files:
             _held.discard(self)
 
     def hold(self) -> None:
-        """There will be queues on them: open until :meth:`close`, whatever is forgotten."""
+        """Keep them open until :meth:`close`, for queues, even if this object is forgotten."""
         _held.add(self)
 
     def _give_up(self, keep: int = 0) -> None:
-        """As :meth:`close`, and counts what waits there: the kernel throws it away uncounted."""
+        """As :meth:`close`, but count the waiting frames: the kernel throws them away uncounted."""
         for file in reversed(self._files[keep:]):
             self.purged += purge(file.fileno())
             self._files.pop().close()
@@ -230,17 +231,18 @@ class Descriptors:
                 self._prepare(file.fileno())
             queues = self.control.get().queues
             if queues is not None and queues < n:
-                # Renamed or moved meanwhile: these belong to a new interface of the old name.
+                # It was renamed or moved meanwhile: these descriptors belong to a new interface of
+                # that name.
                 raise DeviceGone(errno.ENODEV, f"{link.name} was renamed or moved", link.name)
         except BaseException:
             self._give_up(before)
             raise
 
     def attach(self, queue_id: int, attached: bool) -> None:
-        """Have the kernel send frames to a queue, or none.
+        """Let the kernel send frames to a queue, or stop it from doing so.
 
-        The only queue of an interface of the plain kind cannot be detached: what comes for it
-        waits, and is missed when there is no more room.
+        The only queue of a plain interface cannot be detached: frames for it
+        wait, and are missed when there is no more room.
         """
         if attached == (queue_id not in self._detached):
             return
@@ -248,7 +250,7 @@ class Descriptors:
             try:
                 tun.set_queue_attached(self.fds[queue_id], attached, self.name)
             except OSError:
-                tun.get_iface(self.fds[queue_id], self.name)  # says so when that is the reason
+                tun.get_iface(self.fds[queue_id], self.name)  # raises if that is the reason
                 raise
         if attached:
             self._detached.discard(queue_id)
@@ -256,7 +258,7 @@ class Descriptors:
             self._detached.add(queue_id)
 
     def is_shared(self) -> bool:
-        """Whether the interface has queues of others, who were there before us."""
+        """Whether others had queues on the interface before us."""
         if not self.adopted:
             return False
         queues = self.control.get().queues
@@ -268,10 +270,10 @@ class Descriptors:
     # -- anew
 
     def negotiate_header(self, wanted: bool) -> None:
-        """Have virtio-net headers on every frame, or not: they cost a tenth of a small one.
+        """Switch virtio-net headers on or off: they cost a tenth of a small frame.
 
-        The kernel settles that when an interface's first queue attaches, so the queues are closed
-        and the first one opened anew, the interface being kept alive for that moment.
+        The kernel decides that when an interface's first queue attaches. So the queues are closed
+        and the first one is opened anew; the interface is kept alive for that moment.
         """
         if self.adopted or wanted == self.vnet_hdr:
             return
@@ -280,7 +282,7 @@ class Descriptors:
             tun.open_file, link.name, self.mode, multi_queue=self.multi_queue, vnet_hdr=wanted
         )
         tun.set_offload(self.first, TunFeature(0), self.name)
-        # Without queues it looks free to whoever wants to take it over.
+        # Without queues it looks free, and others could take it over.
         with claimed(self.control.netns.fd, link.index, time.monotonic() + DYING_S):
             self._kept_alive = not self.persist
             try:
@@ -290,7 +292,7 @@ class Descriptors:
                 self._files.append(file)
                 self.flags = iface.flags
                 self._prepare(file.fileno())
-                if not link.carrier:  # which attaching had raised
+                if not link.carrier:  # attaching had raised it
                     tun.set_carrier(file.fileno(), False, link.name)
             finally:
                 self.let_die()
@@ -300,7 +302,7 @@ class Descriptors:
             )
 
     def let_die(self) -> None:
-        """Ends what :meth:`negotiate_header` did to keep the interface alive without queues."""
+        """Let the interface die with its queues again, after :meth:`negotiate_header`."""
         if not self._kept_alive:
             return
         if self._files:
@@ -313,10 +315,10 @@ class Descriptors:
     def revive(self, last: LinkState) -> None:
         """Put the descriptors of a deleted interface on a new one with that name and settings.
 
-        It is made in the namespace the first descriptor was opened in, of the same kind, or taken
-        over when somebody made a persistent one of that name and kind meanwhile, which then stays
-        persistent. Its carrier is off. The descriptors stay the same, and with them whatever
-        refers to them. Can be tried again when it failed halfway, with the same `last`.
+        It is made in the namespace that the first descriptor was opened in, of the same kind. If
+        somebody made a persistent one of that name and kind meanwhile, that is taken over, and
+        stays persistent. Its carrier is off. The descriptors keep their numbers, so references to
+        them stay valid. If this fails halfway, it can be tried again with the same `last`.
         """
         if self._lost(self.first):
             attached = attach_first(
@@ -363,7 +365,7 @@ class Descriptors:
         self._apply_options()
 
     def await_gone(self) -> None:
-        """Returns when the interface is gone, its descriptors being closed, or warns."""
+        """Wait until the interface is gone, after its descriptors are closed; or warn."""
         deadline = time.monotonic() + DYING_S
         while not sys.is_finalizing():
             try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which destinations a device wants to receive: the state behind promiscuous mode and the like."""
+"""The destinations that a device receives: the state behind promiscuous mode and the like."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rtap.ether import MacAddr
 
 __all__ = ["MAX_GROUPS", "MAX_MAC_ADDRS", "RxFilter"]
 
-#: Together what one queue has room for.
+#: Together they are as many as one queue has room for.
 MAX_MAC_ADDRS = 32
 MAX_GROUPS = 32
 
@@ -26,7 +26,7 @@ class RxFilter:
     groups: Sequence[MacAddr] = ()
 
     def apply(self, rxq: RxQueue) -> None:
-        """Have `rxq` keep what is wanted, from its next frame on."""
+        """Make `rxq` keep only wanted frames, from its next frame on."""
         rxq.set_filter(
             not self.promiscuous,
             allmulticast=self.allmulticast,

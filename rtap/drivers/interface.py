@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Base of the drivers of kernel interfaces: what does not depend on how frames get to them.
+"""Base of the drivers of kernel interfaces: the part that does not depend on the kind of
+descriptor.
 
-The queues are those of :mod:`rtap._ring`, on whatever descriptors a driver has; the interface is
-looked at and changed through rtnetlink.
+The queues are those of :mod:`rtap._ring`, on any descriptors that a driver has; the interface is
+queried and changed through rtnetlink.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ log = logging.getLogger("rtap")
 MAX_QUEUES = 128
 MAX_NB_DESC = 32768
 DEFAULT_NB_DESC = 64
-#: Buffers for the longest frame that a queue has which splits what it reads.
+#: The number of buffers for super-frames in a queue that splits them.
 SPLIT_READS = 64
 
 
 class InterfaceDriver(QueueDriver[RxQueue, TxQueue]):
-    """A driver sets `_control` and `_observer`, which begins to look, in its constructor."""
+    """A driver's constructor sets `_control` and `_observer`; observing begins then."""
 
     _control: Control
     _observer: Observer
@@ -51,12 +52,12 @@ class InterfaceDriver(QueueDriver[RxQueue, TxQueue]):
         self._software_gso = 0
         self._intr: dict[int, RxInterrupt] = {}
         self._filter = RxFilter()
-        #: Makes a pool with that much data room, where the queues' pool is ours to replace.
+        #: Makes a pool with that much data room, if we may replace the queues' pool.
         self.new_pool: Callable[[int], Mempool] | None = None
 
     @abstractmethod
     def _plug(self, now: LinkState) -> None:
-        """Let what is sent through or not, as the link is up or down."""
+        """Let sent frames through while the link is up."""
 
     @abstractmethod
     def _asked(self) -> RxOffload:
@@ -66,7 +67,7 @@ class InterfaceDriver(QueueDriver[RxQueue, TxQueue]):
     def _is_live(self, queue_id: int) -> bool:
         """Whether a receive queue is started."""
 
-    # -- the interface, whoever changes it
+    # -- the interface, as others change it
 
     @property
     def ifname(self) -> str:
@@ -88,7 +89,7 @@ class InterfaceDriver(QueueDriver[RxQueue, TxQueue]):
         return max_frame(self._mode, mtu, self._asked())
 
     def _fit(self, mtu: int) -> None:
-        """Somebody set the MTU: have buffers for it, or say that longer frames will be lost."""
+        """Fit the buffers to an MTU that somebody set, or warn that longer frames will be lost."""
         try:
             self._make_room(mtu)
         except (ValueError, MemoryError) as exc:
@@ -114,8 +115,8 @@ class InterfaceDriver(QueueDriver[RxQueue, TxQueue]):
     def _rx_queue(
         self, fd: int, queue_id: int, nb_desc: int, pool: Mempool, *, split: bool, **how: Any
     ) -> RxQueue:
-        """A receive queue on `fd`. With `split` it reads into buffers of its own for super-frames,
-        and hands out frames within the MTU in those of `pool`."""
+        """A receive queue on `fd`. With `split` it reads super-frames into buffers of its own,
+        and hands out frames within the MTU in buffers of `pool`."""
         conf = self._conf
         mtu = self.mtu_get()
         need = self._needs(mtu)
@@ -167,7 +168,7 @@ class InterfaceDriver(QueueDriver[RxQueue, TxQueue]):
         return txq
 
     def _gso_refused(self, kinds: int) -> None:
-        """In a thread that bursts: the kernel splits no such super-frames."""
+        """Called in a thread that bursts: the kernel does not split such super-frames."""
         new = [kind for kind in GSO_KINDS if kind & kinds & ~self._software_gso]
         self._software_gso |= kinds
         for txq in list(self._txq.values()):
@@ -235,7 +236,7 @@ class InterfaceDriver(QueueDriver[RxQueue, TxQueue]):
         self._control.set_mtu(mtu)
         self._observer.look()
 
-    # -- what is received, sorted out in the queues
+    # -- the receive filter, which works in the queues
 
     def _filter_by(self, **changes: Any) -> None:
         self._filter = replace(self._filter, **changes)

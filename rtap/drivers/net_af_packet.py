@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``net_af_packet``: the ops table for any Ethernet interface, through raw packet sockets.
 
-The interface is there already and stays. The kernel's own stack goes on receiving from it beside
-the device. The application is on the kernel's side of the wire: `mac` is its address too.
+The interface exists already and stays. The kernel's own stack still receives from it beside
+the device. The application is on the kernel's side of the wire, so `mac` is its address too.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ _UNFINISHED = RxOffload.TCP_CKSUM | RxOffload.UDP_CKSUM
 
 
 def _takes_frames(link: LinkState) -> bool:
-    """Whether the kernel sends what it is given. A carrier that has come on is not enough: until
-    the kernel has seen to it, a moment later, the queueing discipline loses everything."""
+    """Whether the kernel sends frames. A carrier that has just come on is not enough: until
+    the kernel has handled that, a moment later, the queueing discipline loses everything."""
     return link_of(link).link_status and link.operstate not in _DOWN
 
 
@@ -90,7 +90,7 @@ class NetAfPacket(InterfaceDriver):
 
     @staticmethod
     def _find(netns: int, ifname: str) -> LinkState:
-        """The interface of that name. OSError without one, and when it is not Ethernet."""
+        """The interface of that name. OSError if there is none, or if it is not Ethernet."""
         link = find_link(netns, ifname)
         if link is None:
             raise OSError(errno.ENODEV, f"{DRIVER}: there is no interface {ifname}")
@@ -100,7 +100,7 @@ class NetAfPacket(InterfaceDriver):
             )
         return link
 
-    # -- the interface, whoever changes it
+    # -- the interface, as others change it
 
     def interface_lost(self) -> None:
         """See :class:`rtap.drivers.observed.Observing`."""
@@ -116,10 +116,10 @@ class NetAfPacket(InterfaceDriver):
             txq.set_plugged(_takes_frames(now))
 
     def _asked(self) -> RxOffload:
-        return _LRO  # whatever was asked for: the kernel gives a packet socket what it has
+        return _LRO  # always: the kernel gives a packet socket frames as it has them
 
     def _find_again(self) -> None:
-        """Turn to another interface of the name that the one before had, which has gone."""
+        """Change to another interface with the name of the one that is gone."""
         name = self._control.name
         try:
             link = self._find(self._control.netns.fd, name)
@@ -167,7 +167,7 @@ class NetAfPacket(InterfaceDriver):
         )
 
     def dev_configure(self, nb_rx_queues: int, nb_tx_queues: int, conf: EthConf) -> None:
-        tun_features(conf.rx_offloads)  # refuses what contradicts itself
+        tun_features(conf.rx_offloads)  # refuses contradictory offloads
         self._release_queues()
         self._count_drops()
         self._nb_queues = (0, 0)
@@ -181,7 +181,7 @@ class NetAfPacket(InterfaceDriver):
 
     @staticmethod
     def _granted(conf: EthConf) -> EthConf:
-        """`conf` with what comes with it: super-frames are of both kinds or of none."""
+        """`conf` with all that it implies: super-frames come in both kinds or in none."""
         if not conf.rx_offloads & _LRO:
             return conf
         return EthConf(
@@ -225,7 +225,7 @@ class NetAfPacket(InterfaceDriver):
             self._detach(q)
 
     def _detach(self, queue_id: int) -> None:
-        """After a receive queue was stopped: nothing comes for it any more."""
+        """After a receive queue was stopped: let no more frames come for it."""
         if self._sockets.is_attached(queue_id):
             self._sockets.mute(queue_id)
             self._rxq[queue_id].purge()
@@ -238,7 +238,7 @@ class NetAfPacket(InterfaceDriver):
     def dev_close(self) -> None:
         self._started = False
         with contextlib.ExitStack() as stack:
-            # Last entered runs first, and whatever fails, the rest is still done.
+            # The last entry runs first; if one fails, the rest is still done.
             stack.callback(self._control.close)
             stack.callback(self._sockets.close)
             for queue in self._queues():
@@ -308,12 +308,12 @@ class NetAfPacket(InterfaceDriver):
         self._observer.look()
 
     def app_mac_get(self) -> MacAddr:
-        return self.mac_addr_get()  # the kernel's end of the wire is the application's
+        return self.mac_addr_get()  # the application is at the kernel's end of the wire
 
-    # -- what is received
+    # -- the receive filter
     #
-    # The interface is told what to let in; what it lets in beyond that, because others have asked
-    # for it, the queues sort out.
+    # The interface is told which frames to accept. If it accepts others too, on behalf of other
+    # programs, the queues sort these out.
 
     def _filter_by(self, **changes: Any) -> None:
         super()._filter_by(**changes)

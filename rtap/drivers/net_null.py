@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``net_null``: a device with nothing behind it, for trying the API and for measuring.
 
-Receiving hands out as many frames of ``size=`` bytes as are asked for, sending frees what it is
-given. It needs no privileges and no kernel support. Its frames have no addresses to filter by, and
-there is nothing to wait for: they are always there.
+Receiving hands out as many frames of ``size=`` bytes as asked for, sending frees the frames.
+It needs no privileges and no kernel support. Its frames have no addresses to filter by, and
+there is nothing to wait for: frames are always there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``net_rtap``: the ops table for Linux TAP and TUN interfaces.
 
-The device exists from probe on: its first descriptor is the first queue's. Stopping lowers the
-carrier and leaves the interface up, so that addresses and routes survive.
+The device has its interface from probe on: its first descriptor is that of the first queue.
+Stopping lowers the carrier and leaves the interface up, so that addresses and routes survive.
 """
 
 from __future__ import annotations
@@ -90,12 +90,12 @@ class NetRtap(InterfaceDriver):
                 self.set_persist(True)
             self._observer = Observer(port, self._control, self)
             undo.callback(self._observer.cancel)
-            # What an interface was that is half made anew.
+            # The former state of an interface that is half made anew.
             self._lost_state: LinkState | None = None
             self._drops = Drops(self._observer.seen.dropped)
             undo.pop_all()
 
-    # -- the interface, whoever changes it
+    # -- the interface, as others change it
 
     def interface_lost(self) -> None:
         """See :class:`rtap.drivers.observed.Observing`."""
@@ -109,7 +109,8 @@ class NetRtap(InterfaceDriver):
         super()._take_name(name)
 
     def _plug(self, now: LinkState) -> None:
-        """While the carrier is off nothing is sent, and what the kernel drops was not missed."""
+        """While the carrier is off nothing is sent, and frames that the kernel drops are not
+        missed."""
         for txq in self._txq.values():
             txq.set_plugged(now.carrier)
         self._drops.turn(now.dropped, started=self._started, plugged=now.carrier)
@@ -118,7 +119,7 @@ class NetRtap(InterfaceDriver):
         return kernel_offloads(self._conf)
 
     def _revive(self) -> None:
-        """Make a deleted interface anew, under the queues there are."""
+        """Make a deleted interface anew, under the existing queues."""
         self._observer.cancel()
         if self._lost_state is None:
             self._lost_state = self._observer.seen
@@ -211,7 +212,7 @@ class NetRtap(InterfaceDriver):
         if self._must_revive:
             self._revive()
         for q, rxq in self._rxq.items():
-            rxq.purge()  # before it is detached: the kernel would not count what it throws away
+            rxq.purge()  # before it is detached: the kernel would throw frames away uncounted
             self._tap.attach(q, rxq not in self._deferred)
         self._start_queues()
         try:
@@ -238,7 +239,8 @@ class NetRtap(InterfaceDriver):
                 self.dev_set_link_down()
 
     def _leave_queues(self) -> None:
-        """The carrier is that of others, too: have the kernel send their queues all frames."""
+        """Detach our queues, so that the kernel sends all frames to the queues of others: the
+        carrier is theirs too."""
         for q, rxq in self._rxq.items():
             if self._tap.is_attached(q):
                 rxq.purge()  # as in dev_start
@@ -254,7 +256,7 @@ class NetRtap(InterfaceDriver):
                 self._tap.await_gone()
 
         with contextlib.ExitStack() as stack:
-            # Last entered runs first, and whatever fails, the rest is still done.
+            # The last entry runs first; if one fails, the rest is still done.
             stack.callback(self._control.close)
             stack.callback(await_gone)
             stack.callback(self._tap.close)
@@ -268,16 +270,16 @@ class NetRtap(InterfaceDriver):
             self._intr.clear()
             self._rxq.clear()
             self._txq.clear()
-            # Deleted, or closed by a collector: nothing to wait for.
+            # Deleted, or closed by the collector: nothing to wait for.
             with contextlib.suppress(OSError, ValueError):
                 self._tap.let_die()
                 stays = self._tap.persist or self._tap.adopted
 
     def _purge_last(self, queue_id: int, rxq: RxQueue) -> None:
-        """As in dev_start; what waits on a descriptor of somebody else's is for them to read."""
+        """As in dev_start; frames that wait on a descriptor of another program are left to that."""
         if queue_id == 0 and self._tap.adopted:
             return
-        with contextlib.suppress(DeviceStateError):  # in use: what it reads is in its counters
+        with contextlib.suppress(DeviceStateError):  # in use: its counters have them
             rxq.purge()
 
     def dev_forked(self) -> None:
@@ -355,12 +357,12 @@ class NetRtap(InterfaceDriver):
             )
         super().mac_addr_set(mac)
 
-    # -- what is received
+    # -- the receive filter
     #
-    # All of it happens in the queues. The interface's own IFF_PROMISC and IFF_ALLMULTI are left
-    # alone: they belong to the kernel's end of the wire, where they say what the kernel's stack
-    # accepts from us, and what we read does not depend on them. Nor is TUNSETTXFILTER used: what
-    # it drops would look like frames that nobody read.
+    # It works in the queues. The interface's own IFF_PROMISC and IFF_ALLMULTI are left alone: they
+    # belong to the kernel's end of the wire, where they say which of our frames the kernel's stack
+    # accepts. They do not change what we read. TUNSETTXFILTER is not used either: frames that it
+    # drops would look like frames that nobody read.
 
     def _filter_by(self, **changes: Any) -> None:
         if self._mode == "tun" and not replace(self._filter, **changes).promiscuous:

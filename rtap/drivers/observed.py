@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""An interface that others change too: looked at when the kernel hints, and what comes of it.
+"""Observes an interface that others change too, and handles each change.
 
-:class:`Observer` looks, has the driver go along with what has changed, and tells the events;
-:class:`Drops` says whose fault the frames are that the kernel dropped.
+:class:`Observer` queries the interface when the kernel gives a hint, lets the driver follow the
+changes, and reports the events. :class:`Drops` divides the frames that the kernel dropped by cause.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ def differences(seen: LinkState, now: LinkState) -> Iterator[tuple[EthEvent, Any
         yield EthEvent.MTU, now.mtu
     if now.mac != seen.mac:
         yield EthEvent.MAC, now.mac
-    # Unequal counts and the same state: the carrier was away and is back, or the reverse.
+    # Unequal counts and the same state: the carrier went and came back, or the reverse.
     if link_of(now) != link_of(seen) or now.carrier_changes != seen.carrier_changes:
         yield EthEvent.INTR_LSC, link_of(now)
 
 
 class Observing(Protocol):
-    """A driver, as its observer needs it; called with the device's lock held."""
+    """The part of a driver that its observer calls, with the device's lock held."""
 
     def interface_changed(self, seen: LinkState, now: LinkState) -> None:
-        """Go along with what is different now; the events are told afterwards."""
+        """Follow the differences; the events are reported afterwards."""
 
     def interface_lost(self) -> None:
-        """The interface cannot be found any more; called once."""
+        """The interface can no longer be found; called once."""
 
 
 class Observer:
-    """What a driver knows of its interface: `seen` is its state as last looked at.
+    """A driver's knowledge of its interface: `seen` is the last state it saw.
 
-    The kernel's notifications are hints to look; a driver that changes something looks itself,
-    with :meth:`look`, so that a change takes effect in one place, whoever made it.
+    The kernel's notifications are hints to query it. A driver that changes something calls
+    :meth:`look` itself, so that every change takes effect in one place, whoever made it.
     """
 
     def __init__(self, port: Port, control: Control, driver: Observing) -> None:
         self._port = port
         self._control = control
-        # Weak, both ways round: the monitor would keep an object that nobody else has, and its
+        # Weak in both directions: the monitor would keep an object that nobody else has, and its
         # interface with it.
         self._driver = weakref.ref(driver)
         self.removed = False
@@ -85,8 +85,8 @@ class Observer:
         return watch(self._control.netns.fd, self._control.index, hint)
 
     def _hint(self, hint: Watch) -> None:
-        """On the netlink thread: something may have happened to the interface."""
-        # Whoever cancels the watch may hold the lock, and waits for this thread.
+        """Called on the netlink thread: something may have happened to the interface."""
+        # A thread that cancels the watch may hold the lock, and waits for this thread.
         while not self._port.lock.acquire(timeout=LOCK_SLICE_S):
             if hint.cancelled:
                 return
@@ -97,7 +97,7 @@ class Observer:
             self._port.lock.release()
 
     def look(self) -> None:
-        """Look at the interface, go along with what has changed, and tell of it."""
+        """Query the interface, follow the changes, and report them."""
         driver = self._driver()
         if driver is None:
             return
@@ -119,22 +119,23 @@ class Observer:
             self._port.event(event, data)
 
     def restart(self) -> None:
-        """There is another interface behind `control` now."""
+        """Begin again: there is another interface behind `control` now."""
         self._watch.cancel()
         self._watch = self._new_watch()
         self.removed = False
         self.seen = self._control.get()
 
     def cancel(self) -> None:
-        """No hint is followed any more. Idempotent."""
+        """Follow no more hints. Idempotent."""
         self._watch.cancel()
 
 
 class Drops:
-    """Divides the kernel's count of frames it had for us and dropped (the netdev's tx_dropped).
+    """Divides the kernel's count of frames that it had for us and dropped (the netdev's
+    tx_dropped).
 
-    `missed` were there to be read and nobody did; `unplugged` found the carrier off. The rest,
-    while nothing was started, is nobody's.
+    `missed` counts frames that nobody read in time; `unplugged` those that found the carrier off.
+    The rest, from times when nothing was started, counts nowhere.
     """
 
     def __init__(self, dropped: int) -> None:
@@ -154,10 +155,10 @@ class Drops:
         self._counted = dropped
 
     def turn(self, dropped: int, *, started: bool, plugged: bool) -> None:
-        """As :meth:`count`, and from here on that is so."""
+        """As :meth:`count`; from here on the device is in that state."""
         self.count(dropped)
         self._started, self._plugged = started, plugged
 
     def restart(self, dropped: int) -> None:
-        """The kernel's counter is that of another interface now."""
+        """Begin again: the kernel's counter now belongs to another interface."""
         self._counted = dropped

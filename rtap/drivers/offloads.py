@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What net_rtap can be asked to do, what that needs of the kernel, and how long frames then get."""
+"""The offloads of net_rtap, their requirements on the kernel, and the resulting frame lengths."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ __all__ = [
 
 # An Ethernet header and two VLAN tags.
 _L2_MAX = 14 + 2 * 4
-# The longest a frame gets with LRO: an IPv6 header, whose length field does not count itself.
+# The longest frame with LRO: an IPv6 header, whose length field does not count the header itself.
 _LRO_MAX = 65535 + 40
 _LRO = RxOffload.TCP_LRO | RxOffload.UDP_LRO
 _SPLIT = _LRO | RxOffload.TCP_CKSUM | RxOffload.UDP_CKSUM
 
-#: IPV4_CKSUM asks nothing of the kernel, which leaves no IPv4 header checksum undone: rtap looks.
+#: IPV4_CKSUM needs nothing from the kernel, which always finishes IPv4 header checksums: rtap
+#: checks.
 RX_CAPA = RxOffload.CHECKSUM | _LRO | RxOffload.SCATTER
 TX_CAPA = (
     TxOffload.VLAN_INSERT
@@ -39,7 +40,7 @@ TX_CAPA = (
     | TxOffload.UDP_TSO
     | TxOffload.MULTI_SEGS
 )
-#: Done by rtap itself, whatever the kernel can.
+#: Done by rtap itself, with any kernel.
 _TX_SOFTWARE = (
     TxOffload.MULTI_SEGS | TxOffload.IPV4_CKSUM | TxOffload.VLAN_INSERT | TxOffload.QINQ_INSERT
 )
@@ -53,13 +54,13 @@ def max_frame(mode: str, mtu: int, offloads: RxOffload) -> int:
 def rx_room(mtu: int = 1500, rx_offloads: RxOffload = RxOffload(0), mode: str = "tap") -> int:
     """Bytes of data room a receive mbuf needs for the longest frame.
 
-    One byte more than the frame, by which a frame that was cut is told from one that just fits.
+    One byte more than the frame, which tells a cut frame from one that just fits.
     """
     return max_frame(mode, mtu, rx_offloads) + 1
 
 
 def tun_features(offloads: RxOffload) -> TunFeature:
-    """What the kernel may leave undone for these receive offloads; ValueError if inconsistent."""
+    """The work that the kernel may leave undone for these offloads; ValueError if inconsistent."""
     wanted = TunFeature(0)
     if offloads & (RxOffload.UDP_CKSUM | RxOffload.TCP_CKSUM):
         wanted |= TunFeature.CSUM
@@ -82,13 +83,13 @@ def tun_features(offloads: RxOffload) -> TunFeature:
 
 
 def kernel_offloads(conf: EthConf) -> RxOffload:
-    """The receive offloads that the kernel is asked for: a queue that splits asks for more than
+    """The receive offloads to ask the kernel for: a queue that splits asks for more than
     the application does."""
     return conf.rx_offloads | _SPLIT if conf.rx_gso else conf.rx_offloads
 
 
 def needs_header(conf: EthConf) -> bool:
-    """Whether frames must say more than their bytes do."""
+    """Whether frames need more information than their bytes have."""
     return bool(
         conf.rx_offloads & ~RxOffload.SCATTER
         or conf.tx_offloads & ~_TX_SOFTWARE

@@ -22,15 +22,15 @@ DEFAULT_DATA_ROOM = 2048
 
 
 def _data_room(mtu: int, offloads: RxOffload, mode: str) -> int:
-    """Bytes that hold the longest frame, unless that may be scattered over several mbufs."""
+    """Bytes of data room for the longest frame, unless it may be scattered over several mbufs."""
     if offloads & RxOffload.SCATTER:
         return DEFAULT_DATA_ROOM
     return max(DEFAULT_DATA_ROOM, rx_room(mtu, offloads, mode))
 
 
 def _pool_size(room: int, queues: int) -> int:
-    """Enough mbufs for a few bursts in hand on every queue, and tens of megabytes at most by
-    default (memory that is never touched is never used)."""
+    """Enough mbufs for a few bursts in hand on every queue, by default tens of megabytes at
+    most (memory that is never touched is never used)."""
     if room <= 4096:
         return max(4096, 256 * queues)
     if room <= 16384:
@@ -67,12 +67,12 @@ def open(  # noqa: A001 - rtap.open() reads like io.open()
     Parameters
     ----------
     name
-        Interface name, or a pattern with ``%d`` ("tap%d"); "rtap%d" by default. An interface that
-        persists is taken over, one that does not exist is made.
+        Interface name, or a pattern with ``%d`` ("tap%d"); "rtap%d" by default. A persistent
+        interface is taken over, a new one is made if none exists.
     queues
         Queue pairs, 1 to 128. An existing single-queue interface has one.
     mtu, mac
-        For the kernel's interface; None leaves what it has.
+        For the kernel's interface; None leaves it unchanged.
     persist
         Keep the interface when the device is closed.
     rx_offloads, tx_offloads
@@ -80,18 +80,18 @@ def open(  # noqa: A001 - rtap.open() reads like io.open()
         64 KiB. LRO needs the checksum offload of the same protocol, and 64 KiB buffers unless
         ``SCATTER`` is on too.
     tx_gro
-        Merge frames of a TCP flow into super-frames as they are sent, and with ``UDP_TSO`` in
-        `tx_offloads` datagrams too: for programs that send frames within the MTU.
+        Merge frames of a TCP flow into super-frames as they are sent, with ``UDP_TSO`` in
+        `tx_offloads` datagrams too. For programs that send frames within the MTU.
     rx_gso
         Take super-frames from the kernel and split them into frames within the MTU, with their
-        checksums: for programs that work on such frames. Instead of LRO in `rx_offloads`.
+        checksums. For programs that work on such frames. Replaces LRO in `rx_offloads`.
     mode
         "tap" for Ethernet frames, "tun" for IP packets.
     nb_mbufs, data_room
-        Size of the pool; by default what the MTU, the offloads and the queues call for. Without
+        Size of the pool; by default as much as MTU, offloads and queues need. Without
         `data_room` the pool is replaced when the MTU outgrows its buffers.
     engine
-        "uring", "syscall", or "auto": the cheaper of those that work here
+        "uring", "syscall", or "auto": the cheaper one that works here
         (``info().engine_reason``).
     gil
         "release" or "hold" the interpreter lock during a burst, or "auto".
@@ -102,22 +102,22 @@ def open(  # noqa: A001 - rtap.open() reads like io.open()
         Bytes that may wait in the kernel's stack before sends fall short (TUNSETSNDBUF);
         unlimited by default.
     txqueuelen
-        Frames for each queue that wait to be read, 1 to 524288 (the kernel begins with 1000).
+        How many frames may wait in each queue, 1 to 524288 (the kernel begins with 1000).
     owner, group
-        Who may attach to the interface without CAP_NET_ADMIN: a user and a group, by number or
-        name. Anybody may where neither is set and ``/dev/net/tun`` can be opened.
+        The user and the group that may attach to the interface without CAP_NET_ADMIN, by number or
+        name. If neither is set, everybody may who can open ``/dev/net/tun``.
     fd
         A descriptor that somebody else attached to an interface (TUNSETIFF), instead of `name` and
-        `netns`. It is duplicated and stays the caller's; both share one open file, which becomes
-        non-blocking (and may be made blocking again: no burst waits for that). Offloads need it to
-        have IFF_VNET_HDR. Works without CAP_NET_ADMIN as far as the interface is
+        `netns`. It is duplicated, and the caller keeps it; both share one open file, which becomes
+        non-blocking (if it is made blocking again, bursts still never block). Offloads need
+        IFF_VNET_HDR on it. Works without CAP_NET_ADMIN if the interface is
         in the caller's network namespace, up, and one queue is enough.
     nb_desc
-        Most frames per kernel entry.
+        The most frames for each kernel entry.
 
     Raises ValueError or TypeError for arguments, OSError when the kernel refuses: PermissionError
     without CAP_NET_ADMIN, FileNotFoundError without ``/dev/net/tun``, EBUSY for an interface that
-    another process has open. Nothing is left behind then.
+    another process has open. A failure leaves nothing behind.
     """
     if mode not in ("tap", "tun"):
         raise ValueError(f"mode must be tap or tun, got {mode!r}")

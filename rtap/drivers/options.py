@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What can be asked of a TAP or TUN interface beside its name, as keywords and device arguments."""
+"""Options of a TAP or TUN interface besides its name, as keywords and device arguments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Account: TypeAlias = "int | str"
 INT_MAX = (1 << 31) - 1
 # The number after it means "leave it alone" to the kernel.
 MAX_ID = (1 << 32) - 2
-#: More than one piece of kernel memory holds (KMALLOC_MAX_SIZE of pointers) is refused.
+#: More pointers than fit into one piece of kernel memory (KMALLOC_MAX_SIZE) are refused.
 MAX_TXQUEUELEN = 1 << 19
 
 
@@ -51,12 +51,12 @@ def _account(value: Account | None, what: str) -> int | None:
 
 @dataclass(frozen=True)
 class IfaceOptions:
-    """Options of one interface, checked; None leaves what it has.
+    """Checked options of one interface; None leaves a setting unchanged.
 
-    ``owner`` and ``group`` may attach to the interface without CAP_NET_ADMIN (numbers here, names
-    are looked up). ``txqueuelen`` is the number of frames for each queue that wait to be read,
+    ``owner`` and ``group`` may attach to the interface without CAP_NET_ADMIN (numbers here; names
+    are looked up). ``txqueuelen`` is how many frames may wait in each queue to be read,
     ``sndbuf`` how many bytes may wait in the kernel's stack before sends fall short. ``fd`` is a
-    descriptor that somebody else attached to an interface, to be used instead of making one.
+    descriptor that somebody else attached to an interface, used instead of making one.
     """
 
     owner: Account | None = None
@@ -78,7 +78,7 @@ class IfaceOptions:
 
     @classmethod
     def take(cls, args: DevArgs) -> IfaceOptions:
-        """Take them out of device arguments. ValueError that names the offending one."""
+        """Take the options out of device arguments. A ValueError names a wrong one."""
 
         def account(key: str) -> Account | None:
             text = args.take_str(key, "") if key in args.args else None
@@ -100,5 +100,5 @@ class IfaceOptions:
             raise ValueError(f"{args.name}: {exc}") from None
 
 
-#: Everything as it is, on an interface of ours.
+#: No setting changed, on an interface of ours.
 NO_OPTIONS = IfaceOptions()

@@ -2,8 +2,8 @@
 """The packet sockets of one interface: one for each queue, and one that is never read.
 
 A receive queue's socket is bound while the queue runs. When it stops, another open file takes its
-place under the same descriptor, which leaves the fan-out group, so that the kernel gives its flows
-to the other queues, and has no frame from before the next start.
+place under the same descriptor. The old one leaves the fan-out group, so the kernel gives its flows
+to the other queues, and keeps no frame for the next start.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DEFAULT_SNDBUF = 1 << 20
 
 @dataclass(frozen=True)
 class PacketOptions:
-    """Options of the sockets: bytes that may wait in each, and whether queueing is skipped."""
+    """Options of the sockets: bytes that may wait in each, and whether to skip queueing."""
 
     rcvbuf: int = DEFAULT_RCVBUF
     sndbuf: int = DEFAULT_SNDBUF
@@ -42,7 +42,7 @@ class PacketOptions:
 
     @classmethod
     def take(cls, args: DevArgs) -> PacketOptions:
-        """Take them out of device arguments. ValueError that names the offending one."""
+        """Take the options out of device arguments. A ValueError names a wrong one."""
         return cls(
             args.take_int("rcvbuf", DEFAULT_RCVBUF, 1, INT_MAX),
             args.take_int("sndbuf", DEFAULT_SNDBUF, 1, INT_MAX),
@@ -50,12 +50,12 @@ class PacketOptions:
         )
 
 
-#: Those of devices with queues, as :mod:`rtap.drivers.descriptors` has them.
+#: The sockets of devices with queues, as in :mod:`rtap.drivers.descriptors`.
 _held: set[PacketSockets] = set()
 
 
 class PacketSockets:
-    """Sockets on the interface that `control` controls; descriptors stay as they are until a
+    """Sockets on the interface that `control` controls; descriptors keep their numbers until a
     resize."""
 
     def __init__(self, control: Control, options: PacketOptions) -> None:
@@ -65,7 +65,7 @@ class PacketSockets:
         self._tx: list[_socket.socket] = []
         self._attached: set[int] = set()
         self._group: int | None = None
-        # Memberships are its own: they last as long as it, and end with the interface.
+        # This socket has the memberships: they last as long as it does, and end with the interface.
         self._member = self._open(receive=False)
         self._joined: set[Membership] = set()
 
@@ -88,7 +88,8 @@ class PacketSockets:
         return sock
 
     def resize(self, nb_rx: int, nb_tx: int, *, tx_header: bool) -> None:
-        """Have that many, all new, none bound; whatever refers to the ones before is gone."""
+        """Replace all sockets by so many new ones, none bound; nothing may refer to the old
+        ones."""
         _held.add(self)
         self.close_queues()
         try:
@@ -111,12 +112,12 @@ class PacketSockets:
         return queue_id in self._attached
 
     def attach(self, queues: Iterable[int]) -> None:
-        """Have the kernel give what comes in to these queues too, each flow to one of them."""
+        """Let the kernel give incoming frames to these queues too, each flow to one of them."""
         control = self._control
         added = [q for q in queues if q not in self._attached]
         try:
             for q in added:
-                # Muted: between being bound and being in the group it would get all there is.
+                # Muted: after it is bound and before it is in the group, it would get all frames.
                 packet.mute(self._rx[q])
                 packet.bind(self._rx[q], control.index, control.name, receive=True)
                 self._attached.add(q)
@@ -130,7 +131,7 @@ class PacketSockets:
             raise
 
     def detach(self, queue_id: int) -> None:
-        """Have the kernel give nothing more to a queue; what waits is lost."""
+        """Let the kernel give no more frames to a queue; waiting ones are lost."""
         self._attached.discard(queue_id)
         if not self._attached:
             self._group = None  # the kernel forgets it with its last socket
@@ -141,20 +142,20 @@ class PacketSockets:
             fresh.close()
 
     def mute(self, queue_id: int) -> None:
-        """Have the kernel throw away what comes for a queue from now on."""
+        """From now on, let the kernel throw away frames that come for a queue."""
         packet.mute(self._rx[queue_id])
 
     def bind_tx(self) -> None:
-        """Have the transmit queues send to the interface there is now."""
+        """Let the transmit queues send to the present interface."""
         for sock in self._tx:
             packet.bind(sock, self._control.index, self._control.name, receive=False)
 
     def take_drops(self) -> dict[int, int]:
-        """By receive queue, the frames that found no room in it since this was last asked."""
+        """For each receive queue, the frames that found no room in it since the last call."""
         return {q: packet.get_drops(sock) for q, sock in enumerate(self._rx)}
 
     def join(self, wanted: set[Membership]) -> None:
-        """Have the interface receive what is `wanted`, and nothing else on our behalf."""
+        """Let the interface receive the `wanted` frames, and no others on our behalf."""
         control = self._control
         for membership in self._joined - wanted:
             with contextlib.suppress(DeviceGone):
@@ -165,7 +166,7 @@ class PacketSockets:
             self._joined.add(membership)
 
     def forget_members(self) -> None:
-        """The interface has gone, and its memberships with it."""
+        """Forget the memberships: they went with the interface."""
         self._joined.clear()
 
     def close_queues(self) -> None:
@@ -177,7 +178,7 @@ class PacketSockets:
         self._group = None
 
     def close(self) -> None:
-        """Close all of them. Idempotent; also right in a forked child, whose copies it closes."""
+        """Close all of them. Idempotent; in a forked child it closes the child's copies."""
         self.close_queues()
         self._member.close()
         _held.discard(self)

@@ -15,7 +15,8 @@ __all__ = ["NativeQueue", "NativeRxQueue", "NativeTxQueue", "QueueDriver"]
 
 
 class NativeQueue(Protocol):
-    """What this module asks of a queue of either kind; :mod:`rtap._core.queue` has most of it."""
+    """The members that this module needs of both kinds of queue; :mod:`rtap._core.queue` has
+    most."""
 
     def start(self) -> None: ...
     def stop(self) -> None: ...
@@ -41,7 +42,7 @@ _TX = TypeVar("_TX", bound=NativeTxQueue)
 
 
 class QueueDriver(EthDevOps, Generic[_RX, _TX]):
-    """Base of a driver that says in `_make_rx` and `_make_tx` what its queues are."""
+    """Base of a driver; its `_make_rx` and `_make_tx` make the queues."""
 
     def __init__(self, port: Port) -> None:
         self._port = port
@@ -53,11 +54,11 @@ class QueueDriver(EthDevOps, Generic[_RX, _TX]):
 
     @abstractmethod
     def _make_rx(self, queue_id: int, nb_desc: int, pool: Mempool) -> _RX:
-        """A receive queue that is stopped."""
+        """Make a receive queue, stopped."""
 
     @abstractmethod
     def _make_tx(self, queue_id: int, nb_desc: int) -> _TX:
-        """A transmit queue that is stopped."""
+        """Make a transmit queue, stopped."""
 
     def _queues(self) -> list[_RX | _TX]:
         return [*self._rxq.values(), *self._txq.values()]
