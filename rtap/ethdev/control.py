@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The control methods of a device: what can be asked and set, and the callbacks.
+"""The control methods of a device: queries, settings, and callbacks.
 
 :class:`rtap.EthDev` inherits them; states, queues and packets are in
 :mod:`rtap.ethdev.states` and :mod:`rtap.ethdev.device`.
@@ -84,7 +84,7 @@ class EthDevControl:
     _app_mac: MacAddr | None
     _promiscuous: bool
     _allmulticast: bool
-    # By index of the driver's table; 0 is the application's own address as last told.
+    # By index of the driver's table; 0 is the application's own address, as last set.
     _mac_addrs: dict[int, MacAddr]
     _mc_addr_list: tuple[MacAddr, ...]
 
@@ -134,13 +134,13 @@ class EthDevControl:
 
     @property
     def ifname(self) -> str:
-        """The kernel interface's present name; empty where the device has none."""
+        """The kernel interface's present name; empty if the device has none."""
         with self._lock:
             self._check("ifname")
             return self._ops.ifname
 
     def info(self) -> DevInfo:
-        """Names, limits, capabilities, and what is in use."""
+        """Names, limits, capabilities, and the present set-up."""
         with self._lock:
             self._check("info")
             info = self._ops.dev_infos_get()
@@ -156,7 +156,7 @@ class EthDevControl:
             )
 
     def link(self) -> Link:
-        """Whether the link is up (interface up and carrier there), asked of the kernel now."""
+        """Whether the link is up (interface up and carrier on), as the kernel says now."""
         with self._lock:
             self._check("link")
             return self._ops.link_update()
@@ -175,7 +175,7 @@ class EthDevControl:
 
     @property
     def mac(self) -> MacAddr:
-        """The kernel interface's Ethernet address; all zero where it has none. Assignable."""
+        """The kernel interface's Ethernet address; all zero if it has none. Assignable."""
         with self._lock:
             self._check("mac")
             return self._ops.mac_addr_get()
@@ -194,15 +194,15 @@ class EthDevControl:
     def app_mac(self) -> MacAddr:
         """The address for the application's own frames: the other end of the wire from `mac`.
 
-        Derived from `mac`, and different from it, until one is assigned. The kernel sends no
-        frames to its own address, and finds a duplicate when both ends use one.
+        Until one is assigned it is derived from `mac`, and different from it. The kernel sends no
+        frames to its own address, and finds a duplicate when both ends use the same one.
         """
         with self._lock:
             self._check("app_mac")
             if self._app_mac is not None:
                 return self._app_mac
             mac = self._ops.app_mac_get()
-            # The interface's address may have been changed by somebody else.
+            # Somebody else may have changed the interface's address.
             self._tell_app_mac(mac)
             return mac
 
@@ -227,7 +227,7 @@ class EthDevControl:
 
         When False, unicast frames are received only if they are for `app_mac` or an address added
         with :meth:`mac_addr_add`, multicast frames only if subscribed to or `allmulticast` is on,
-        broadcasts always. What is left out counts in xstats as ``filtered_unicast_packets`` and
+        broadcasts always. All other frames count in xstats as ``filtered_unicast_packets`` and
         ``filtered_multicast_packets``. ValueError for a TUN device, whose packets have no Ethernet
         addresses.
         """
@@ -265,7 +265,7 @@ class EthDevControl:
             return tuple(mac for _, mac in sorted(self._mac_addrs.items()))
 
     def mac_addr_add(self, mac: MacLike) -> None:
-        """Receive frames to `mac` too. No effect when it is among `mac_addrs` already.
+        """Receive frames to `mac` too. No effect when it is already in `mac_addrs`.
 
         ValueError for a group address and when the device's table is full
         (``info().max_mac_addrs``, `app_mac` included).
@@ -288,7 +288,8 @@ class EthDevControl:
             self._mac_addrs[index] = mac
 
     def mac_addr_remove(self, mac: MacLike) -> None:
-        """Undo :meth:`mac_addr_add`. ValueError for `app_mac` and for what was not added."""
+        """Undo :meth:`mac_addr_add`. ValueError for `app_mac` and for an address that was not
+        added."""
         mac = MacAddr(mac)
         with self._lock:
             self._check("mac_addr_remove")
@@ -369,13 +370,13 @@ class EthDevControl:
         """Call ``fn(dev, event, data)`` whenever `event` happens to this device.
 
         Callbacks run one after the other on the thread "rtap-events", and may do anything there;
-        what they raise is logged (logger "rtap"). :class:`rtap.EthEvent` says what `data` is. They
-        end with the returned handle's ``unregister()``, and with the device.
+        their exceptions are logged (logger "rtap"). :class:`rtap.EthEvent` says what `data` is.
+        They end with the returned handle's ``unregister()``, and with the device.
         """
         self._check("callback_register")
         return self._port.register(event, fn)
 
     def _event(self, event: EthEvent) -> None:
-        """The driver tells of something, under the lock, before the callbacks hear of it."""
+        """The driver reports an event, under the lock, before callbacks get it."""
         if event is EthEvent.MAC:
             self._tell_app_mac(self.app_mac)

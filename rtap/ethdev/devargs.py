@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Device arguments: ``net_rtap0,iface=foo0,persist``, as DPDK's ``--vdev`` takes them.
 
-A name, then comma-separated ``key`` or ``key=value`` (``rte_kvargs.h``). This module splits them;
-a driver then takes from them what it knows with :class:`DevArgs`, and what is left over is an
-error. Every refusal is a ValueError that names the offending piece.
+A name, then comma-separated ``key`` or ``key=value`` (``rte_kvargs.h``). This module splits them.
+A driver then takes the arguments it knows with :class:`DevArgs`; remaining ones are an
+error. Every refusal is a ValueError that names the wrong piece.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _NAME = re.compile(r"[A-Za-z0-9_.:-]+")
 class DevArgs:
     """A device name and its arguments; a value is None where there was no ``=``.
 
-    The ``take_`` methods remove what they return, :meth:`finish` refuses what nobody took.
+    The ``take_`` methods remove the arguments that they return; :meth:`finish` refuses the others.
     """
 
     name: str
     args: dict[str, str | None] = field(default_factory=dict)
 
     def take_flag(self, key: str) -> bool:
-        """True if `key` is there. It must stand alone."""
+        """True if `key` is given. It must have no value."""
         if key not in self.args:
             return False
         value = self.args.pop(key)
@@ -37,7 +37,7 @@ class DevArgs:
         return True
 
     def take_str(self, key: str, default: str) -> str:
-        """The value of `key`, which must not be missing or empty."""
+        """The value of `key`; a given one must not be empty."""
         if key not in self.args:
             return default
         value = self.args.pop(key)
@@ -73,7 +73,8 @@ class DevArgs:
 
 
 def check_name(name: str, inside: str | None = None) -> None:
-    """ValueError for what is no name of a device or the beginning of one; `inside` of what text."""
+    """ValueError unless `name` is a device name or its beginning; `inside` is the text it is
+    from."""
     if _NAME.fullmatch(name) is None or len(name) > NAME_MAX:
         raise ValueError(
             f"a device name has 1 to {NAME_MAX} letters, digits and _ . : -, got {name!r}"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The generic device layer: states, argument checks, and the methods people call.
 
-:class:`EthDev` drives one ops table (:mod:`rtap.ethdev.ops`) and knows no driver. Control
-operations are serialised by a lock; bursts take none, they go straight to the queue objects, which
+:class:`EthDev` drives one ops table (:mod:`rtap.ethdev.ops`) and knows no driver. A lock serialises
+control operations. Bursts take no lock: they go straight to the queue objects, which
 keep their own state and refuse a second thread.
 """
 
@@ -36,7 +36,7 @@ class EthDev(EthDevStates):
     """A network device: queue pairs that hand frames over in bursts, and its control operations.
 
     Made by :func:`rtap.open`, which returns it started, or by :func:`rtap.probe`, which returns
-    it unconfigured. The states, and what leads from one to the next::
+    it unconfigured. The states and their transitions::
 
         unconfigured --configure--> configured --start--> started --stop--> stopped
                                         ^                    ^---start---------|
@@ -94,8 +94,8 @@ class EthDev(EthDevStates):
         """Up to `n` frames that arrived on `queue`, in order; empty when there are none.
 
         `timeout` is in seconds: 0 does not wait, None waits for ever, without the interpreter
-        lock; Ctrl-C ends it. A frame that comes while the pool is empty is waited for in the same
-        way, until somebody gives an mbuf back. Raises DeviceGone when the interface was
+        lock; Ctrl-C ends it. If a frame comes while the pool is empty, the call waits in the same
+        way until somebody gives an mbuf back. Raises DeviceGone when the interface was
         deleted, DeviceStateError when the device is not started or another thread is using the
         queue.
         """
@@ -106,13 +106,13 @@ class EthDev(EthDevStates):
         return burst(n, timeout)
 
     def tx_burst(self, queue: int, burst: Burst) -> int:
-        """Send `burst` on `queue`, from the front; how many frames were taken.
+        """Send `burst` on `queue`, from the front; returns how many frames were taken.
 
-        Those are consumed and leave the burst: ``burst[0]`` is then the first unsent one. A short
-        count is not an error, the kernel has no room at the moment. Of a super-frame that is split
-        in software the kernel may have taken a part: the rest leaves first with the next burst,
-        also an empty one. Raises as :meth:`rx_burst`; DeviceGone tells in `sent` how many frames
-        went before.
+        These are consumed and leave the burst: ``burst[0]`` is then the first unsent one. A short
+        count is not an error: the kernel has no room at the moment. If the kernel took only a part
+        of a super-frame that is split in software, the rest leaves first with the next burst, even
+        an empty one. Raises as :meth:`rx_burst`; `sent` of DeviceGone is the number of frames sent
+        before.
         """
         try:
             send = self._tx[queue]
@@ -123,7 +123,7 @@ class EthDev(EthDevStates):
     def recv(self, timeout: float | None = None, queue: int = 0) -> bytes:
         """One frame from `queue` as bytes; ``b""`` when none came within `timeout` seconds.
 
-        Waits for ever by default. PoolEmpty when all mbufs of the pool are in the caller's hands.
+        Waits for ever by default. PoolEmpty when the caller holds all mbufs of the pool.
         """
         wait: float | None = 0
         while True:
@@ -140,9 +140,9 @@ class EthDev(EthDevStates):
         """Send one frame (any bytes-like object) on `queue`; True when the kernel took it.
 
         False when there is no room for it now, or the link is down (counted in `oerrors`).
-        ValueError for less than a header, 14 bytes or on a TUN device 20. OSError when the kernel
-        refuses the frame, also in `oerrors`; PoolEmpty when all mbufs of the pool are in the
-        caller's hands.
+        ValueError for a frame shorter than its header: 14 bytes, on a TUN device 20. OSError when
+        the kernel refuses the frame (also counted in `oerrors`); PoolEmpty when the caller holds
+        all mbufs of the pool.
         """
         txq = self._txq.get(queue)
         if txq is None:
@@ -153,8 +153,8 @@ class EthDev(EthDevStates):
     def pool(self) -> Mempool:
         """The mempool of the first receive queue. Stays readable after :meth:`close`.
 
-        A device that :func:`rtap.open` made a pool for gets another, with larger buffers, when its
-        MTU outgrows them.
+        If :func:`rtap.open` made the pool, the device gets another one, with larger buffers, when
+        its MTU outgrows them.
         """
         queues = self._rxq.copy()  # others may be set up or released meanwhile
         if queues:
@@ -163,7 +163,7 @@ class EthDev(EthDevStates):
         raise DeviceStateError(f"pool: device {self.name} needs rx_queue_setup for queue 0")
 
     def rx_queue(self, queue: int) -> RxQueueOps:
-        """The receive queue object itself, for workers and edges that drive it directly."""
+        """The receive queue object itself, for workers and other code that drives it directly."""
         with self._lock:
             self._check("rx_queue", CONFIGURED, STARTED, STOPPED)
             try:
@@ -172,7 +172,7 @@ class EthDev(EthDevStates):
                 raise ValueError(f"rx_queue: queue {queue!r} is not set up") from None
 
     def tx_queue(self, queue: int) -> TxQueueOps:
-        """The transmit queue object itself, for workers and edges that drive it directly."""
+        """The transmit queue object itself, for workers and other code that drives it directly."""
         with self._lock:
             self._check("tx_queue", CONFIGURED, STARTED, STOPPED)
             try:
@@ -186,26 +186,26 @@ class EthDev(EthDevStates):
         """A descriptor that is readable while frames wait on `queue` and its interrupt is enabled.
 
         For select, poll, epoll and asyncio's ``add_reader``. It is also readable once the interface
-        is gone, which the next burst says with DeviceGone. It belongs to the queue: made on the
-        first call, the same on each, closed when the queue is released, set up anew or the device
-        closed; stop it being watched before that. OSError (EOPNOTSUPP) for a device that has
-        nothing to wait for.
+        is gone; the next burst then raises DeviceGone. It belongs to the queue: the first call
+        makes it, later calls return the same one. It is closed when the queue is released or set up
+        anew, or the device closed; stop watching it before that. OSError (EOPNOTSUPP) for a device
+        that has nothing to wait for.
         """
         with self._lock:
             self._there("rx_queue_intr_fd", "rx", queue, *QUEUES_THERE)
             return self._ops.rx_queue_intr_fd(queue)
 
     def rx_queue_intr_enable(self, queue: int) -> None:
-        """Let the descriptor of `queue` signal, at once when frames wait already. Idempotent.
+        """Let the descriptor of `queue` signal, at once if frames already wait. Idempotent.
 
-        Stays in force through :meth:`stop`, while which nothing signals, and :meth:`start`.
+        It stays enabled through :meth:`stop` and :meth:`start`; in between nothing signals.
         """
         with self._lock:
             self._there("rx_queue_intr_enable", "rx", queue, *QUEUES_THERE)
             self._ops.rx_queue_intr_enable(queue)
 
     def rx_queue_intr_disable(self, queue: int) -> None:
-        """Let the descriptor of `queue` signal no more. Idempotent, also when closed."""
+        """Stop the descriptor of `queue` from signalling. Idempotent, also when closed."""
         with self._lock:
             if self._state == CLOSED:
                 return
@@ -227,18 +227,18 @@ class EthDev(EthDevStates):
         self.close()
 
     def __del__(self) -> None:
-        if ALIVE is None:  # past the interpreter's end: the kernel closes what is left
+        if ALIVE is None:  # after the interpreter's end: the kernel closes the rest
             return
         if getattr(self, "_state", CLOSED) in ALIVE:
             warnings.warn(f"unclosed device {self!r}", ResourceWarning, stacklevel=2, source=self)
-            # At the interpreter's end threads stay for ever where they are, with their locks:
-            # closing would wait for one. The kernel closes what is left in a moment.
+            # At the interpreter's end threads stay where they are for ever, with their locks:
+            # closing would wait for one. The kernel closes the rest in a moment.
             if not sys.is_finalizing():
                 self._close_forgotten()
 
     def _close_forgotten(self) -> None:
-        """Closes without waiting: this may be anywhere, also in a stage or under some lock."""
-        if self._lock.acquire(timeout=0.1):  # the netlink thread has it for a moment now and then
+        """Close without waiting: this may run anywhere, even in a stage or under some lock."""
+        if self._lock.acquire(timeout=0.1):  # the netlink thread holds it for moments
             try:
                 refuse(self._queues())
                 if not self._ender and not occupied(self._queues()):
@@ -246,7 +246,7 @@ class EthDev(EthDevStates):
                     return
             finally:
                 self._lock.release()
-        # Another thread waits for whoever is in a burst. Not one of threading's, which take locks.
+        # A separate thread waits for bursts in progress. Not one of threading's, which take locks.
         with contextlib.suppress(RuntimeError):  # the process ends, and the kernel closes it
             _thread.start_new_thread(self.close, ())
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What happens to a device, told to callbacks (``rte_eth_dev_callback_register``).
+"""Reports events of devices to callbacks (``rte_eth_dev_callback_register``).
 
 All callbacks of a process run one after the other on one thread, "rtap-events", which exists
 while any callback is registered. It holds no lock of rtap, so a callback may call any method of any
-device, close it, and register and unregister callbacks, itself among them.
+device, close it, and register and unregister callbacks, including itself.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ log = logging.getLogger("rtap")
 
 
 class EthEvent(IntEnum):
-    """``enum rte_eth_event_type`` with its values, then, from 64 on, what rtap tells beside it.
+    """``enum rte_eth_event_type`` with its values; then, from 64 on, rtap's own events.
 
-    `data` is what a callback is given with the event.
+    `data` is the third argument of the callback.
     """
 
-    #: The link went up or down, whoever did it; `data` is the new :class:`rtap.Link`. A flap too
-    #: short to be seen is told by its outcome.
+    #: The link went up or down, for any reason; `data` is the new :class:`rtap.Link`. A flap too
+    #: short to be seen is reported by its outcome.
     INTR_LSC = 1
     #: A receive queue was started or stopped; `data` is ("rx" or "tx", number, running).
     QUEUE_STATE = 2
     #: The interface is gone; `data` is None. ``stop`` and ``start`` make it anew.
     INTR_RMV = 6
-    #: The device exists; only callbacks for all devices hear of it. `data` is None.
+    #: The device exists; only callbacks for all devices get this event. `data` is None.
     NEW = 7
     #: The device was closed; `data` is None. The last event of a device.
     DESTROY = 8
@@ -58,7 +58,7 @@ class EthEvent(IntEnum):
     NETNS = 67
     #: Somebody set the interface up or down (IFF_UP); `data` is True for up.
     ADMIN_STATE = 68
-    #: A worker's route from this device has ended while the worker was to run: a queue was stopped,
+    #: A worker's route from this device ended before the worker was stopped: a queue was stopped,
     #: an interface is gone, or a stage failed; `data` is its last :class:`rtap.RouteStats`.
     ROUTE_END = 69
 
@@ -83,7 +83,7 @@ class EventHandle:
     def unregister(self) -> None:
         """No further call begins after this returns. Idempotent, and right inside the callback.
 
-        A call that is in progress on the events thread is not waited for.
+        Does not wait for a call in progress on the events thread.
         """
         _dispatcher.unregister(self)
 
@@ -102,14 +102,14 @@ class _Dispatcher:
         self.forget()
 
     def _in_child(self) -> None:
-        # Reentrant: the garbage collector may close a forgotten device in the middle of anything.
+        # Reentrant: the garbage collector may close a forgotten device at any moment.
         self._lock = threading.RLock()
 
     def forget(self) -> None:
         self._handles: set[EventHandle] = set()
-        # Of the thread there is; None is its end.
+        # The present thread's queue; None in it ends the thread.
         self._queue: queue.SimpleQueue[_Item | None] | None = None
-        #: Callbacks for every device there is or will be.
+        #: Callbacks for all present and future devices.
         self.everywhere: list[EventHandle] = []
 
     def register(self, owner: list[EventHandle], event: EthEvent, fn: EventFn) -> EventHandle:
@@ -122,7 +122,7 @@ class _Dispatcher:
                 try:
                     start_thread(self._run, items, name="rtap-events")
                 except BaseException:
-                    items.put(None)  # a signal handler raised, and the thread may run already
+                    items.put(None)  # a signal handler raised, and the thread may already run
                     raise
                 self._queue = items
             self._handles.add(handle)
@@ -165,14 +165,14 @@ class _Dispatcher:
             if handle in self._handles:
                 try:
                     handle.fn(dev, handle.event, data)
-                except BaseException:  # sys.exit() too: the thread is everybody's
+                except BaseException:  # even sys.exit(): all devices share the thread
                     log.exception("callback for %s of %s", handle.event.name, dev.name)
             del item, handle, dev, data  # the thread keeps no device alive while it waits
 
 
 _dispatcher = _Dispatcher()
 
-# In a forked child there is no thread, and its devices and their callbacks are the parent's.
+# A forked child has no thread; devices and their callbacks belong to the parent.
 renew_in_child(_dispatcher)
 forget_in_child(_dispatcher.forget)
 
@@ -181,16 +181,16 @@ def callback_register(event: EthEvent, fn: EventFn) -> EventHandle:
     """Call ``fn(dev, event, data)`` when `event` happens to any device, also to later ones.
 
     For one device there is :meth:`EthDev.callback_register`. Callbacks run on the events thread;
-    what they raise is logged (logger "rtap").
+    their exceptions are logged (logger "rtap").
     """
     return _dispatcher.register(_dispatcher.everywhere, event, fn)
 
 
 class Port:
-    """A driver's view of the port it serves: its number, its lock, and where its events go.
+    """A driver's view of its port: the number, the lock, and the way to report events.
 
-    Entries of the ops table are called with `lock` held; a driver that acts on its own, because
-    the kernel told it something, takes it for that.
+    Entries of the ops table are called with `lock` held. A driver that acts on its own, because
+    of a message from the kernel, takes the lock itself.
     """
 
     __slots__ = ("_dev", "handles", "id", "lock")
@@ -205,20 +205,20 @@ class Port:
         return _dispatcher.register(self.handles, event, fn)
 
     def event(self, event: EthEvent, data: Any = None) -> None:
-        """Tell the callbacks, soon and in order, on the events thread."""
+        """Report to the callbacks, soon and in order, on the events thread."""
         dev = self._dev()
         if dev is not None:
             dev._event(event)
             _dispatcher.emit(dev, self.handles, event, data)
 
     def route_ended(self, stats: object) -> None:
-        """For a receive queue: a worker's route from it gave up, with these figures."""
+        """Called by a receive queue: a worker's route from it failed, with these figures."""
         self.event(EthEvent.ROUTE_END, stats)
 
     def end(self) -> None:
         """The device is closed: DESTROY, and no event after it."""
         if sys.is_finalizing():
-            return  # the events thread has stopped for ever, wherever it was
+            return  # the events thread has stopped for ever, at any place
         dev = self._dev()
         if dev is not None:
             _dispatcher.end(dev, self.handles)

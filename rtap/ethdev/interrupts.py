@@ -13,14 +13,14 @@ __all__ = ["RxInterrupt"]
 class RxInterrupt:
     """An epoll descriptor over a queue's descriptor, itself readable while frames wait.
 
-    Enabling adds the queue to it and disabling takes the queue out, so a frame that is there
-    already signals at once and nothing signals while disabled. Being level-triggered it needs no
+    Enabling adds the queue to it and disabling removes the queue, so a waiting frame
+    signals at once, and nothing signals while disabled. It is level-triggered and needs no
     acknowledgement: it is readable until the queue has been read empty. epoll descriptors nest
-    (epoll(7)), which makes this one fit for select, poll, epoll and asyncio.
+    (epoll(7)), so this one works with select, poll, epoll and asyncio.
 
-    `live` says whether the queue may be received from; while it is not, nothing signals either,
-    since whoever woke up could not take the frame. `wake` is a second descriptor to wait for, -1
-    for none: that of frames which were read already and wait in the queue.
+    `live` says whether the queue can receive; while it cannot, nothing signals either,
+    since a woken thread could not take the frame. `wake` is a second descriptor to wait for, -1
+    for none: it is readable while frames that were already read wait in the queue.
     """
 
     def __init__(self, fd: int, live: bool, wake: int = -1) -> None:
@@ -41,17 +41,18 @@ class RxInterrupt:
         self._update()
 
     def disable(self) -> None:
-        """Signal no more. Idempotent."""
+        """Stop signalling. Idempotent."""
         self._enabled = False
         self._update()
 
     def set_live(self, live: bool) -> None:
-        """Whether the queue is started; what was enabled stays so until it is again."""
+        """Note whether the queue is started; an enabled interrupt works again when it is."""
         self._live = live
         self._update()
 
     def end(self) -> None:
-        """Signal for good: whatever the descriptor says, the next burst raises. Idempotent."""
+        """Signal for good, no matter what the descriptor says: the next burst raises.
+        Idempotent."""
         if not self._end:
             self._end.append(os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
             if self._added:
@@ -60,7 +61,7 @@ class RxInterrupt:
     def renew(self) -> None:
         """Undo :meth:`end`. Idempotent."""
         while self._end:
-            os.close(self._end.pop())  # which takes it out of the set
+            os.close(self._end.pop())  # this removes it from the set
 
     def _update(self) -> None:
         wanted = self._enabled and self._live
@@ -69,12 +70,12 @@ class RxInterrupt:
                 self._epoll.register(fd, select.EPOLLIN)
         elif self._added and not wanted:
             for fd in (*self._fds, *self._end):
-                # Gone already when the descriptor behind it was closed.
+                # Already removed if the descriptor behind it was closed.
                 with contextlib.suppress(OSError):
                     self._epoll.unregister(fd)
         self._added = wanted
 
     def close(self) -> None:
-        """Close the descriptor. Idempotent; also right in a forked child, whose copy it closes."""
+        """Close the descriptor. Idempotent; in a forked child it closes the child's copy."""
         self._epoll.close()
         self.renew()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a driver implements, and what goes in and out of it.
+"""The interface of drivers: the ops table, and the types of its arguments and results.
 
 A driver is a subclass of :class:`EthDevOps`, whose entries have the names of DPDK's
 ``eth_dev_ops``; :class:`rtap.EthDev` is the generic layer on top, which checks states and arguments
@@ -38,7 +38,7 @@ __all__ = [
     "TxQueueOps",
 ]
 
-#: ``RTE_ETH_SPEED_NUM_UNKNOWN``: what a virtual link reports.
+#: ``RTE_ETH_SPEED_NUM_UNKNOWN``, the speed of a virtual link.
 LINK_SPEED_UNKNOWN = 0xFFFFFFFF
 
 ENGINES = ("auto", "uring", "syscall")
@@ -60,20 +60,20 @@ def as_flags(value: int, kind: type[_F], what: str) -> _F:
 
 @dataclass(frozen=True)
 class EthConf:
-    """What :meth:`EthDev.configure` sets up (``rte_eth_conf``: rxmode, txmode).
+    """The argument of :meth:`EthDev.configure` (``rte_eth_conf``: rxmode, txmode).
 
     ``rx_offloads`` are :class:`RxOffload` flags, ``tx_offloads`` :class:`TxOffload` flags; none by
     default. ``mtu`` is in bytes; None leaves the interface's. ``engine`` says how packets move:
-    "uring", "syscall", or "auto", the cheaper of those that work here. ``gil`` says what a burst
+    "uring", "syscall", or "auto", the cheaper one that works here. ``gil`` says what a burst
     does with the interpreter lock: "release", "hold", or "auto", which releases it unless taking it
     back proves slow.
 
-    ``tx_gro`` merges what is sent into super-frames before it enters the kernel: TCP, and UDP
-    where ``tx_offloads`` has UDP_TSO. ``rx_gso`` takes super-frames from the kernel, TCP and UDP,
+    ``tx_gro`` merges sent frames into super-frames before they enter the kernel: TCP, and UDP
+    if ``tx_offloads`` has UDP_TSO. ``rx_gso`` takes super-frames from the kernel, TCP and UDP,
     and hands out frames within the MTU with their checksums.
 
-    TypeError or ValueError for a value that is none of these. Whether the device can do the
-    offloads is checked by ``configure``.
+    TypeError or ValueError for any other value. ``configure`` checks whether the device can do the
+    offloads.
     """
 
     rx_offloads: RxOffload = RxOffload(0)
@@ -105,7 +105,7 @@ class EthConf:
 
 @dataclass(frozen=True)
 class PortConf:
-    """``rte_eth_dev_portconf``: what a driver suggests where the caller has no opinion.
+    """``rte_eth_dev_portconf``: a driver's suggestions for a caller without an opinion.
 
     ``burst_size`` is frames for one burst, ``ring_size`` an ``nb_desc``, ``nb_queues`` a number of
     queues.
@@ -118,7 +118,7 @@ class PortConf:
 
 @dataclass(frozen=True)
 class DescLim:
-    """``rte_eth_desc_lim``: bounds of ``nb_desc``, the most frames per kernel entry.
+    """``rte_eth_desc_lim``: bounds of ``nb_desc``, the most frames for each kernel entry.
 
     ``nb_min`` to ``nb_max``, in multiples of ``nb_align``.
     """
@@ -130,14 +130,14 @@ class DescLim:
 
 @dataclass(frozen=True)
 class DevInfo:
-    """What :meth:`EthDev.info` returns (``rte_eth_dev_info``, then what is rtap's own).
+    """The result of :meth:`EthDev.info` (``rte_eth_dev_info``, then rtap's own fields).
 
     Sizes are bytes without the frame check sequence.
 
     Limits: ``min_mtu`` and ``max_mtu``; ``min_rx_bufsize``, the smallest ``data_room`` of a receive
     queue's pool; ``max_rx_pktlen``, the longest frame; ``max_rx_queues`` and ``max_tx_queues``;
     ``max_mac_addrs``, unicast addresses of the filter; ``rx_desc_lim`` and ``tx_desc_lim``, bounds
-    of ``nb_desc``. ``rx_offload_capa`` and ``tx_offload_capa`` say what may be asked for.
+    of ``nb_desc``. ``rx_offload_capa`` and ``tx_offload_capa`` are the possible offloads.
     ``default_rxportconf`` and ``default_txportconf`` are suggestions.
 
     Names: ``name`` of the device, ``driver_name``, ``ifname`` and ``if_index`` of the kernel's
@@ -145,10 +145,10 @@ class DevInfo:
     "tun", ``mac`` the interface's address.
 
     In use: ``state``, as :attr:`EthDev.state`; ``nb_rx_queues`` and ``nb_tx_queues``; ``mtu``;
-    ``rx_offloads`` and ``tx_offloads``, which are on; ``tx_offloads_refused``, which the kernel
-    turned out to refuse for some kind of frame, so that rtap does them; ``vnet_hdr``, whether a
+    ``rx_offloads`` and ``tx_offloads``, those that are on; ``tx_offloads_refused``, those that the
+    kernel refuses for some kind of frame, so that rtap does them; ``vnet_hdr``, whether a
     virtio-net header is in front of each frame; ``tx_gro`` and ``rx_gso``. ``engine`` is the one in
-    use, "auto" until a queue is set up; ``engine_reason`` says why that one.
+    use, "auto" until a queue is set up; ``engine_reason`` says why.
     """
 
     driver_name: str = ""
@@ -206,10 +206,10 @@ class Link:
 class Stats:
     """``rte_eth_stats``: counts since the last reset.
 
-    ``ipackets`` and ``ibytes`` were received, ``opackets`` and ``obytes`` sent. ``imissed`` frames
-    were dropped by the kernel because nobody read them in time, ``ierrors`` were received and not
-    handed out, ``oerrors`` consumed and not sent. ``rx_nombuf`` bursts found a frame and no free
-    mbuf. Bytes are those of frames without check sequence.
+    ``ipackets`` and ``ibytes`` were received, ``opackets`` and ``obytes`` sent. ``imissed`` counts
+    frames that the kernel dropped because nobody read them in time, ``ierrors`` frames received but
+    not handed out, ``oerrors`` frames consumed but not sent, ``rx_nombuf`` bursts that found a
+    frame but no free mbuf. Bytes do not include the check sequence.
 
     ``q_ipackets``, ``q_ibytes``, ``q_opackets``, ``q_obytes`` and ``q_errors`` (of receive queues)
     are lists with one entry for each queue, by number.
@@ -231,7 +231,7 @@ class Stats:
 
 
 class RxQueueOps(Protocol):
-    """What the generic layer needs of a receive queue that a driver hands it."""
+    """The members of a driver's receive queue that the generic layer needs."""
 
     @property
     def pool(self) -> Mempool: ...
@@ -243,7 +243,7 @@ class RxQueueOps(Protocol):
 
 
 class TxQueueOps(Protocol):
-    """What the generic layer needs of a transmit queue that a driver hands it."""
+    """The members of a driver's transmit queue that the generic layer needs."""
 
     @property
     def engine(self) -> str: ...
@@ -257,18 +257,18 @@ class EthDevOps(ABC):
     """The ops table of one device, the base class of every driver's.
 
     The generic layer calls these entries one at a time (under its lock), in legal states and with
-    checked arguments. They raise; none returns an errno. After `dev_close` nothing is called any
-    more. A driver writes the abstract entries and those of what it can do beside; the others are
-    here, for a device that cannot.
+    checked arguments. They raise exceptions; none returns an errno. After `dev_close` no entry is
+    called. A driver defines the abstract entries, and those for its further abilities. The defaults
+    here are for a device without these abilities.
     """
 
     @property
     def ifname(self) -> str:
-        """The kernel interface's present name. Default: empty, there is none."""
+        """The kernel interface's present name. Default: empty, for none."""
         return ""
 
     def _refuse(self, what: str) -> NoReturn:
-        """OSError (EOPNOTSUPP) for what this driver has no entry for."""
+        """Raise OSError (EOPNOTSUPP) for an entry that this driver lacks."""
         info = self.dev_infos_get()
         raise OSError(errno.EOPNOTSUPP, f"{info.name or info.driver_name} {what}")
 
@@ -276,13 +276,13 @@ class EthDevOps(ABC):
 
     @abstractmethod
     def dev_infos_get(self) -> DevInfo:
-        """Capabilities and facts; the generic layer fills in what it knows itself."""
+        """Capabilities and facts; the generic layer adds those it knows itself."""
 
     @abstractmethod
     def dev_configure(self, nb_rx_queues: int, nb_tx_queues: int, conf: EthConf) -> None:
-        """Release every queue that is set up, and make room for that many.
+        """Release every queue that is set up, and make room for so many.
 
-        What it refuses, it refuses with a ValueError before it changes anything.
+        Refuses arguments with a ValueError before it changes anything.
         """
 
     @abstractmethod
@@ -291,16 +291,16 @@ class EthDevOps(ABC):
 
     @abstractmethod
     def dev_stop(self) -> None:
-        """Stop every queue. Bursts in progress are over already, and counters stay."""
+        """Stop every queue. No burst is in progress; counters stay."""
 
     @abstractmethod
     def dev_close(self) -> None:
         """Release everything, from any state, also after failures. Must not raise halfway."""
 
     def dev_forked(self) -> None:
-        """In a forked child: drop the child's copies of whatever keeps the device alive.
+        """In a forked child: drop the child's copies of all objects that keep the device alive.
 
-        Touches neither the device itself nor anything shared with the parent. Default: nothing.
+        Changes neither the device itself nor anything shared with the parent. Default: nothing.
         """
 
     # -- queues
@@ -309,9 +309,9 @@ class EthDevOps(ABC):
     def rx_queue_setup(
         self, queue_id: int, nb_desc: int, pool: Mempool, deferred_start: bool
     ) -> RxQueueOps:
-        """A queue that is stopped; `dev_start` starts it unless its start is deferred.
+        """Make a stopped queue; `dev_start` starts it unless its start is deferred.
 
-        It takes the place of one that is there, which is released once nothing can fail any more.
+        It replaces an existing one, which is released when nothing can fail any more.
         """
 
     @abstractmethod
@@ -323,13 +323,13 @@ class EthDevOps(ABC):
         self._refuse("cannot start single queues")
 
     def rx_queue_stop(self, queue_id: int) -> None:
-        """Stop one queue, whose bursts are over; as far as the driver can, nothing more is steered
+        """Stop one queue, whose bursts are over. If the driver can, it steers no more frames
         to it. Default: refused."""
         self._refuse("cannot stop single queues")
 
     @abstractmethod
     def tx_queue_setup(self, queue_id: int, nb_desc: int, deferred_start: bool) -> TxQueueOps:
-        """As `rx_queue_setup`, a queue that sends."""
+        """As `rx_queue_setup`, for a transmit queue."""
 
     @abstractmethod
     def tx_queue_release(self, queue_id: int) -> None:
@@ -344,16 +344,17 @@ class EthDevOps(ABC):
         self._refuse("cannot stop single queues")
 
     def rx_queue_intr_fd(self, queue_id: int) -> int:
-        """``rte_eth_dev_rx_intr_ctl_q_get_fd``: a descriptor that stays the driver's and is
-        readable while the interrupt is enabled and frames are there. Default: refused."""
+        """``rte_eth_dev_rx_intr_ctl_q_get_fd``: a descriptor that belongs to the driver and is
+        readable while the interrupt is enabled and frames wait. Default: refused."""
         self._refuse("has no receive interrupts: there is no descriptor to wait for")
 
     def rx_queue_intr_enable(self, queue_id: int) -> None:
-        """Have that descriptor signal, also for what has arrived already. Default: refused."""
+        """Let that descriptor signal, also for frames that have already arrived. Default:
+        refused."""
         self._refuse("has no receive interrupts: there is no descriptor to wait for")
 
     def rx_queue_intr_disable(self, queue_id: int) -> None:
-        """Have that descriptor signal no more. Default: refused."""
+        """Stop that descriptor from signalling. Default: refused."""
         self._refuse("has no receive interrupts: there is no descriptor to wait for")
 
     # -- control
@@ -363,26 +364,26 @@ class EthDevOps(ABC):
         return Link(link_status=True)
 
     def dev_set_link_up(self) -> None:
-        """Let frames through, and tell of it (INTR_LSC). Default: refused."""
+        """Let frames through, and report it (INTR_LSC). Default: refused."""
         self._refuse("cannot set its link up")
 
     def dev_set_link_down(self) -> None:
-        """Let no frame through, and tell of it (INTR_LSC). Default: refused."""
+        """Let no frame through, and report it (INTR_LSC). Default: refused."""
         self._refuse("cannot set its link down")
 
     def mac_addr_get(self) -> MacAddr:
-        """The interface's Ethernet address. Default: all zero, it has none."""
+        """The interface's Ethernet address. Default: all zero, for none."""
         return MacAddr(bytes(6))
 
     def mac_addr_set(self, mac: MacAddr) -> None:
-        """Give the interface another address, and tell of it (MAC). Default: refused."""
+        """Give the interface another address, and report it (MAC). Default: refused."""
         self._refuse("cannot change its Ethernet address")
 
     def app_mac_get(self) -> MacAddr:
-        """The address for the application's own frames, as long as it has chosen none.
+        """The address for the application's own frames until it chooses one.
 
         Default: one derived from the interface's, for an application at the other end of the wire;
-        all zero where the interface has none.
+        all zero if the interface has none.
         """
         mac = self.mac_addr_get()
         return mac.peer() if any(mac.packed) else mac
@@ -392,39 +393,39 @@ class EthDevOps(ABC):
         return 1500
 
     def mtu_set(self, mtu: int) -> None:
-        """Change that, and tell of it (MTU); ValueError when the queues' buffers are too small.
+        """Change the MTU, and report it (MTU); ValueError when the queues' buffers are too small.
         Default: refused."""
         self._refuse("cannot change its MTU")
 
-    # -- what is received; the defaults are for a device that receives whatever there is
+    # -- the receive filter; the defaults are for a device that receives every frame
 
     def promiscuous_enable(self) -> None:
-        """Receive every frame, as a device does in the beginning. Default: nothing."""
+        """Receive every frame, as a device does at first. Default: nothing."""
 
     def promiscuous_disable(self) -> None:
-        """Receive what is for the addresses and groups that were told. Default: nothing."""
+        """Receive only frames to the given addresses and groups. Default: nothing."""
 
     def allmulticast_enable(self) -> None:
-        """While not promiscuous, receive what is for any group. Default: nothing."""
+        """While not promiscuous, receive frames to any group. Default: nothing."""
 
     def allmulticast_disable(self) -> None:
-        """While not promiscuous, receive of groups only those told. Default: nothing."""
+        """While not promiscuous, receive frames only to the given groups. Default: nothing."""
 
     def mac_addr_add(self, mac: MacAddr, index: int) -> None:
-        """Receive frames to `mac` too; replaces what `index` had. 0 is the application's own.
-        Default: nothing."""
+        """Receive frames to `mac` too; it replaces the address at `index`. 0 is the application's
+        own. Default: nothing."""
 
     def mac_addr_remove(self, index: int) -> None:
         """Undo `mac_addr_add` of that index. Default: nothing."""
 
     def set_mc_addr_list(self, groups: Sequence[MacAddr]) -> None:
-        """The groups to receive from now on, instead of those before. ValueError for more than
+        """From now on receive these groups, instead of the former ones. ValueError for more than
         there is room for. Default: nothing."""
 
     # -- statistics
 
     def stats_get(self) -> Stats:
-        """The counters since the last `stats_reset`. Default: none were counted."""
+        """The counters since the last `stats_reset`. Default: all zero."""
         return Stats()
 
     def stats_reset(self) -> None:
@@ -435,7 +436,7 @@ class EthDevOps(ABC):
         return list(self.xstats_get())
 
     def xstats_get(self) -> dict[str, int]:
-        """Further counters by name, since the last `xstats_reset`. Default: there are none."""
+        """Further counters by name, since the last `xstats_reset`. Default: none."""
         return {}
 
     def xstats_reset(self) -> None:

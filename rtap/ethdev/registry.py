@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["device", "devices", "probe", "register_driver"]
 
-#: Makes the ops table of a new device from its arguments, all of which it takes
-#: (:meth:`DevArgs.finish`), and the port by which it tells events.
+#: Makes the ops table of a new device from its arguments, which it has to take completely
+#: (:meth:`DevArgs.finish`), and the port by which it reports events.
 ProbeFn = Callable[[DevArgs, "Port"], "EthDevOps"]
 
 _drivers: dict[str, tuple[str, ProbeFn]] = {}
@@ -49,13 +49,13 @@ def register_driver(name: str, probe_fn: ProbeFn, aliases: tuple[str, ...] = ())
     ``probe_fn(args, port)`` returns the ops table of a new device, an instance of a subclass of
     :class:`rtap.ethdev.ops.EthDevOps`. `args` are the device arguments, a
     :class:`rtap.ethdev.devargs.DevArgs`: it takes those it knows and refuses the rest with
-    ``args.finish``. `port`, a :class:`rtap.ethdev.events.Port`, is the device's number, its lock,
-    and where the driver tells events.
-    What `probe_fn` raises comes out of :func:`probe`, and no device is made.
+    ``args.finish``. `port`, a :class:`rtap.ethdev.events.Port`, has the device's number and its
+    lock; the driver reports events to it.
+    An exception of `probe_fn` passes through :func:`probe`, and no device is made.
 
     The longest registered name that a device's name begins with counts. ValueError for a name that
-    is empty, that no device name can begin with, or that is registered already; TypeError for a
-    `probe_fn` that cannot be called. Nothing is registered then.
+    is empty, that no device name can begin with, or that is already registered; TypeError for a
+    `probe_fn` that cannot be called. A refused call registers nothing.
     """
     if not callable(probe_fn):
         raise TypeError(f"probe_fn is called as probe_fn(args, port), got {probe_fn!r}")
@@ -149,7 +149,7 @@ def probe(devargs: str) -> EthDev:
     The part before the first comma is the device's name, whose beginning selects the driver.
     Returns it unconfigured: :meth:`EthDev.configure`, queue setup and :meth:`EthDev.start` follow.
 
-    Raises ValueError that names the piece of `devargs` in question or a name in use, and OSError
+    Raises ValueError, which names the wrong piece of `devargs` or a name in use, and OSError
     when the device cannot be made.
     """
     from rtap.ethdev.device import EthDev

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The states of a device and of its queues, and what leads from one to the next.
+"""The states of a device and of its queues, and their transitions.
 
 :class:`rtap.EthDev` inherits these methods. Bursts are ended in three steps: refuse further ones,
-wait without the lock until those in progress are over, have the driver do the rest.
+wait without the lock until those in progress are over, let the driver do the rest.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from rtap.flags import flag_names
 __all__ = ["QUEUES_THERE", "EthDevStates"]
 
 QUEUES_THERE = (CONFIGURED, STARTED, STOPPED)
-#: Between looks whether bursts have ended.
+#: Seconds between checks whether bursts have ended.
 OWNER_POLL_S = 0.0005
 
 
@@ -64,16 +64,16 @@ class EthDevStates(EthDevControl):
         "_tx",
     )
 
-    # Ident of the thread that waits, without the lock, for bursts to end; 0 for none. Others that
-    # would change the device's state have their turn after it, and wait at `_left` for that.
+    # Ident of the thread that waits, without the lock, for bursts to end; 0 for none. Other threads
+    # that want to change the device's state wait at `_left` for their turn.
     _ender: int
     _left: threading.Condition
-    # What refuses bursts already, and the driver was not told of: the device, single queues. Left
-    # behind when a signal handler raised in the wait; whatever comes next goes on from there.
+    # The device or single queues that already refuse bursts, without the driver's knowledge. They
+    # are left behind when a signal handler raises in the wait; the next call goes on from there.
     _halted: bool
     _ending: set[tuple[str, int]]
-    # Bound methods by queue number: what a burst costs in Python is one lookup here. Being dicts,
-    # they refuse negative numbers at no cost.
+    # Bound methods by queue number: a burst costs one lookup in Python. Dicts refuse negative
+    # numbers at no cost.
     _rx: dict[int, Callable[[int, float | None], Burst]]
     _tx: dict[int, Callable[[Burst], int]]
     # Numbers of the queues that run, and of those that start() leaves alone, by "rx" and "tx".
@@ -90,17 +90,16 @@ class EthDevStates(EthDevControl):
         renew_in_child(self)
 
     # -- ending bursts
-    #
-    # Nobody waits for a burst to end while holding the lock: what bursts may be a worker, and that
-    # in a stage which asks this device something.
+    # Nobody waits for a burst to end while holding the lock: a worker may burst, and its stage may
+    # query this device.
 
     def _queues(self) -> list[RxQueueOps | TxQueueOps]:
         return [*self._rxq.values(), *self._txq.values()]
 
     def _turn(self, operation: str, queues: Iterable[object], nested: bool = False) -> None:
-        """Waits until no other thread is ending bursts; then this one may, on `queues`.
+        """Wait until no other thread is ending bursts; then this one may, on `queues`.
 
-        A signal handler that runs while this very thread ends some may stop and close (`nested`).
+        A signal handler that runs while this very thread ends bursts may stop and close (`nested`).
         """
         may_wait(operation, queues)
         while self._ender not in (0, _thread.get_ident()):
@@ -116,9 +115,9 @@ class EthDevStates(EthDevControl):
             )
 
     def _end_bursts(self, queues: Sequence[object]) -> None:
-        """Has queues refuse bursts, and waits for those in progress without the lock.
+        """Make queues refuse bursts, and wait without the lock for those in progress.
 
-        Whoever gets the lock meanwhile may have changed anything. Signal handlers run.
+        A thread that gets the lock meanwhile may change anything. Signal handlers run.
         """
         refuse(queues)
         before, self._ender = self._ender, _thread.get_ident()
@@ -137,7 +136,7 @@ class EthDevStates(EthDevControl):
             self._ending.clear()
 
     def _finish_stop(self) -> None:
-        """The rest of :meth:`stop`, also of one that was interrupted."""
+        """Do the rest of :meth:`stop`, also of an interrupted one."""
         if not self._halted:
             return
         self._end_bursts(self._queues())
@@ -145,12 +144,12 @@ class EthDevStates(EthDevControl):
             try:
                 self._ops.dev_stop()
             except Exception:
-                self._halted = False  # as far as the driver could
+                self._halted = False  # as well as the driver could
                 raise
             self._halted = False
 
     def _finish_queue(self, kind: str, queue: int) -> None:
-        """The rest of stopping one queue, also of one that was interrupted."""
+        """Do the rest of stopping one queue, also of an interrupted stop."""
         if (kind, queue) not in self._ending:
             return
         self._end_bursts([(self._rxq if kind == "rx" else self._txq)[queue]])
@@ -171,7 +170,7 @@ class EthDevStates(EthDevControl):
             self._finish_queue(kind, queue)
 
     def _free(self, operation: str, kind: str, queue: int) -> None:
-        """Nobody uses that queue, which may be there, and it is not running."""
+        """Make sure that nobody uses that queue, if it exists, and that it is not running."""
         there = (self._rxq if kind == "rx" else self._txq).get(queue)
         if there is not None:
             self._turn(operation, [there])
@@ -186,8 +185,8 @@ class EthDevStates(EthDevControl):
     ) -> None:
         """Set the number of queues and the offloads; releases all queues set up before.
 
-        Not while started. ValueError for counts the device cannot have or that it cannot pair,
-        and for offloads it cannot do, which are named; nothing has changed then.
+        Not while started. ValueError, and no change, for counts that the device cannot have or
+        pair, and for offloads that it lacks; the message names them.
         """
         conf = EthConf() if conf is None else conf
         if not isinstance(conf, EthConf):
@@ -246,11 +245,11 @@ class EthDevStates(EthDevControl):
     def rx_queue_setup(
         self, queue: int, nb_desc: int, pool: Mempool, *, deferred_start: bool = False
     ) -> None:
-        """Set receive queue `queue` up, or anew; its mbufs come from `pool`.
+        """Set receive queue `queue` up, also anew; its mbufs come from `pool`.
 
-        `nb_desc` is the most frames it takes from the kernel at a time. :meth:`start` leaves a
-        queue with `deferred_start` alone: it receives nothing until :meth:`rx_queue_start`. While
-        the device is started, a queue has to be stopped for this, and stays so.
+        `nb_desc` is the most frames it takes from the kernel at a time. :meth:`start` does not
+        start a queue with `deferred_start`: it receives nothing until :meth:`rx_queue_start`. While
+        the device is started, a queue has to be stopped for this, and stays stopped.
 
         ValueError when the pool's buffers are too small for the MTU and the offloads, with the
         size they need.
@@ -274,9 +273,9 @@ class EthDevStates(EthDevControl):
             self._defer("rx", queue, deferred_start)
 
     def tx_queue_setup(self, queue: int, nb_desc: int, *, deferred_start: bool = False) -> None:
-        """Set transmit queue `queue` up, or anew; it sends up to `nb_desc` frames at a time.
+        """Set transmit queue `queue` up, also anew; it sends up to `nb_desc` frames at a time.
 
-        As :meth:`rx_queue_setup` in everything else.
+        Everything else is as in :meth:`rx_queue_setup`.
         """
         with self._lock:
             self._check("tx_queue_setup", *QUEUES_THERE)
@@ -293,9 +292,9 @@ class EthDevStates(EthDevControl):
             self._defer("tx", queue, deferred_start)
 
     def rx_queue_release(self, queue: int) -> None:
-        """Release a stopped receive queue, its interrupt descriptor too; others run on.
+        """Release a stopped receive queue and its interrupt descriptor; other queues run on.
 
-        The device needs it set up again before its next :meth:`start`.
+        It has to be set up again before the next :meth:`start` of the device.
         """
         with self._lock:
             self._there("rx_queue_release", "rx", queue, *QUEUES_THERE)
@@ -314,9 +313,9 @@ class EthDevStates(EthDevControl):
             self._drop_tx(queue)
 
     def rx_queue_start(self, queue: int) -> None:
-        """Let one queue of a started device receive. No effect when it does already.
+        """Let one queue of a started device receive. No effect when it already does.
 
-        What was sent to it while it was stopped is not there: the kernel had other queues for it.
+        It does not get frames from the time when it was stopped: the kernel gave them to others.
         """
         with self._lock:
             self._there("rx_queue_start", "rx", queue, STARTED)
@@ -329,16 +328,16 @@ class EthDevStates(EthDevControl):
                 self._port.event(EthEvent.QUEUE_STATE, ("rx", queue, True))
 
     def rx_queue_stop(self, queue: int) -> None:
-        """Stop one receive queue while the others run. No effect when it is stopped already.
+        """Stop one receive queue while the others run. No effect when it is already stopped.
 
-        Ends a wait in progress. The kernel sends its frames to the other queues from then on, and
-        what still waited in it is lost. The next :meth:`stop` and :meth:`start` start it again,
-        unless its start is deferred.
+        Ends a wait in progress. The kernel sends its frames to the other queues from then on;
+        frames that still waited in it are lost. The next :meth:`stop` and :meth:`start` start it
+        again, unless its start is deferred.
         """
         self._stop_queue("rx", queue)
 
     def tx_queue_start(self, queue: int) -> None:
-        """Let one queue of a started device send. No effect when it does already."""
+        """Let one queue of a started device send. No effect when it already does."""
         with self._lock:
             self._there("tx_queue_start", "tx", queue, STARTED)
             if queue not in self._running["tx"]:
@@ -350,11 +349,11 @@ class EthDevStates(EthDevControl):
                 self._port.event(EthEvent.QUEUE_STATE, ("tx", queue, True))
 
     def tx_queue_stop(self, queue: int) -> None:
-        """Stop one transmit queue while the others run. No effect when it is stopped already."""
+        """Stop one transmit queue while the others run. No effect when it is already stopped."""
         self._stop_queue("tx", queue)
 
     def _usable(self, queue: object, operation: str, *needs: str) -> None:
-        """Raises unless the driver gave a queue."""
+        """Raise unless the driver returned a usable queue."""
         lacking = [name for name in needs if not callable(getattr(queue, name, None))]
         if lacking:
             raise TypeError(
@@ -373,13 +372,13 @@ class EthDevStates(EthDevControl):
             )
 
     def start(self) -> None:
-        """Bring the link up and let bursts begin. What was queued before is thrown away.
+        """Bring the link up and let bursts begin. Frames queued before are thrown away.
 
-        An interface that was deleted is made anew, with its name, MTU and address; its IP
-        addresses and routes are for whoever gave them to give again.
+        An interface that was deleted is made anew, with its name, MTU and address. Its IP
+        addresses and routes are not restored.
 
-        All queues must be set up; those with a deferred start stay stopped. No effect when started
-        already.
+        All queues must be set up; those with a deferred start stay stopped. No effect when already
+        started.
         """
         with self._lock:
             self._check("start", CONFIGURED, STARTED, STOPPED)
@@ -411,11 +410,11 @@ class EthDevStates(EthDevControl):
         """Take the link down and end bursts, also those that wait in other threads.
 
         Addresses and routes of the interface stay, and so do the counters. No effect when
-        stopped already. Waits for bursts in progress and for workers to let go, which takes the
-        stage they are in; other threads may ask the device things meanwhile, and signal handlers
-        run. When one raises the device is stopped, and the next call does the rest.
+        already stopped. Waits for bursts in progress, and for workers to finish their present
+        stage. Meanwhile other threads may query the device, and signal handlers run. If one
+        raises, the device is stopped, and the next call does the rest.
 
-        DeviceStateError in a stage of a worker: it cannot wait for one.
+        DeviceStateError in a stage of a worker, which cannot wait for a worker.
         """
         with self._lock:
             self._check("stop", STARTED, STOPPED)
@@ -428,9 +427,9 @@ class EthDevStates(EthDevControl):
     def close(self) -> None:
         """Stop and release everything; returns when the interface is gone, unless it persists.
 
-        Idempotent. Bursts, mbufs, views and the pool live on as long as they are referred to.
-        Waits as :meth:`stop` does, and is refused in a stage as that is; when a signal handler
-        raises meanwhile, the device is stopped and can be closed again.
+        Idempotent. Bursts, mbufs, views and the pool live on as long as anything refers to them.
+        Waits as :meth:`stop` does, and is refused in a stage like it. If a signal handler
+        raises meanwhile, the device is stopped, and can be closed again.
         """
         with self._lock:
             if self._state in (CLOSED, INHERITED):
@@ -450,19 +449,20 @@ class EthDevStates(EthDevControl):
                 self._port.end()
 
     def _in_child(self) -> None:
-        """For :mod:`rtap._core.forks`: it is the parent's device."""
+        """For :mod:`rtap._core.forks`: mark it as the parent's device."""
         self._new_lock()
         if self._state != CLOSED:
             self._state = INHERITED
 
     def _forked(self) -> None:
-        """In a forked child, which lets go of its copies."""
+        """In a forked child: release the child's copies."""
         if self._state == INHERITED:
             self._rx, self._tx = {}, {}
             self._ops.dev_forked()
 
     def _new_lock(self) -> None:
-        """The threads that held the old one, or waited for bursts to end, do not exist here."""
+        """Make a new lock: threads that held the old one, or waited for bursts, do not exist
+        here."""
         self._lock = self._port.lock = FairRLock()
         self._ender, self._left = 0, self._lock.condition()
 
@@ -479,7 +479,7 @@ class EthDevStates(EthDevControl):
         raise ValueError(f"{operation}: queue must be 0 to {n - 1}, got {queue}")
 
     def _there(self, operation: str, kind: str, queue: int, *states: str) -> None:
-        """Raises unless the state is one of those and the queue ("rx" or "tx") is set up."""
+        """Raise unless the state is one of those and the queue ("rx" or "tx") is set up."""
         self._check(operation, *states)
         queues = self._rxq.keys() if kind == "rx" else self._txq.keys()
         if isinstance(queue, bool) or not isinstance(queue, int) or queue not in queues:

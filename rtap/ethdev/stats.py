@@ -13,7 +13,7 @@ __all__ = ["queue_stats", "queue_xstats"]
 
 
 class Counted(Protocol):
-    """A queue, as far as its figures go."""
+    """The part of a queue that has its figures."""
 
     def counters(self) -> dict[str, int]: ...
     def xcounters(self) -> dict[str, int]: ...
@@ -27,7 +27,7 @@ def _prefixed(prefix: str, names: tuple[str, ...]) -> tuple[str, ...]:
 def queue_stats(
     rxqs: Mapping[int, Counted], txqs: Mapping[int, Counted], nb_rx: int, nb_tx: int
 ) -> Stats:
-    """The basic statistics of a device with that many queues; `imissed` is the driver's.
+    """The basic statistics of a device with so many queues; the driver gives `imissed`.
 
     A queue that is not set up has zeros in the lists, so that these can be indexed.
     """
