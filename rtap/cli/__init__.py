@@ -2,8 +2,8 @@
 """The ``rtap`` command.
 
 A sub-command is a module of this package with ``NAME``, ``HELP``, ``add_arguments(parser)`` and
-``run(args) -> int``; it is listed in ``_COMMANDS``. What it raises of CommandError, OSError,
-ValueError and MemoryError becomes one sentence on standard error and exit status 1.
+``run(args) -> int``; it is listed in ``_COMMANDS``. A CommandError, OSError, ValueError or
+MemoryError that it raises becomes one sentence on standard error and exit status 1.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _COMMANDS: list[_Command] = [demo, testpmd]
 
 
 class _Version(argparse.Action):
-    # Not action="version", which wants the string when the parser is made: finding it is slow.
+    # Not action="version", which needs the string when the parser is made: getting it is slow.
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print(f"rtap {rtap.__version__}")
         parser.exit()

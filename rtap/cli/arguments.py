@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Values on the command line that several commands take."""
+"""Types of command line values that several commands use."""
 
 from __future__ import annotations
 

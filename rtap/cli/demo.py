@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Forward real TCP between two network namespaces, and compare with the kernel's veth pair.
 
-Makes its own anonymous namespaces with a TAP device in each, forwards between them with one
-worker, and pushes one TCP stream through; then the same over a veth pair between two more
-namespaces, and so on by turns. Nothing outside those namespaces is touched, and nothing is left.
+Makes anonymous namespaces with a TAP device in each, forwards between them with one
+worker, and pushes one TCP stream through. Then it does the same over a veth pair between two more
+namespaces, and so on in turn. It changes nothing outside these namespaces, and leaves nothing
+behind.
 """
 
 from __future__ import annotations
@@ -44,12 +45,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Result:
-    """What ``--json`` prints. Rates and the ratio are medians over the pairs.
+    """The output of ``--json``. Rates and the ratio are medians over the pairs.
 
-    The ratio is the median of the pairs' ratios: what slowed both slices of a pair down is not in
-    it. The packet counts are the devices', from the warm-up on, both directions; errors are
-    frames that could not be read or sent (``imissed``, frames that the kernel dropped because
-    nobody read them in time, is how TCP notices a full queue and no error).
+    The ratio is the median of the pairs' ratios, so a load that slows both slices of a pair does
+    not change it. The packet counts are those of the devices, from the warm-up on, in both
+    directions. Errors are frames that could not be read or sent. ``imissed``, frames that the
+    kernel dropped because nobody read them in time, is not an error: it is how TCP notices a full
+    queue.
     """
 
     throughput_gbps: float
@@ -133,8 +135,8 @@ class _Measurement:
             self._stop.check()
             path.check()
             now = time.monotonic()
-            # Neither the time until the client is connected nor that after it has sent is part
-            # of a rate.
+            # A rate includes neither the time until the client is connected nor the time after it
+            # has sent.
             if last == first:
                 last, started, since = path.traffic(), now, now
             elif now - since >= interval and now - started < seconds:
@@ -147,7 +149,7 @@ class _Measurement:
         gbps = self._client.run(path, seconds, tick)
         pps = round((path.traffic().packets - first.packets) / seconds)
         self._display.done(pair, path.name, gbps, pps)
-        # What is printed should not claim to be more exact than it is.
+        # The output should not claim more precision than it has.
         return round(gbps, 3), pps
 
 
@@ -191,7 +193,7 @@ def _result(
     args: argparse.Namespace, client: tcp.Client, path: RtapPath, pairs: list[Pair]
 ) -> Result:
     path.worker.stop()
-    drops = path.worker.stats().drops  # those that the kernel refused (oerrors) among them
+    drops = path.worker.stats().drops  # including those that the kernel refused (oerrors)
     stats = [dev.stats() for dev in path.devices]
     info = path.devices[0].info()
     return Result(

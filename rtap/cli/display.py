@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What ``rtap demo`` shows while it measures: a table that fills on a terminal, lines elsewhere."""
+"""The output of ``rtap demo`` while it measures: a growing table on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WARM_UP = -1
 
 
 class Display:
-    """Shows nothing, and is the base of those that do.
+    """The base of all displays; shows nothing itself.
 
     A slice is one path ("rtap" or "veth") in one pair, counted from 0, or in the WARM_UP. Rates
     are in Gb/s and packets per second.
@@ -31,14 +31,14 @@ class Display:
         """Before the first slice."""
 
     def interval(self, seconds: float) -> float:
-        """How many seconds of a slice of `seconds` should go by from one figure to the next."""
+        """Seconds between two figures of a slice of `seconds`."""
         return LIVE_S
 
     def live(self, pair: int, path: str, gbps: float, pps: float) -> None:
-        """What a slice is doing now."""
+        """The present rates of a slice."""
 
     def done(self, pair: int, path: str, gbps: float, pps: float) -> None:
-        """What a slice came to."""
+        """The result of a slice."""
 
     def summary(self, lines: list[str]) -> None:
         """After the last slice."""
@@ -87,7 +87,7 @@ class Lines(Display):
 
 
 class RichTable(Display):
-    """A row for each pair, whose figures move while it runs."""
+    """A row for each pair, with figures that change while it runs."""
 
     def __init__(self, console: Console) -> None:
         from rich.live import Live
@@ -96,7 +96,7 @@ class RichTable(Display):
         self._cells: dict[tuple[int, str], tuple[float, float]] = {}
         self._running: tuple[int, str] | None = None
         self._pairs = 0
-        # Drawn by us when there is something new: a thread of its own would compete for a core.
+        # We draw it when there is something new: a separate thread would compete for a core.
         self._live = Live(console=console, auto_refresh=False)
 
     def begin(self, title: str, pairs: int) -> None:
@@ -119,7 +119,7 @@ class RichTable(Display):
         if (pair, path) not in self._cells:
             return ["", ""]
         gbps, pps = self._cells[pair, path]
-        # Not yet a result: shown in another colour.
+        # Not a result yet: shown in another colour.
         style = "[cyan]{}[/]" if self._running == (pair, path) else "{}"
         return [style.format(f"{gbps:.2f}"), style.format(f"{pps:,.0f}")]
 
@@ -157,7 +157,7 @@ class RichTable(Display):
 
 
 def terminal() -> Console | None:
-    """The console of this standard output where tables can be drawn and drawn again."""
+    """The console of this standard output, if tables can be redrawn on it."""
     if not sys.stdout.isatty():
         return None
     from rich.console import Console

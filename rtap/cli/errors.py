@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How a command ends when it does not end well: in one sentence, or by a signal."""
+"""How a command ends when it fails: with one sentence, or by a signal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Interrupted(Exception):
 
 
 def sentence(exc: BaseException) -> str:
-    """What `exc` says, on one line, without the errno that OSError puts in front."""
+    """The message of `exc` on one line, without the errno that OSError puts in front."""
     text = str(exc)
     if isinstance(exc, OSError) and exc.strerror:
         text = exc.strerror if exc.filename is None else f"{exc.filename}: {exc.strerror}"
@@ -35,8 +35,8 @@ def sentence(exc: BaseException) -> str:
 class Stop:
     """Whether a signal asked the command to end.
 
-    Signals only leave a note, which :meth:`check` raises at places where nothing is half done.
-    The same signal a second time acts as it does by default, that is, at once.
+    A signal only leaves a note; :meth:`check` raises it at places where nothing is half done.
+    The same signal a second time has its default effect, at once.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Stop:
             return
         before = {}
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # nohup(1) means it. SIGINT is ignored in every background job of a script, though.
+            # Respect nohup(1). But SIGINT is ignored in every background job of a script.
             if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
                 before[signum] = signal.signal(signum, self._note)
         try:

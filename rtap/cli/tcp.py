@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One TCP stream between two namespaces, timed: iperf3 where there is one, else our own.
+"""One TCP stream between two namespaces, timed: by iperf3 if it is installed, else by our own code.
 
-Both ends are processes of their own, in their namespaces and in sessions of their own (Ctrl-C is
-for the command, which then ends them). They die with the command, however it ends.
+Both ends are separate processes in their namespaces, and in sessions of their own: Ctrl-C is
+for the command, which then ends them. They die with the command, however it ends.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["CLIENTS", "Builtin", "Client", "Ends", "Iperf3", "find_client"]
 PORT = 5201
 CLIENTS = ("auto", "iperf3", "builtin")
 
-# Beyond the length of the slice itself: to start, to drain what is on its way, to end.
+# In addition to the slice itself: to start, to drain frames on their way, to end.
 _START_S = 5.0
 _GRACE_S = 10.0
 _TICK_S = 0.05
@@ -46,14 +46,14 @@ class Ends(Protocol):
 
 
 class _Process:
-    """A child in a namespace, its output in a file so that it never waits for us to read."""
+    """A child in a namespace; its output goes to a file, so that it never waits for us to read."""
 
     def __init__(self, what: str, ns: NetNS, action: str, argv: Sequence[str]) -> None:
         self.what = what
         self._out: IO[bytes] = os.fdopen(os.memfd_create("rtap-out"), "w+b")
         self._err: IO[bytes] = os.fdopen(os.memfd_create("rtap-err"), "w+b")
-        # Started here and not through ns.popen(): the child is to die with the thread that
-        # starts it, and that one's ends at once.
+        # Not started through ns.popen(): the child has to die with the thread that starts it, and
+        # the thread of ns.popen() ends at once.
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", _CHILD, str(ns.fd), str(os.getpid()), action, *argv],
             stdin=subprocess.DEVNULL,
@@ -72,8 +72,8 @@ class _Process:
         return bool(self._process.returncode)
 
     def wait(self, seconds: float) -> bool:
-        """Whether it has ended; sleeps `seconds` to find out when it has not yet."""
-        # Popen.wait() would look a hundred times a second, on cores that are busy with the slice.
+        """Whether it has ended; waits up to `seconds` for that."""
+        # Popen.wait() would check a hundred times a second, on cores that are busy with the slice.
         if not self.ended:
             time.sleep(seconds)
         return self.ended
@@ -92,7 +92,7 @@ class _Process:
         return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
 
     def json(self) -> Any:
-        """What it printed. CommandError when that is not JSON."""
+        """Its output. CommandError when that is not JSON."""
         try:
             return json.loads(self.output())
         except ValueError:
@@ -113,9 +113,9 @@ class Client(ABC):
     name: str
 
     def run(self, ends: Ends, seconds: int, tick: Callable[[], None]) -> float:
-        """Send for `seconds` and return what arrived, in Gb/s of TCP payload.
+        """Send for `seconds` and return the rate at the receiver, in Gb/s of TCP payload.
 
-        `tick` is called some 20 times a second; what it raises ends the run. Takes at most 15
+        `tick` is called some 20 times a second; an exception in it ends the run. Takes at most 15
         seconds more than the slice. CommandError when the transfer fails, or nothing arrives.
         """
         with contextlib.ExitStack() as stack:
@@ -186,7 +186,7 @@ def _listening(table: bytes) -> Iterator[bool]:
 
 
 class Iperf3(Client):
-    """``iperf3``, one stream, everything as it is by default."""
+    """``iperf3``, one stream, with its defaults."""
 
     name = "iperf3"
 
@@ -194,7 +194,7 @@ class Iperf3(Client):
         self._program = program
 
     def _exec(self, *argv: str) -> tuple[str, list[str]]:
-        # -i 0: no reports on the way, which both ends would stop for.
+        # -i 0: no intermediate reports, for which both ends would stop.
         return "exec", [self._program, "-4", "-J", "-i", "0", "-p", str(PORT), *argv]
 
     def server_command(self, ends: Ends) -> tuple[str, list[str]]:
@@ -233,9 +233,9 @@ class Builtin(Client):
 
 
 def find_client(which: str) -> Client:
-    """The client for ``--client``: "iperf3", "builtin", or "auto", iperf3 where it is installed.
+    """The client for ``--client``: "iperf3", "builtin", or "auto" for iperf3 if it is installed.
 
-    CommandError for iperf3 where there is none.
+    CommandError for "iperf3" if it is not installed.
     """
     program = None if which == "builtin" else shutil.which("iperf3")
     if program is not None:

@@ -5,12 +5,12 @@
     python tcp_child.py NETNS PARENT send ADDRESS PORT SECONDS
     python tcp_child.py NETNS PARENT exec PROGRAM [ARGUMENT...]
 
-NETNS is an inherited descriptor, PARENT the process id of whoever starts this, whose death takes
-this process along. Both ends of a transfer print a JSON object with ``bytes`` and ``seconds``;
-they wait without a limit, which is the parent's to set.
+NETNS is an inherited descriptor, PARENT the process id of the starting process; this process dies
+with it. Both ends of a transfer print a JSON object with ``bytes`` and ``seconds``;
+they wait without a limit, since the parent sets one.
 
-Run by path and in isolated mode, so that it starts in the time of the bare interpreter: it
-imports nothing of rtap.
+It is run by path and in isolated mode, and imports nothing of rtap, so that it starts as fast as
+the bare interpreter.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends."""
+    """Let the kernel kill this process when the thread that started it ends."""
     if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) < 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Two network namespaces and what joins them: rtap between two TAP devices, or a veth pair.
+"""Two network namespaces joined by rtap between two TAP devices, or by a veth pair.
 
-The namespaces are anonymous and so are the devices in them: all of it vanishes with the process,
+The namespaces are anonymous: they and the devices in them vanish with the process,
 however that ends.
 """
 
@@ -29,7 +29,7 @@ PREFIX = 24
 
 
 class Traffic(NamedTuple):
-    """What has passed an interface in both directions, as the kernel counts."""
+    """The kernel's counts of an interface's traffic in both directions."""
 
     n_bytes: int
     packets: int
@@ -48,7 +48,7 @@ class Path:
         self._fd: int = server.call(os.open, "/proc/thread-self/net/dev", os.O_RDONLY)
 
     def traffic(self) -> Traffic:
-        """The totals at the server's end: cheap enough to ask while something is measured."""
+        """The totals at the server's end: cheap enough to query during a measurement."""
         for line in os.pread(self._fd, 65536, 0).splitlines():
             name, colon, rest = line.partition(b":")
             if colon and name.strip() == self._ifname:
@@ -57,7 +57,7 @@ class Path:
         raise CommandError(f"the interface {self._ifname.decode()} of {self.name} has vanished")
 
     def check(self) -> None:
-        """CommandError when what joins the namespaces has stopped working."""
+        """CommandError when the connection of the namespaces has stopped working."""
 
     def close(self) -> None:
         """Release the counters. Idempotent."""
@@ -97,7 +97,7 @@ def _namespace() -> Iterator[NetNS]:
             "making network namespaces needs root, or a user namespace of one's own (unshare -Urn)"
         ) from None
     with ns:
-        # Neighbour discovery and the like would only add packets that nobody asked for.
+        # Neighbour discovery and the like would only add unwanted packets.
         for scope in ("all", "default"):
             with contextlib.suppress(OSError):
                 ns.call(_write, f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6", "1")
@@ -137,7 +137,7 @@ def _configure(ns: NetNS, ifname: str, address: str, mtu: int) -> None:
 
 @contextlib.contextmanager
 def veth_path(mtu: int) -> Iterator[Path]:
-    """Two namespaces joined by a veth pair, everything as the kernel has it by default."""
+    """Two namespaces joined by a veth pair, with the kernel's defaults."""
 
     def make(ipr: Any) -> None:
         ipr.link("add", ifname="veth0", kind="veth", peer={"ifname": "veth1"})

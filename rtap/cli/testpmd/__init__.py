@@ -2,8 +2,8 @@
 """Forward frames between devices as DPDK's testpmd does, with its option names.
 
 Ports are devices named by --vdev. Without -i it forwards at once, shows the rates and, at the end
-(--duration or Ctrl-C), the statistics; with -i it asks for commands, also of a script on standard
-input.
+(--duration or Ctrl-C), the statistics. With -i it asks for commands, or reads them from a script on
+standard input.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["HELP", "NAME", "add_arguments", "prepare", "run"]
 NAME = "testpmd"
 HELP = "forward frames between devices, with testpmd's options, modes and prompt"
 
-#: Between two looks whether a signal came.
+#: Seconds between two checks for a signal.
 TICK_S = 0.05
 
 
 def prepare(argv: list[str]) -> list[str]:
-    """The arguments without the ``--`` that parts EAL's options from testpmd's."""
+    """The arguments without the ``--`` between EAL's options and testpmd's."""
     if "--" in argv:
         at = argv.index("--")
         return argv[:at] + argv[at + 1 :]
@@ -46,7 +46,7 @@ def _tick(options: Options, until: float, shown: float) -> None:
 
 
 def _watch(forwarding: Forwarding, options: Options, display: Display, stop: Stop) -> None:
-    """Until the time is over, a signal comes or nothing forwards any more."""
+    """Wait until the time is over, a signal comes, or nothing forwards any more."""
     sampler = Sampler(forwarding)
     started = shown = time.monotonic()
     until = started + options.duration if options.duration is not None else float("inf")
@@ -73,7 +73,7 @@ def _unattended(forwarding: Forwarding, options: Options, stop: Stop) -> int:
         print(json.dumps(report.json_report(forwarding, options)))
     if ended := forwarding.ended():
         raise CommandError("; ".join(ended))
-    # Without a duration a signal is how it is meant to end.
+    # Without a duration, a signal is the normal end.
     if interrupted is not None and options.duration is not None:
         raise interrupted
     return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What ``rtap testpmd`` shows while it forwards: a live table on a terminal, lines elsewhere."""
+"""The output of ``rtap testpmd`` while it forwards: a live table on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Display", "Lines", "LiveTable", "Rates", "Sampler", "choose"]
 
 @dataclass(frozen=True)
 class Rates:
-    """What a port, or one queue of it, does in a second: packets, bits, frames dropped."""
+    """Rates of a port, or of one of its queues, per second: packets, bits, dropped frames."""
 
     rx_pps: float
     rx_bps: float
@@ -53,7 +53,7 @@ class Sampler:
     def sample(self) -> list[tuple[Port, Rates, list[Rates]]]:
         """For each port its rates and those of its queues, since the last call.
 
-        What the kernel dropped because nobody read it in time is known for a port only.
+        Frames that the kernel dropped because nobody read them in time are known only for a port.
         """
         last, now = self._last, self._look()
         self._last = now
@@ -89,7 +89,7 @@ def _at(values: list[int], index: int) -> int:
 
 
 class Display:
-    """Shows nothing, and is the base of those that do."""
+    """The base of all displays; shows nothing itself."""
 
     def begin(self, lines: list[str]) -> None:
         """Before forwarding starts."""
@@ -115,7 +115,7 @@ class Display:
 def _rows(
     sample: list[tuple[Port, Rates, list[Rates]]],
 ) -> list[tuple[str, Rates]]:
-    """Ports, and their queues where there are several."""
+    """Ports, and their queues if there are several."""
     rows = []
     for port, total, queues in sample:
         rows.append((f"port {port.number}", total))
@@ -145,13 +145,13 @@ class Lines(Display):
 
 
 class LiveTable(Display):
-    """A row for each port and queue, whose figures move while it runs."""
+    """A row for each port and queue, with figures that change while it runs."""
 
     def __init__(self, console: Console) -> None:
         from rich.live import Live
 
         self._console = console
-        # Drawn by us when there is something new: a thread of its own would compete for a core.
+        # We draw it when there is something new: a separate thread would compete for a core.
         self._live = Live(console=console, auto_refresh=False)
 
     def begin(self, lines: list[str]) -> None:

@@ -25,15 +25,15 @@ from rtap.stages import ChecksumVerify
 
 __all__ = ["Forwarding", "PortForward", "difference"]
 
-#: A generator's own pool holds this many bursts: what is in hand and no more, so that it stays in
-#: the processor's cache.
+#: A generator's own pool holds this many bursts: just those in hand, so that the pool stays in the
+#: processor's cache.
 GENERATOR_BURSTS = 2
 MULTI_FLOWS = 256
 MIN_DATA_ROOM = 64
 
 
 class _Queue:
-    """A queue that is no device's, where a worker expects a device."""
+    """A queue without a device, in the shape that a worker expects."""
 
     def __init__(self, queue: RxQueueBase | TxQueueBase) -> None:
         self._queue = queue
@@ -56,7 +56,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class _Route:
-    """What a worker's route is to the statistics: whose queue it reads, and whose it fills."""
+    """A worker's route in the statistics: the ports whose queues it reads and fills."""
 
     rx: Port | None
     tx: Port | None
@@ -66,9 +66,9 @@ class _Route:
 
 @dataclass(frozen=True)
 class PortForward:
-    """What forwarding made of one port since it started; `rx_dropped` are frames that nobody took
+    """Forwarding's counts for one port since it started. `rx_dropped` are frames that nobody took
     in time, `tx_dropped` frames for this port that did not leave, `bad_*` frames received with that
-    checksum wrong, which only mode csum looks at."""
+    checksum wrong, which only mode csum checks."""
 
     rx_packets: int
     rx_dropped: int
@@ -91,7 +91,7 @@ class PortForward:
 
 
 def difference(now: Stats, before: Stats) -> Stats:
-    """What was counted between the two."""
+    """The counts between the two."""
     out: dict[str, Any] = {}
     for field in fields(Stats):
         a, b = getattr(now, field.name), getattr(before, field.name)
@@ -103,7 +103,7 @@ def difference(now: Stats, before: Stats) -> Stats:
 
 
 class Forwarding:
-    """Starts and stops forwarding between ports, and counts what it did."""
+    """Starts and stops forwarding between ports, and has its figures."""
 
     def __init__(self, ports: Sequence[Port], options: Options) -> None:
         self.ports = list(ports)
@@ -119,7 +119,7 @@ class Forwarding:
         self._held = 0
         self._since = 0.0
 
-    # -- what goes where
+    # -- streams
 
     def streams(self) -> list[Stream]:
         """All streams, by port and then by queue."""
@@ -133,7 +133,7 @@ class Forwarding:
         ]
 
     def shares(self) -> list[list[Stream]]:
-        """The streams of each worker: neighbours together, no worker without any."""
+        """The streams of each worker: neighbours together, and every worker has some."""
         streams = self.streams()
         n = min(self.options.nb_cores, len(streams))
         cuts = [len(streams) * i // n for i in range(n + 1)]
@@ -194,7 +194,7 @@ class Forwarding:
         self, number: int, share: list[Stream], pieces: contextlib.ExitStack
     ) -> tuple[rtap.Worker, list[_Route]]:
         options, mode = self.options, self.mode
-        # A sleeping worker would empty a buffer only when the next frame wakes it.
+        # A sleeping worker would empty a buffer only when the next frame woke it.
         flushes = mode.name == "noisy" and options.noisy.tx_sw_buffer_flushtime
         cpus = options.cpus
         worker = rtap.Worker(
@@ -228,7 +228,7 @@ class Forwarding:
         return worker, routes
 
     def _source(self, stream: Stream, pieces: contextlib.ExitStack) -> Any:
-        """Whatever hands out what a port receives."""
+        """The queue that hands out a port's received frames."""
         if self.mode.name != "noisy":
             return stream.rx.dev
         noisy = self.options.noisy
@@ -286,7 +286,7 @@ class Forwarding:
     # -- figures
 
     def routes(self) -> list[tuple[_Route, RouteStats]]:
-        """The routes with what they have counted; the last ones' when forwarding has stopped."""
+        """The routes with their figures; the last routes when forwarding has stopped."""
         if not self.running:
             return self._routes
         return [
@@ -296,7 +296,7 @@ class Forwarding:
         ]
 
     def tx_dropped(self) -> dict[tuple[Port, int], int]:
-        """Frames that should have left by a queue of a port, and did not."""
+        """Frames that should have left by a queue of a port but did not."""
         out: dict[tuple[Port, int], int] = {}
         for route, stats in self.routes():
             if route.tx is not None:
@@ -305,7 +305,7 @@ class Forwarding:
         return out
 
     def ended(self) -> list[str]:
-        """Why routes have ended before they were stopped, one sentence each."""
+        """Why routes ended before they were stopped, one sentence each."""
         return [
             f"forwarding from {stats.source} to {stats.target} ended: {stats.error}"
             for _, stats in self.routes()
@@ -323,7 +323,7 @@ class Forwarding:
         return self._held
 
     def statistics(self) -> list[PortForward]:
-        """What forwarding has done to each port since it was started last."""
+        """Forwarding's counts for each port since its last start."""
         now = [port.dev.stats() for port in self.ports] if self.running else self._ended
         lost = self.tx_dropped()
         out = []

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The headers of the frames that txonly and flowgen make: UDP over IPv4, checksum of IPv4 right.
+"""The headers of the frames that txonly and flowgen make: UDP over IPv4, with a right IPv4
+checksum.
 
-Addresses are those of RFC 2544 (198.18.0.0/15) for txonly, and from 10.253.0.0/16 on for flowgen;
-the UDP checksum is zero, which says that there is none (RFC 768).
+Addresses are those of RFC 2544 (198.18.0.0/15) for txonly, and from 10.253.0.0/16 on for flowgen.
+The UDP checksum is zero, which means that there is none (RFC 768).
 """
 
 from __future__ import annotations

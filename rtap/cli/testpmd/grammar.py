@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Commands of words and arguments, and what is said of lines that are none of them."""
+"""Commands of words and arguments, and the messages about other lines."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["Argument", "Command", "parse"]
 
 @dataclass(frozen=True)
 class Argument:
-    """A place in a command, `name` in its description: `what` is expected there.
+    """A place in a command: `name` in its description, `what` in messages about it.
 
-    `read` makes a value of the word, or raises ValueError for one that does not fit.
+    `read` makes a value of the word, or raises ValueError for a word that does not fit.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Command:
-    """Words, given as they are, and arguments; `run` is called with the arguments' values."""
+    """Literal words and arguments; `run` is called with the arguments' values."""
 
     words: tuple[str | Argument, ...]
     text: str
@@ -44,9 +44,9 @@ def _either(alternatives: Sequence[str]) -> str:
 
 
 def parse(commands: Sequence[Command], line: str) -> tuple[Command, list[Any]]:
-    """The command that a line is, with its values.
+    """The command on a line, with its values.
 
-    CommandError says where a line stops being one, and what was expected there.
+    CommandError says where a line goes wrong, and what was expected there.
     """
     fitting: list[tuple[Command, list[Any]]] = [(command, []) for command in commands]
     words = line.split()
@@ -74,7 +74,7 @@ def _name(word: str | Argument) -> str:
 def _step(
     there: list[tuple[Command, list[Any]]], position: int, word: str
 ) -> list[tuple[Command, list[Any]]]:
-    """Those of the commands that go on with `word`; words as they are come before arguments."""
+    """The commands that go on with `word`; literal words come before arguments."""
     literal = [(c, values) for c, values in there if c.words[position] == word]
     if literal:
         return literal

@@ -14,7 +14,7 @@ __all__ = ["MODES", "NOISY_MODES", "Ends", "Mode"]
 
 @dataclass(frozen=True)
 class Ends:
-    """Addresses for what leaves a port: its own, and its peer's."""
+    """Addresses for frames that leave a port: its own, and its peer's."""
 
     source: str
     destination: str
@@ -65,5 +65,5 @@ MODES = {
     )
 }
 
-#: What mode noisy can do to frames.
+#: The modes that mode noisy can apply to frames.
 NOISY_MODES = ("io", "mac", "macswap", "5tswap")

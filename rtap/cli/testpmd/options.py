@@ -16,7 +16,7 @@ from rtap.flags import RxOffload, TxOffload
 __all__ = ["DEFAULT_HEADROOM", "HEADER_LEN", "Noisy", "Options", "add_arguments", "lengths"]
 
 DEFAULT_HEADROOM = 128
-#: Ethernet, IPv4 and UDP: what the frames of txonly and flowgen begin with.
+#: Ethernet, IPv4 and UDP: the headers of the frames of txonly and flowgen.
 HEADER_LEN = 42
 MAX_BURST = 512
 TOPOLOGIES = ("paired", "chained", "loop")
@@ -25,7 +25,7 @@ WAITS = ("poll", "sleep", "adaptive")
 
 @dataclass(frozen=True)
 class Noisy:
-    """What forwarding in mode noisy does beside forwarding."""
+    """The additional work of mode noisy."""
 
     tx_sw_buffer_size: int = 0
     tx_sw_buffer_flushtime: int = 0
@@ -38,7 +38,7 @@ class Noisy:
 
 @dataclass
 class Options:
-    """A command line, checked. Those that the prompt can set are meant to be changed."""
+    """A checked command line. The prompt may change the options that it can set."""
 
     vdevs: list[str]
     forward_mode: str
@@ -70,7 +70,7 @@ class Options:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Options:
-        """From what argparse made of the options; ValueError where two of them disagree."""
+        """Options from the result of argparse; ValueError if two of them disagree."""
         if not args.vdev:
             raise ValueError(
                 "--vdev: at least one device is needed, for instance --vdev=net_rtap0,iface=foo0"
@@ -155,7 +155,7 @@ def hexadecimal(text: str) -> int:
 
 
 def coremask(text: str) -> list[int]:
-    """The CPUs of a mask, all of which have to be this process's."""
+    """The CPUs of a mask, which this process must be allowed to use."""
     mask = hexadecimal(text)
     cpus = [bit for bit in range(64) if mask >> bit & 1]
     there = os.sched_getaffinity(0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The ports of ``rtap testpmd``: devices by their arguments, one pool, and who is whose peer."""
+"""The ports of ``rtap testpmd``: devices by their arguments, one pool, and the topology."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Port:
     peer: MacAddr
 
     def ends(self) -> Ends:
-        """Addresses of frames that leave here: the port's own is the application's end."""
+        """Addresses of frames that leave here: the port's own address is the application's."""
         return Ends(source=self.dev.app_mac, destination=self.peer)
 
     @property
@@ -40,7 +40,7 @@ class Port:
 
 
 def forwards_to(number: int, ports: int, topology: str) -> int:
-    """The port out of which goes what port `number` receives.
+    """The port that sends the frames that port `number` receives.
 
     With an odd number of ports the last one is its own pair.
     """
@@ -65,9 +65,9 @@ def _data_room(infos: list[DevInfo], options: Options) -> int:
 
 
 def _pool_size(options: Options, room: int) -> int:
-    """Enough for a few bursts in hand on every queue and what a buffer holds back.
+    """Enough mbufs for a few bursts in hand on every queue, and for frames held back in buffers.
 
-    That much memory is only reserved; what is never touched is never used.
+    The memory is only reserved: memory that is never touched is never used.
     """
     if options.total_num_mbufs is not None:
         return options.total_num_mbufs
@@ -79,7 +79,8 @@ def _pool_size(options: Options, room: int) -> int:
 
 @contextlib.contextmanager
 def open_ports(options: Options) -> Iterator[list[Port]]:
-    """The ports, started; closed at the end, and their interfaces gone unless they persist."""
+    """The ports, started. At the end they are closed, and interfaces that do not persist are
+    gone."""
     with contextlib.ExitStack() as stack:
         ports = []
         for number, vdev in enumerate(options.vdevs):

@@ -27,7 +27,7 @@ from rtap.ethdev.ops import Stats
 __all__ = ["PROMPT", "Prompt"]
 
 PROMPT = "testpmd> "
-#: How long a prompt waits for a line before it looks whether a signal came.
+#: How long a prompt waits for a line before it checks for a signal.
 SLICE_S = 0.1
 
 T = TypeVar("T")
@@ -67,14 +67,14 @@ class Prompt:
         self._quit = False
         self._told: set[str] = set()
         self._shown: dict[Port, tuple[float, Stats]] = {}
-        # Not the device's own reset: that would take away from what forwarding has counted.
+        # Not the device's own reset: that would change forwarding's counts.
         self._zero: dict[Port, Stats] = {}
         self._commands = self._table()
 
     # -- reading
 
     def run(self) -> None:
-        """Until quit or the end of the input. Interrupted when a signal came."""
+        """Read commands until quit or the end of the input. Interrupted when a signal came."""
         for line in self._lines():
             try:
                 self.command(line)
@@ -136,7 +136,7 @@ class Prompt:
                 signal.signal(signum, handler)
 
     def _script(self) -> Iterator[str]:
-        """Lines of a pipe or file, each after a prompt, so that whoever writes it can wait."""
+        """Lines of a pipe or file, each after a prompt, so that the writer can wait for it."""
         descriptor, rest = sys.stdin.fileno(), b""
         while True:
             print(PROMPT, end="", flush=True)
@@ -242,7 +242,7 @@ class Prompt:
             self._shown[port] = now, stats
 
     def _rates(self, port: Port, now: float, stats: Stats) -> tuple[float, float, float, float]:
-        """Packets and bits a second, in and out, since the port's last appearance."""
+        """Packets and bits per second, in and out, since the port was last shown."""
         before = self._shown.get(port)
         if before is None:
             return (0, 0, 0, 0)

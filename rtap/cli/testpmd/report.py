@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What ``rtap testpmd`` says about ports and forwarding, as text and for --json."""
+"""The reports of ``rtap testpmd`` about ports and forwarding, as text and for --json."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _forward(counts: PortForward, rule: str, checked: bool) -> list[str]:
 
 
 def forward_statistics(forwarding: Forwarding) -> list[str]:
-    """Each port's share of what was forwarded, then the sum."""
+    """Each port's share of the forwarded frames, then the sum."""
     lines = []
     statistics = forwarding.statistics()
     checked = forwarding.mode.name == "csum"
@@ -103,7 +103,7 @@ def _total(statistics: Sequence[PortForward]) -> PortForward:
 
 
 def json_report(forwarding: Forwarding, options: Options) -> dict[str, Any]:
-    """The object of --json: what was done, by port and in all, in frames and bytes."""
+    """The object of --json: forwarding's counts, by port and in total, in frames and bytes."""
     ports = []
     for port, counts in zip(forwarding.ports, forwarding.statistics(), strict=True):
         info = port.dev.info()
@@ -138,7 +138,7 @@ def _counts(counts: PortForward) -> dict[str, int]:
 
 
 def config(forwarding: Forwarding, options: Options) -> list[str]:
-    """Mode and streams, as they will be or are."""
+    """Mode and streams, present or of the next start."""
     shares = forwarding.shares()
     streams = sum(map(len, shares))
     lines = [
@@ -196,7 +196,7 @@ def _speed(mbps: int) -> str:
 
 
 def port_info(port: Port) -> list[str]:
-    """What the port is and how it is set up."""
+    """Facts about the port and its set-up."""
     dev = port.dev
     info, link = dev.info(), dev.link()
     rx = ", ".join(flag_names(info.rx_offloads, RxOffload)) or "none"
