@@ -29,7 +29,7 @@ from rtap.ethdev.registry import device, devices, probe, register_driver
 from rtap.ether import MacAddr
 from rtap.flags import MbufFlag, RxOffload, TxOffload
 
-# Registers the driver. Left out of __all__: a star import should not replace the builtin.
+# Registers the driver. Not in __all__: a star import should not replace the builtin.
 from rtap.drivers.open_tap import open as open  # noqa: A004  # isort: skip
 
 __version__: str
@@ -80,8 +80,8 @@ def get_include() -> str:
 if not TYPE_CHECKING:  # type checkers would take every misspelt name for a str
 
     def __getattr__(name: str) -> str:
-        # Looked up when asked for, that takes tens of milliseconds. A tree that was only built in
-        # place has no metadata.
+        # Looked up only when needed, since it takes tens of milliseconds. A tree that was only
+        # built in place has no metadata.
         if name != "__version__":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib.metadata import PackageNotFoundError, version

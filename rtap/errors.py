@@ -2,9 +2,9 @@
 """Exceptions of rtap, and the one place where an errno becomes one of them.
 
 The native kernels return a count or ``-errno``; their shells, and every ioctl of the control
-plane, raise through :func:`raise_errno`. What that gives is always an :class:`OSError` (of the
-subclass Python itself would choose, ``PermissionError`` for EPERM and so on) except for a dead
-device, which is a :class:`DeviceGone`.
+plane, raise through :func:`raise_errno`. It raises :class:`DeviceGone` for a dead device, and
+otherwise an :class:`OSError`, of the subclass that Python itself would choose (``PermissionError``
+for EPERM and so on).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import NoReturn
 
 __all__ = ["DeviceGone", "DeviceStateError", "PoolEmpty", "raise_errno"]
 
-# tun.c answers EBADFD on a descriptor whose interface was deleted; EBADF is a descriptor that was
-# closed under us, ENODEV what netlink and ioctls by index say about an interface that went away.
+# tun.c answers EBADFD on a descriptor whose interface was deleted. EBADF means that the descriptor
+# was closed under us. Netlink and ioctls by index answer ENODEV for an interface that went away.
 _GONE = frozenset({errno.EBADFD, errno.EBADF, errno.ENODEV})
 
 
@@ -40,17 +40,17 @@ class DeviceGone(OSError):
 
 
 class DeviceStateError(RuntimeError):
-    """A device or a queue was asked for something that its present state does not allow."""
+    """The present state of a device or a queue does not allow the call."""
 
 
 class PoolEmpty(MemoryError):
-    """A mempool has no free mbuf left for an allocation that a caller asked for by hand."""
+    """A mempool has too few free mbufs for a requested allocation."""
 
 
 def raise_errno(
     code: int, operation: str, ifname: str = "", sent: int = 0, *, hint: str = ""
 ) -> NoReturn:
-    """Raise what the errno `code` (positive, or negative as kernels return it) stands for.
+    """Raise the exception for the errno `code` (positive, or negative as kernels return it).
 
     `operation` says what was tried ("read", "TUNSETIFF", "set the MTU to 9000"), `ifname` on
     which interface, `hint` what to do about it. The errno stays available as ``.errno``.

@@ -17,9 +17,9 @@ class MacAddr(str):
     Made from such a text (also with dashes or without separators) or from 6 bytes. ``bytes(mac)``
     is the wire form. ValueError or TypeError for anything else.
 
-    Equal to its text and to its six bytes, so that ``mbuf[0:6] == dev.mac`` says what it seems to;
-    ``mbuf[0:6] = dev.mac`` writes them. Its hash is the text's: in a set or dict of addresses, look
-    bytes up as ``MacAddr(raw)``.
+    Equal to its text and to its six bytes, so that ``mbuf[0:6] == dev.mac`` works as expected;
+    ``mbuf[0:6] = dev.mac`` writes the bytes. Its hash is that of the text: in a set or dict of
+    addresses, look bytes up as ``MacAddr(raw)``.
     """
 
     __slots__ = ()
@@ -63,7 +63,7 @@ class MacAddr(str):
 
     @property
     def is_multicast(self) -> bool:
-        """True for group addresses, broadcast among them (IEEE 802: lowest bit of byte 0)."""
+        """True for group addresses, including broadcast (IEEE 802: lowest bit of byte 0)."""
         return bool(self.packed[0] & 1)
 
     @property
@@ -72,7 +72,7 @@ class MacAddr(str):
         return bool(self.packed[0] & 2)
 
     def peer(self) -> MacAddr:
-        """The address for the other end of this one's wire: never equal, and stable.
+        """The address for the other end of the wire: stable, and never equal to this one.
 
         Locally administered, with the top bit of the first byte flipped; numbering devices
         02:00:00:00:00:01, :02, ... therefore never produces a collision.

@@ -2,9 +2,9 @@
 """Offload and mbuf flags, with DPDK's names and DPDK's bit values.
 
 The names are those of ``rte_ethdev.h`` and ``rte_mbuf_core.h`` without their prefixes
-(``RTE_ETH_RX_OFFLOAD_``, ``RTE_ETH_TX_OFFLOAD_``, ``RTE_MBUF_F_``); the values are theirs too, so
-a number seen in a DPDK log means the same thing here. Left out is what neither a TAP device nor
-this library's parser can produce or consume.
+(``RTE_ETH_RX_OFFLOAD_``, ``RTE_ETH_TX_OFFLOAD_``, ``RTE_MBUF_F_``). The values are the same too, so
+a number seen in a DPDK log means the same thing here. Flags that neither a TAP device nor
+this library's parser can produce or consume are left out.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ __all__ = ["MbufFlag", "RxOffload", "TxOffload", "flag_names"]
 
 
 class RxOffload(IntFlag):
-    """What a device may do to frames before they are received (``RTE_ETH_RX_OFFLOAD_*``).
+    """A device's work on frames before they are received (``RTE_ETH_RX_OFFLOAD_*``).
 
-    What TAP and TUN devices can do:
+    TAP and TUN devices can do these:
 
-    ``IPV4_CKSUM``: the IPv4 header checksum is looked at;
-    ``UDP_CKSUM``, ``TCP_CKSUM``: so is that one, and the kernel may leave it undone;
+    ``IPV4_CKSUM``: the IPv4 header checksum is checked;
+    ``UDP_CKSUM``, ``TCP_CKSUM``: this checksum is checked, and the kernel may leave it unfinished;
     ``TCP_LRO``, ``UDP_LRO``: frames arrive as super-frames of up to 64 KiB;
     ``SCATTER``: frames longer than a buffer arrive as chains.
 
-    ``CHECKSUM`` and ``VLAN`` are several at once, as in DPDK. No device here can do these,
-    which are there for the names: ``VLAN_STRIP``, ``VLAN_FILTER``, ``VLAN_EXTEND``, ``QINQ_STRIP``,
+    ``CHECKSUM`` and ``VLAN`` are several at once, as in DPDK. The others exist for their names, and
+    no device here can do them: ``VLAN_STRIP``, ``VLAN_FILTER``, ``VLAN_EXTEND``, ``QINQ_STRIP``,
     ``OUTER_IPV4_CKSUM``, ``OUTER_UDP_CKSUM``, ``SCTP_CKSUM``, ``TIMESTAMP``, ``KEEP_CRC``,
     ``RSS_HASH``.
     """
@@ -54,16 +54,16 @@ class RxOffload(IntFlag):
 
 
 class TxOffload(IntFlag):
-    """What a device may be asked to do to frames that are sent (``RTE_ETH_TX_OFFLOAD_*``).
+    """A device's work on frames that are sent (``RTE_ETH_TX_OFFLOAD_*``).
 
-    What TAP and TUN devices can do, for frames that ask for it in their ``ol_flags``:
+    TAP and TUN devices can do these, for frames that ask for it in their ``ol_flags``:
 
     ``IPV4_CKSUM``, ``UDP_CKSUM``, ``TCP_CKSUM``: write that checksum;
     ``TCP_TSO``, ``UDP_TSO``: split super-frames;
     ``VLAN_INSERT``, ``QINQ_INSERT``: put one VLAN tag, or two, in front;
     ``MULTI_SEGS``: take chains of several segments.
 
-    No device here can do these, which are there for the names: ``SCTP_CKSUM``,
+    The others exist for their names, and no device here can do them: ``SCTP_CKSUM``,
     ``OUTER_IPV4_CKSUM``, ``OUTER_UDP_CKSUM``, ``VXLAN_TNL_TSO``, ``GRE_TNL_TSO``, ``IPIP_TNL_TSO``,
     ``GENEVE_TNL_TSO``, ``UDP_TNL_TSO``, ``IP_TNL_TSO``, ``MT_LOCKFREE``, ``MBUF_FAST_FREE``.
     """
@@ -99,26 +99,26 @@ class MbufFlag(IntFlag):
 
         flags & MbufFlag.TX_L4_MASK == MbufFlag.TX_UDP_CKSUM
 
-    What was found in a received frame:
+    Results for a received frame:
 
     ``RX_IP_CKSUM_MASK``: the IPv4 header checksum, ``RX_IP_CKSUM_UNKNOWN``, ``RX_IP_CKSUM_BAD``,
     ``RX_IP_CKSUM_GOOD`` or ``RX_IP_CKSUM_NONE``;
-    ``RX_L4_CKSUM_MASK``: that of TCP or UDP, ``RX_L4_CKSUM_UNKNOWN``, ``RX_L4_CKSUM_BAD``,
+    ``RX_L4_CKSUM_MASK``: the TCP or UDP checksum, ``RX_L4_CKSUM_UNKNOWN``, ``RX_L4_CKSUM_BAD``,
     ``RX_L4_CKSUM_GOOD`` or ``RX_L4_CKSUM_NONE``;
     ``RX_OUTER_IP_CKSUM_BAD``: a tunnel's outer IPv4 header;
     ``RX_OUTER_L4_CKSUM_MASK``: its outer UDP, ``RX_OUTER_L4_CKSUM_UNKNOWN``,
     ``RX_OUTER_L4_CKSUM_BAD``, ``RX_OUTER_L4_CKSUM_GOOD`` or ``RX_OUTER_L4_CKSUM_INVALID``;
     ``RX_LRO``: a super-frame, to be split at ``tso_segsz``.
 
-    What a frame to send asks for:
+    Requests of a frame to send:
 
     ``TX_IP_CKSUM``: the IPv4 header checksum;
     ``TX_L4_MASK``: ``TX_L4_NO_CKSUM``, ``TX_TCP_CKSUM`` or ``TX_UDP_CKSUM``;
     ``TX_TCP_SEG``, ``TX_UDP_SEG``: to be split at ``tso_segsz``;
     ``TX_VLAN``, ``TX_QINQ``: a tag of ``vlan_tci``, and of ``vlan_tci_outer`` in front of it;
-    ``TX_IPV4``, ``TX_IPV6``: nothing here, the frame itself says which it is.
+    ``TX_IPV4``, ``TX_IPV6``: no effect here, since the frame itself shows its IP version.
 
-    The others are DPDK's, and nothing here sets or takes them: ``RX_VLAN``, ``RX_VLAN_STRIPPED``,
+    The others are DPDK's, and nothing here sets or uses them: ``RX_VLAN``, ``RX_VLAN_STRIPPED``,
     ``RX_QINQ``, ``RX_QINQ_STRIPPED``, ``RX_RSS_HASH``, ``RX_FDIR``, ``TX_SCTP_CKSUM``,
     ``TX_OUTER_IP_CKSUM``, ``TX_OUTER_UDP_CKSUM``, ``TX_OUTER_IPV4``, ``TX_OUTER_IPV6``,
     ``EXTERNAL``, ``INDIRECT``.
@@ -169,7 +169,7 @@ class MbufFlag(IntFlag):
     INDIRECT = 1 << 62
 
 
-# Values that a reader wants to see as one word, tried before the single bits. Masks never appear.
+# Values that should appear as one word, tried before the single bits. Masks never appear.
 _FIELDS: dict[type[IntFlag], tuple[tuple[int, int, str], ...]] = {
     MbufFlag: tuple(
         (int(mask), int(value), str(value.name))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Offloads in software: checksums and headers of frames in memory, without a device.
 
-A frame is anything with the buffer protocol (bytes, bytearray, memoryview, a NumPy array) or an
-:class:`~rtap.Mbuf`, one of several segments included. It starts with its Ethernet header, or with
+A frame is any object with the buffer protocol (bytes, bytearray, memoryview, a NumPy array) or an
+:class:`~rtap.Mbuf`, with one or several segments. It starts with its Ethernet header, or with
 ``l2=False`` with its IP header, as on a TUN device. Functions named ``..._burst`` do the same for
 all frames of a :class:`~rtap.Burst` in one pass without the GIL.
 
@@ -64,26 +64,26 @@ __all__ = [
 
 
 class ChecksumStatus(IntEnum):
-    """What is known of a frame's checksums, in the sense of DPDK's ``RTE_MBUF_F_RX_*_CKSUM_*``."""
+    """The state of a frame's checksums, in the sense of DPDK's ``RTE_MBUF_F_RX_*_CKSUM_*``."""
 
-    #: Nothing to check, or it cannot be: no IP, neither TCP nor UDP, a fragment, bytes missing.
+    #: Nothing to check, or it cannot be checked: no IP, no TCP or UDP, a fragment, missing bytes.
     UNKNOWN = 0
     #: A checksum is wrong.
     BAD = 1
-    #: Right.
+    #: All checked checksums are right.
     GOOD = 2
-    #: The frame carries no checksum: UDP over IPv4 may go without; or its checksum is still to be
-    #: finished (an mbuf from a device with checksum offload).
+    #: The frame has no checksum, as UDP over IPv4 may; or its checksum is unfinished (an mbuf from
+    #: a device with checksum offload).
     NONE = 3
 
 
 class Headers(NamedTuple):
-    """Where a frame's headers are: lengths in bytes, 0 for what it does not have.
+    """The places of a frame's headers: lengths in bytes, 0 for missing ones.
 
-    The lengths are those of an mbuf: in a tunnel, `outer_l2_len` and `outer_l3_len` are those of
-    the carrying packet, and `l2_len` reaches from the end of its IP header to the inner IP header
-    (UDP and VXLAN, or GRE, and an inner Ethernet header). `l3_len` includes options and extension
-    headers. `l4_len` is 0 where there is no known header or not all of it.
+    The lengths mean the same as in an mbuf. In a tunnel, `outer_l2_len` and `outer_l3_len` are
+    those of the carrying packet, and `l2_len` reaches from the end of its IP header to the inner IP
+    header (UDP and VXLAN, or GRE, and an inner Ethernet header). `l3_len` includes options and
+    extension headers. `l4_len` is 0 when the header is unknown or incomplete.
     """
 
     #: See :class:`PacketType`.
@@ -93,7 +93,7 @@ class Headers(NamedTuple):
     l4_len: int
     outer_l2_len: int
     outer_l3_len: int
-    #: The (inner or outer) IP packet is a fragment, the first one included.
+    #: The (inner or outer) IP packet is a fragment, even the first one.
     fragment: bool
 
 
@@ -105,17 +105,17 @@ def parse(frame: Buffer, *, l2: bool = True) -> Headers:
     ------
     ValueError
         for a malformed frame: one that ends inside a header, or whose lengths or IP versions
-        contradict each other. Padding behind the IP packet is none, neither is an IP packet that
-        says it is longer than the frame.
+        contradict each other. Padding behind the IP packet, or an IP packet that claims to be
+        longer than the frame, is no error.
     """
     return Headers(*_offload.parse(frame, l2))
 
 
 def verify(frame: Buffer, *, l2: bool = True, layer: Literal[3, 4] | None = None) -> ChecksumStatus:
-    """Checks the IPv4 header checksum and that of TCP or UDP, in a tunnel those of both packets.
+    """Check the IPv4 header checksum and that of TCP or UDP, in a tunnel those of both packets.
 
-    `layer` 3 or 4 looks at one of them; without, BAD when either is wrong and else what is known
-    of layer 4. Never raises for what a frame holds.
+    `layer` 3 or 4 checks only that one. Without it the result is BAD when either is wrong, and else
+    the state of layer 4. No content of a frame makes it raise.
     """
     if layer not in (None, 3, 4):
         raise ValueError(f"layer must be 3, 4 or None, got {layer!r}")
@@ -123,11 +123,11 @@ def verify(frame: Buffer, *, l2: bool = True, layer: Literal[3, 4] | None = None
 
 
 def complete(frame: Buffer, hdr: VnetHdr, *, l2: bool = True) -> bytes:
-    """The frame with the checksum written that `hdr` says is left to do (NEEDS_CSUM).
+    """Return the frame with a finished checksum, if `hdr` says that it is unfinished (NEEDS_CSUM).
 
-    Sums from csum_start to the end of the IP packet, over the pseudo-header sum that the frame
-    holds, as the kernel does; a result of 0 is written as 0xffff. Without NEEDS_CSUM the frame is
-    returned as it is.
+    Sums from csum_start to the end of the IP packet, over the pseudo-header sum in the frame,
+    as the kernel does; a result of 0 is written as 0xffff. Without NEEDS_CSUM the frame is
+    returned unchanged.
 
     Raises
     ------
@@ -143,7 +143,7 @@ def segment(frame: Buffer, hdr: VnetHdr, *, l2: bool = True) -> list[bytes]:
 
     TCP and UDP over both IP versions, with tags, options and extension headers. Does not rely on
     ``hdr.hdr_len`` nor on the pseudo-header sum in the frame. A frame with no more payload than
-    ``gso_size``, and one with GSO_NONE, gives itself, its checksum finished if that was left to do.
+    ``gso_size``, or with GSO_NONE, stays one frame, with its checksum finished if necessary.
 
     Raises
     ------
@@ -161,14 +161,14 @@ def coalesce(
     l2: bool = True,
     max_length: int = 65535,
 ) -> list[tuple[VnetHdr, bytes]]:
-    """Software LRO over one batch: the frames, those of a TCP flow that follow each other merged.
+    """Software LRO over one batch: merge consecutive frames of each TCP flow.
 
     A super-frame has a header with NEEDS_CSUM, a `gso_type` and the size to cut it at; its L4
-    checksum field holds the pseudo-header sum. A frame that nothing was merged with is as it came,
+    checksum field holds the pseudo-header sum. A frame that was not merged is unchanged,
     with DATA_VALID if its checksum was found right. Results are in the order of the first frame of
     each; the order within a flow is kept. `udp` merges datagrams of equal size too, up to 64.
-    `max_length` bounds the IP packet of a super-frame (576..65535), `fixed_id` lets IPv4 frames
-    with DF repeat their ID (the kernel counts it up when it splits). :class:`Gro` does this for
+    `max_length` bounds the IP packet of a super-frame (576..65535). `fixed_id` lets IPv4 frames
+    with DF repeat their ID (the kernel increments it when it splits). :class:`Gro` does this for
     bursts of mbufs, without copies and across calls.
 
     The rules are those of the Linux stack; docs/offload.md names the differences.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Packet types: what headers a frame has, with DPDK's names and values (``rte_mbuf_ptype.h``)."""
+"""Packet types: the headers of a frame, with DPDK's names and values (``rte_mbuf_ptype.h``)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ class PacketType(IntEnum):
 
         packet_type & PacketType.L4_MASK == PacketType.L4_UDP
 
-    In a tunnel the outer headers are in L2, L3 and L4 or TUNNEL, those inside it in the INNER
-    fields. IPV4_EXT has options, IPV6_EXT extension headers. Left out is what rtap does not parse.
+    In a tunnel the outer headers are in L2, L3 and L4 or TUNNEL, the inner ones in the INNER
+    fields. IPV4_EXT has options, IPV6_EXT extension headers. Types that rtap does not parse are
+    left out.
     """
 
     L2_ETHER = 0x1

@@ -27,13 +27,13 @@ class VnetHdr(_VnetFields):
     """The virtio-net header of a frame (``struct virtio_net_hdr`` of linux/virtio_net.h).
 
     With ``flags & NEEDS_CSUM`` the checksum at ``csum_start + csum_offset`` is the sum of the
-    pseudo-header and wants finishing over all bytes from ``csum_start`` on; with ``DATA_VALID`` the
-    checksum was found right. A ``gso_type`` other than ``GSO_NONE`` makes the frame a super-frame,
-    to be split into frames of ``gso_size`` payload bytes: ``GSO_TCPV4``, ``GSO_TCPV6``,
-    ``GSO_UDP_L4`` (datagrams of one size) or ``GSO_UDP`` (IP fragments, which nobody makes any
-    more), with ``GSO_ECN`` where the first has CWR. ``hdr_len``, the bytes of the headers, is a
-    hint. All lengths are bytes; the packed header has ``SIZE``. ValueError for a
-    field that is out of its range.
+    pseudo-header, and has to be finished over all bytes from ``csum_start`` on; with ``DATA_VALID``
+    the checksum was found right. A ``gso_type`` other than ``GSO_NONE`` makes the frame a
+    super-frame, to be split into frames of ``gso_size`` payload bytes: ``GSO_TCPV4``,
+    ``GSO_TCPV6``, ``GSO_UDP_L4`` (datagrams of one size) or ``GSO_UDP`` (IP fragments, no longer in
+    use), with ``GSO_ECN`` if the first has CWR. ``hdr_len``, the bytes of the headers, is a hint.
+    All lengths are in bytes; the packed header has ``SIZE``. ValueError for a field that is out of
+    range.
     """
 
     __slots__ = ()
@@ -65,7 +65,7 @@ class VnetHdr(_VnetFields):
         return self
 
     def pack(self) -> bytes:
-        """The ten bytes, little-endian, as TAP descriptors have them here (TUNSETVNETLE)."""
+        """The ten bytes, little-endian, as on rtap's TAP descriptors (TUNSETVNETLE)."""
         return _LAYOUT.pack(*self)
 
     @classmethod
