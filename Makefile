@@ -4,7 +4,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-freethreading race sanitize sanitized build debug lint bench soak fuzz docs wheel clean setup
+.PHONY: help demo test test-freethreading race sanitize sanitized replays build debug lint bench soak fuzz docs wheel clean setup
 
 BIN := .venv/bin
 PYTHON3 := $(BIN)/python
@@ -49,8 +49,12 @@ debug: setup
 demo: build
 	@$(BIN)/rtap demo $(ARGS)
 
-test: build debug sanitized
+test: build debug sanitized replays
 	@$(PYTHON3) tools/suite.py $(ARGS)
+
+# The compiler takes longer than a test may. Where it is missing these tests say so themselves.
+replays: build
+	@-$(PYTHON3) tools/fuzz.py --replays
 
 # The newest hypothesis there is a wheel of: its source may need a Rust compiler.
 test-freethreading:
