@@ -304,8 +304,8 @@ cdef tuple MISFIT_TEXTS = (
     "it fits",
     "hdr_len is longer than the frame",
     "gso_size must be 1..65534",
-    "gso_type is none that is known",
-    "UDP fragmentation (gso_type 3) is not done, only segmentation (5)",
+    "gso_type is unknown",
+    "UDP fragmentation (gso_type 3) is not supported, only segmentation (5)",
     "the ECN bit is for TCP",
     "UDP segmentation needs the NEEDS_CSUM flag",
     "the frame's headers are malformed",
@@ -434,6 +434,6 @@ cdef Burst split_all(Burst burst, pool_t *p, bint l2):
         out.extend(burst)
         burst.free()
         burst.extend(out)
-        raise ValueError(f"the frame that was number {at} is not what its mbuf says: its checksum "
+        raise ValueError(f"frame {at} does not match its mbuf: its checksum "
                          "is not inside it, or another thread has cut it meanwhile")
     return out

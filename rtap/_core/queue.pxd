@@ -29,7 +29,7 @@ cdef enum:
     BURST_MAX = 65535
 
 
-cdef struct gate_t:             # who may burst on a queue, and through what
+cdef struct gate_t:             # who may burst on a queue, and with which engine
     uint32_t state
     uint32_t owned
     uint32_t fell_back          # the errno that made it burst by system calls for now; or 0

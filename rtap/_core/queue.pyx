@@ -26,7 +26,7 @@ from rtap.errors import DeviceStateError, raise_errno
 
 cdef enum:
     WAIT_SLICE_MS = 20          # a waiting thread notices a stop within one
-    SIGNAL_SLICE_MS = 60        # between looks at pending signals
+    SIGNAL_SLICE_MS = 60        # between checks for pending signals
     EMPTY_POOL_US = 1000        # between looks for a free buffer
     OWNER_POLL_US = 200
 
@@ -528,7 +528,7 @@ cdef class TxQueueBase(QueueBase):
         if length < least:
             self.disown()
             mbuf_free(m)
-            raise ValueError(f"send: a frame of {length} bytes is none: {self!r} takes "
+            raise ValueError(f"send: a frame of {length} bytes is too short: {self!r} takes "
                              + ("Ethernet frames, with a header of 14 bytes" if least == 14 else
                                 "IP packets, with a header of 20 bytes or more" if least == 20 else
                                 "at least one byte"))

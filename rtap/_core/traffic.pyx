@@ -101,7 +101,7 @@ cdef tuple SIZE_NAMES = (
 
 
 cdef dict traffic_counts(const traffic_t *t):
-    """What was counted, by the names of extended statistics."""
+    """The counters, by the names of extended statistics."""
     cdef uint32_t i
     cdef dict out = {}
     for i in range(<uint32_t>SIZE_BUCKETS):

@@ -8,7 +8,7 @@ from rtap._frames.headers cimport IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP
 
 
 cdef enum:
-    HEADERS_MAX = 256           # bytes of headers looked at in a frame of several segments
+    HEADERS_MAX = 256           # bytes of headers examined in a frame of several segments
 
 
 cdef struct headers_t:

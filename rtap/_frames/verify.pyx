@@ -46,7 +46,7 @@ cdef inline packet_t outer(const headers_t *h) noexcept nogil:
 
 
 cdef uint32_t l4_bytes(const uint8_t *p, uint32_t n, const packet_t *q) noexcept nogil:
-    """How many bytes a TCP or UDP checksum covers; 0 when there is none, or it cannot be told."""
+    """How many bytes a TCP or UDP checksum covers; 0 when there is none, or when it is unknown."""
     cdef uint32_t length
     if q.end == 0 or q.l4 > q.end:
         return 0
@@ -205,7 +205,7 @@ cdef void fill_l4(mbuf_t *m, const uint8_t *p, const packet_t *q, uint32_t lengt
     if start != 0 and start == q.l4:
         put_field(m, at, l4_pseudo_sum(p, q.version, q.l3, q.final, q.protocol, length))
         return
-    if start == 0:              # what is in the field is taken off again
+    if start == 0:              # the old value of the field is subtracted again
         total = l4_sum(m, p, q, length, 0) + (be16(p + at) ^ 0xffff)
     else:
         put_field(m, at, 0)

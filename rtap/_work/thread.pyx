@@ -95,7 +95,7 @@ cdef class Route:
                         "Ethernet frames (a TAP device), and IP packets come"
                         if layer == LAYER_IP else
                         "IP packets (a TUN device), and Ethernet frames come")
-                    + f" from {self.rx!r}: it takes a stage of yours to make the ones the others")
+                    + f" from {self.rx!r}: convert them with a stage of your own")
         return 0
 
 
@@ -366,8 +366,8 @@ cdef class Work:
             while not ended.is_set():
                 if own is not None and _compat.load(&own.w.stop):
                     raise DeviceStateError(
-                        f"{operation}: the worker {own.name}, whose stage this is, is to end, and "
-                        f"waits no longer for the worker {self.name}")
+                        f"{operation}: this stage's worker {own.name} has to end, and no longer "
+                        f"waits for the worker {self.name}")
                 if deadline is not None:
                     left = deadline - time.monotonic()
                 ended.wait(min(max(left, 0), LOOK_S))

@@ -113,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--client",
         choices=tcp.CLIENTS,
         default="auto",
-        help="what pushes TCP (default: iperf3 where it is installed, else one built in)",
+        help="the program that sends TCP (default: iperf3 if installed, else a built-in one)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
 

@@ -46,7 +46,7 @@ def claimed(netns: int, index: int, deadline: float = 0.0) -> Iterator[None]:
                 if exc.errno != errno.EADDRINUSE:
                     raise
             if time.monotonic() > deadline:
-                raise OSError(errno.EBUSY, f"interface {index} is being taken over by another")
+                raise OSError(errno.EBUSY, f"another device is taking over interface {index}")
             time.sleep(POLL_S)
         yield
 

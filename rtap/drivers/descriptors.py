@@ -298,7 +298,7 @@ class Descriptors:
                 self.let_die()
         if wanted and not self.vnet_hdr:
             raise OSError(
-                errno.EBUSY, f"offloads need {link.name} for themselves, others have queues of it"
+                errno.EBUSY, f"offloads need {link.name} alone, but others have queues of it"
             )
 
     def let_die(self) -> None:

@@ -76,7 +76,7 @@ def tun_features(offloads: RxOffload) -> TunFeature:
             if not offloads & cksum:
                 raise ValueError(
                     f"rx_offloads: {lro.name} needs {cksum.name} too, the kernel hands over large "
-                    "frames only with the checksum left to do"
+                    "frames only with unfinished checksums"
                 )
             wanted |= features
     return wanted

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * The loop of the Internet checksum (RFC 1071).  It adds the 32-bit halves of 64-bit words in two
- * 64-bit accumulators, which compilers turn into vector instructions; the sum is the same whatever
- * the byte order and the width of the words it is taken over (RFC 1071, section 2).
+ * 64-bit accumulators, which compilers turn into vector instructions.  The sum does not depend on
+ * the byte order and the width of the words (RFC 1071, section 2).
  */
 #ifndef RTAP_CHECKSUM_H
 #define RTAP_CHECKSUM_H
@@ -32,11 +32,11 @@ static uint64_t rtap_sum_long(const uint8_t *p, size_t n)
 		low += word & 0xffffffffu;
 		high += word >> 32;
 	}
-	/* Less than 2^33 each for every 2^32 bytes, and carries of 2^32 are worth 1. */
+	/* Each is less than 2^33 for every 2^32 bytes, and a carry of 2^32 is worth 1. */
 	return (low & 0xffffffffu) + (low >> 32) + (high & 0xffffffffu) + (high >> 32);
 }
 
-/* The same, of bytes that are copied on the way. */
+/* The same, and copies the bytes on the way. */
 RTAP_CLONES
 static uint64_t rtap_copy_sum_long(uint8_t *restrict to, const uint8_t *restrict p, size_t n)
 {
@@ -52,7 +52,7 @@ static uint64_t rtap_copy_sum_long(uint8_t *restrict to, const uint8_t *restrict
 	return (low & 0xffffffffu) + (low >> 32) + (high & 0xffffffffu) + (high >> 32);
 }
 
-/* Halves that are added to each other both ways: the upper one then has its own carry in it. */
+/* The halves are added to each other both ways, so the upper one includes its own carry. */
 static inline uint32_t rtap_fold16(uint64_t total)
 {
 	uint32_t half;
@@ -72,7 +72,7 @@ static inline uint64_t rtap_add(uint64_t total, uint64_t word)
 	return total + (total < word);
 }
 
-/* A sum in native byte order of up to 7 more bytes, folded and turned to big-endian words. */
+/* Adds up to 7 bytes to a sum in native byte order, folds it and turns it to big-endian words. */
 static inline uint32_t rtap_sum_end(uint64_t total, const uint8_t *p, size_t n)
 {
 	uint64_t rest = 0;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * What Cython cannot say (atomics, a lock for short critical sections) and the
+ * Things that Cython cannot express (atomics, a lock for short critical sections), and
  * kernel constants that older headers lack.  Values are kernel ABI, from
  * linux/if_tun.h, linux/virtio_net.h, linux/io_uring.h, linux/fs.h, linux/memfd.h and linux/fcntl.h.
  */
@@ -64,7 +64,7 @@
 #define EBADFD 77
 #endif
 
-/* What the code relies on, looked at in the checked and in the sanitizer build. */
+/* Assumptions of the code, checked in the checked and in the sanitizer build. */
 #ifdef __has_feature
 #if __has_feature(address_sanitizer) && !defined(__SANITIZE_ADDRESS__)
 #define __SANITIZE_ADDRESS__ 1
@@ -81,7 +81,7 @@ static inline void rtap_broken(const char *what, const char *function)
 #define rtap_assert(holds) ((void)0)
 #endif
 
-/* Bytes that must not be touched, and that may be again; for the address sanitizer. */
+/* Forbid and allow access to bytes; for the address sanitizer. */
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
 #define RTAP_POISONS 1
@@ -93,7 +93,7 @@ static inline void rtap_broken(const char *what, const char *function)
 #define rtap_unpoison(p, n) ((void)0)
 #endif
 
-/* Bits of an mbuf's ol_flags that the kernels look at, with DPDK's values. */
+/* Bits of an mbuf's ol_flags that the native functions use, with DPDK's values. */
 #define RTAP_RX_L4_CKSUM_BAD	(UINT64_C(1) << 3)
 #define RTAP_RX_L4_CKSUM_GOOD	(UINT64_C(1) << 8)
 #define RTAP_RX_L4_CKSUM_NONE	(RTAP_RX_L4_CKSUM_BAD | RTAP_RX_L4_CKSUM_GOOD)
@@ -106,7 +106,7 @@ static inline void rtap_broken(const char *what, const char *function)
 	(RTAP_RX_L4_CKSUM_NONE | RTAP_RX_IP_CKSUM_BAD | RTAP_RX_IP_CKSUM_GOOD | \
 	 RTAP_RX_OUTER_IP_CKSUM_BAD | RTAP_RX_OUTER_L4_CKSUM_BAD | RTAP_RX_OUTER_L4_CKSUM_GOOD)
 #define RTAP_RX_LRO		(UINT64_C(1) << 16)
-/* Of a queue's receive offloads, those that have its checksums looked at; DPDK's values too. */
+/* The receive offloads of a queue that check checksums; also with DPDK's values. */
 #define RTAP_RX_OFFLOAD_IPV4_CKSUM	(UINT64_C(1) << 1)
 #define RTAP_RX_OFFLOAD_UDP_CKSUM	(UINT64_C(1) << 2)
 #define RTAP_RX_OFFLOAD_TCP_CKSUM	(UINT64_C(1) << 3)
@@ -126,7 +126,7 @@ static inline void rtap_broken(const char *what, const char *function)
 #define RTAP_TX_CKSUM_REQUESTS \
 	(RTAP_TX_UDP_SEG | RTAP_TX_TCP_SEG | RTAP_TX_L4_MASK | RTAP_TX_IP_CKSUM)
 #define RTAP_TX_REQUESTS	(RTAP_TX_CKSUM_REQUESTS | RTAP_TX_QINQ | RTAP_TX_VLAN)
-/* What a frame has none of that is sent as it is: requests, and what keeps_vnet_hdr() looks for. */
+/* A frame without any of these is sent as it is: requests, and the flags of keeps_vnet_hdr(). */
 #define RTAP_TX_SPECIAL		(RTAP_TX_REQUESTS | RTAP_RX_LRO | RTAP_RX_L4_CKSUM_BAD)
 
 static inline uint32_t rtap_load(const uint32_t *p)
@@ -139,8 +139,8 @@ static inline uint32_t rtap_load_relaxed(const uint32_t *p)
 	return __atomic_load_n(p, __ATOMIC_RELAXED);
 }
 
-/* One word of a frame that another thread may be resizing: any of its values will do, and an
- * atomic load costs the compiler its freedom to fold it into a comparison. */
+/* One word of a frame that another thread may be resizing.  Any of its values will do; an atomic
+ * load would keep the compiler from folding it into a comparison. */
 static inline uint32_t rtap_peek(const uint32_t *p)
 {
 #ifdef __SANITIZE_THREAD__
@@ -167,7 +167,7 @@ static inline uint32_t rtap_exchange(uint32_t *p, uint32_t v)
 	return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST);
 }
 
-/* Subtracts and returns what is left. */
+/* Subtracts and returns the difference. */
 static inline uint32_t rtap_sub_fetch(uint32_t *p, uint32_t v)
 {
 	return __atomic_sub_fetch(p, v, __ATOMIC_ACQ_REL);
@@ -227,7 +227,7 @@ static inline void rtap_unlock(uint32_t *lock)
 	rtap_store(lock, 0);
 }
 
-/* Around what the GIL makes one step for the threads of other builds. */
+/* Around steps that the GIL makes atomic in other builds. */
 static inline void rtap_step_lock(uint32_t *lock)
 {
 #ifdef Py_GIL_DISABLED
@@ -278,9 +278,9 @@ static inline ssize_t rtap_writev(int fd, const struct iovec *iov, int count)
 	return syscall(SYS_writev, fd, iov, count);
 }
 
-/* The same on a descriptor that somebody else may have made blocking: they wait for nothing.
- * RWF_NOWAIT costs preadv2(2) 60 to 90 ns over read(2); a kernel that does not have it on TAP
- * descriptors (before Linux 6.4) is asked first. */
+/* The same for a descriptor that somebody else may have made blocking; these never block.
+ * With RWF_NOWAIT preadv2(2) takes 60 to 90 ns more than read(2).  A kernel that lacks it on TAP
+ * descriptors (before Linux 6.4) is polled first. */
 static inline ssize_t rtap_vectored_now(long nowait, long plain, short events, int fd,
 					const struct iovec *iov, int count)
 {
@@ -323,7 +323,7 @@ static inline int rtap_register_buffers_sparse(int ring_fd, uint32_t n)
 		       &reg, sizeof(reg)) < 0 ? -errno : 0;
 }
 
-/* Puts a buffer at an index of that table; NULL, 0 takes it out. */
+/* Puts a buffer at an index of that table; NULL, 0 removes it. */
 static inline int rtap_update_buffer(int ring_fd, uint32_t index, void *base, size_t len)
 {
 	struct { uint32_t offset, resv; uint64_t data, tags; uint32_t nr, resv2; } up;

@@ -123,7 +123,7 @@ cdef str text_of(exc):
         text = " ".join(f"{type(exc).__name__}: {exc}".split())
     except BaseException:
         try:
-            text = f"{type(exc).__name__}, which cannot say what it is"
+            text = f"{type(exc).__name__}, whose message cannot be read"
         except BaseException:
             return ""
     return text.removesuffix(":")

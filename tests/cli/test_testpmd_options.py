@@ -100,7 +100,7 @@ def test_an_option_is_refused_by_the_word_in_question(
         (["--vdev=net_null0,speed=3"], "speed=3"),
         ([NULL, NULL], "there is a device 'net_null0' already"),
         ([NULL, "--rx-offloads=0x10"], "port 0 (net_null0): rx_offloads: this device cannot do "),
-        ([NULL, "--eth-peer=1,02:00:00:00:00:01"], "--eth-peer: port 1 is not there"),
+        ([NULL, "--eth-peer=1,02:00:00:00:00:01"], "--eth-peer: port 1 does not exist"),
         ([NULL, "--json", "-i"], "--json"),
         ([NULL, "--duration=1", "-i"], "--duration"),
         ([NULL, "--noisy-lkup-num-reads=1"], "--noisy-lkup-memory"),

@@ -251,7 +251,7 @@ def test_stages_that_wait_for_each_others_worker(call: str) -> None:
         for worker in workers:
             assert Task(worker.join, 5).result(6)
         # The other one may have seen the end of this one first.
-        assert "is to end, and waits no longer for the worker" in said[0], said
+        assert "has to end, and no longer waits for the worker" in said[0], said
         for dev in devices:
             dev.close()
         """,

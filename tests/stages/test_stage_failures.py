@@ -153,7 +153,7 @@ def test_closed_when_the_exception_cannot_be_printed(null: EthDev, why: BaseExce
     finally:
         logging.getLogger("rtap").removeHandler(quiet)
     assert (route.tx_packets, route.stages[0].drops) == (0, route.rx_packets)
-    assert route.error.endswith(": Mute, which cannot say what it is")
+    assert route.error.endswith(": Mute, whose message cannot be read")
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])

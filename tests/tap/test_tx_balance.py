@@ -503,7 +503,7 @@ def test_runts_are_bad_requests(netns: NetNS, engine: str, mode: str) -> None:
         assert dev.xstats()["tx_q0_bad_request_packets"] == 2
         assert netdev(netns, "r0")["rx_packets"] == 2
         for n in (0, 1, least - 1):
-            with pytest.raises(ValueError, match=f"a frame of {n} bytes is none"):
+            with pytest.raises(ValueError, match=f"a frame of {n} bytes is too short"):
                 dev.send(good[:n])
         assert dev.send(good)
         dev.stats_reset()

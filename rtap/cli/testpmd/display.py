@@ -39,7 +39,7 @@ class _Look:
 
 
 class Sampler:
-    """Rates between two looks at the ports' counters."""
+    """Rates between two readings of the ports' counters."""
 
     def __init__(self, forwarding: Forwarding) -> None:
         self._forwarding = forwarding

@@ -83,7 +83,7 @@ class Options:
         beyond = [port for port in peers if port >= len(args.vdev)]
         if beyond:
             raise ValueError(
-                f"--eth-peer: port {beyond[0]} is not there, the last of {len(args.vdev)} is "
+                f"--eth-peer: port {beyond[0]} does not exist, the last of {len(args.vdev)} is "
                 f"{len(args.vdev) - 1}"
             )
         noisy = Noisy(
@@ -287,13 +287,13 @@ def _add_forwarding(group: argparse._ArgumentGroup) -> None:
         type=coremask,
         default=[],
         metavar="0xMASK",
-        help="CPUs that these are pinned to, in turn",
+        help="CPUs that the threads are pinned to, in turn",
     )
     group.add_argument(
         "--wait",
         choices=WAITS,
         default="adaptive",
-        help="what they do when nothing arrives (default %(default)s)",
+        help="what threads do when nothing arrives (default %(default)s)",
     )
     group.add_argument(
         "--txpkts",
@@ -315,7 +315,7 @@ def _add_forwarding(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--no-flush-rx",
         action="store_true",
-        help="what waits when forwarding starts is forwarded; it always is, without this too",
+        help="accepted for DPDK's scripts: frames that wait at the start are always forwarded",
     )
     group.add_argument(
         "--eth-peer",
@@ -323,7 +323,7 @@ def _add_forwarding(group: argparse._ArgumentGroup) -> None:
         type=eth_peer,
         default=[],
         metavar="PORT,MAC",
-        help="whom mac, csum, txonly and flowgen send to out of a port (02:00:00:00:00:PORT)",
+        help="destination of made and rewritten frames (default 02:00:00:00:00:PORT)",
     )
 
 
@@ -360,7 +360,7 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         type=seconds,
         default=1.0,
         metavar="SECONDS",
-        help="between two looks at the rates, 0 for none (default 1; not at a prompt)",
+        help="seconds between two reports of the rates, 0 for none (default 1; not at a prompt)",
     )
     group.add_argument(
         "--duration",
