@@ -16,7 +16,9 @@ from _pytest.config import create_terminal_writer
 from hypothesis import HealthCheck, settings
 
 BUILD = os.environ.get("RTAP_TEST_BUILD")
-# Of tests/helpers, which pyproject.toml puts on the path.
+# pyproject.toml puts them on the path. Their assertions are to say as much as those of tests.
+HELPERS = Path(__file__).with_name("helpers")
+pytest.register_assert_rewrite(*(path.stem for path in HELPERS.glob("*.py")))
 pytest_plugins = ["support", "fakes", "workers"]
 SANITIZED = (BUILD or "").endswith("sanitize")
 # What the sanitizers see is asked where they are.

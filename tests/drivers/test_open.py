@@ -28,11 +28,7 @@ from support import (
 )
 
 import rtap
-from rtap import (
-    NetNS,
-    RxOffload,
-    TxOffload,
-)
+from rtap import NetNS, RxOffload, TxOffload
 
 CHECKSUM_LRO = RxOffload.CHECKSUM | RxOffload.TCP_LRO
 
@@ -221,6 +217,13 @@ def test_single_queue_interface_has_one(netns: NetNS) -> None:
     assert links(netns) == ["lo", "p0"]
     with rtap.open("p0", netns=netns) as dev:
         assert dev.info().nb_rx_queues == 1
+
+
+@pytest.mark.root
+def test_why_there_can_be_no_more_queues(netns: NetNS) -> None:
+    iproute(netns, "tuntap add sq0 mode tap")
+    with pytest.raises(ValueError, match="must be 1, got 4: sq0 is a single-queue interface"):
+        rtap.open("sq0", queues=4, netns=netns)
 
 
 @pytest.mark.parametrize(("there", "asked"), [("tap", "tun"), ("tun", "tap")])

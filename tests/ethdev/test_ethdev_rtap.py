@@ -9,19 +9,21 @@ import threading
 
 import pytest
 from fakes import STOPPED, bring
-from support import eventually, frame, ip, link, links, none_left, open_fds, python, settle
+from support import (
+    PacketSocket,
+    eventually,
+    frame,
+    ip,
+    link,
+    links,
+    none_left,
+    open_fds,
+    python,
+    settle,
+)
 
 import rtap
-from rtap import (
-    Burst,
-    DeviceStateError,
-    EthConf,
-    EthDev,
-    Mempool,
-    NetNS,
-    RxOffload,
-    TxOffload,
-)
+from rtap import Burst, DeviceStateError, EthConf, EthDev, Mempool, NetNS, RxOffload, TxOffload
 
 # ---- a real device
 
@@ -65,6 +67,26 @@ def test_real_states(netns: NetNS, engine: str) -> None:
         assert dev.send(frame())
         assert dev.stats().q_opackets == [1]
     assert links(netns) == ["lo"]
+
+
+@pytest.mark.root
+def test_a_refused_set_up_leaves_the_queue(netns: NetNS, engine: str) -> None:
+    with rtap.open("t0", netns=netns, engine=engine) as dev, Mempool(16, data_room=64) as small:
+        dev.stop()
+        with pytest.raises(ValueError, match="data_room of at least 1523"):
+            dev.rx_queue_setup(0, 64, small)
+        dev.start()
+        with PacketSocket(netns, "t0") as peer:
+            peer.send(frame(1))
+            assert dev.recv(5) == frame(1)
+            dev.stop()
+            dev.rx_queue_setup(0, 64, dev.pool)
+            dev.tx_queue_setup(0, 64)
+            dev.start()
+            peer.send(frame(2))
+            assert dev.recv(5) == frame(2)
+            assert dev.send(frame(3))
+            assert frame(3) in peer.drain()
 
 
 def queues(ns: NetNS, ifname: str) -> int:

@@ -1,19 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Who outlives whom: views, mbufs, bursts, pools, queues, devices, workers, the interpreter."""
+"""Who outlives whom: views, mbufs, bursts, pools, queues, devices, workers."""
 
 from __future__ import annotations
 
 import gc
-import os
-import resource
-import signal
-import subprocess
-import sys
-import sysconfig
-import textwrap
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -23,21 +15,16 @@ from support import (
     PacketSocket,
     Tap,
     Task,
-    child_place,
     eventually,
     frame,
     links,
-    none_left,
-    open_fds,
     pattern,
-    python,
     settle,
     skip_without_engine,
 )
 
 import rtap
 from rtap import Burst, EthDev, Mempool, NetNS
-from rtap._ring import RxQueue, TxQueue
 
 pytestmark = [pytest.mark.root, pytest.mark.lifetime]
 
@@ -189,114 +176,6 @@ def test_two_threads_close(netns: NetNS, engine: str) -> None:
         assert links(netns) == ["lo"]
 
 
-# ---- nobody closes
-
-
-def forget(held: list[Any]) -> None:
-    held.clear()
-    gc.collect()
-
-
-@pytest.mark.parametrize("cycle", [False, True], ids=["", "in a cycle"])
-def test_forgotten_device_warns_and_goes(netns: NetNS, engine: str, cycle: bool) -> None:
-    dev = opened(netns, engine)
-    dev.send(frame(1))
-    gone = weakref.ref(dev)
-    if cycle:
-        loop: list[Any] = [dev]
-        loop.append(loop)
-        del loop
-    held = [dev]
-    del dev
-    with pytest.warns(ResourceWarning, match=r"unclosed device"):
-        forget(held)
-    # On another thread, when somebody looks at the device at that moment.
-    eventually(lambda: gone() is None, "the device is collected")
-    assert links(netns) == ["lo"]
-    assert rtap.devices() == []
-
-
-def test_forgotten_namespace_warns() -> None:
-    held = [NetNS()]
-    with pytest.warns(ResourceWarning, match="unclosed network namespace"):
-        forget(held)
-
-
-def test_forgotten_queues_let_go_of_the_descriptor(netns: NetNS, engine: str) -> None:
-
-    pool = Mempool(64)
-    for _ in range(3):
-        with Tap(netns) as tap:
-            rx = RxQueue(tap.fd, pool, name="tap0", engine=engine)
-            tx = TxQueue(tap.fd, name="tap0", engine=engine)
-            rx.start()
-            tx.start()
-            for _ in range(20):
-                tx.tx_burst(pool.alloc_burst(4, frame(1)))
-                rx.rx_burst()
-            del rx, tx
-        eventually(lambda: links(netns) == ["lo"], "the interface is gone", 1)
-    pool.close()
-
-
-def test_queues_in_cycles(netns: NetNS, engine: str) -> None:
-
-    class Rx(RxQueue):
-        me: Any = None
-
-    class Tx(TxQueue):
-        me: Any = None
-
-    pool = Mempool(64)
-    with Tap(netns) as tap:
-        rx = Rx(tap.fd, pool, name="tap0", engine=engine)
-        tx = Tx(tap.fd, name="tap0", engine=engine)
-        rx.me, tx.me = tx, rx
-        rx.start()
-        tx.start()
-        for _ in range(20):
-            tx.tx_burst(pool.alloc_burst(4, frame(1)))
-            rx.rx_burst()
-        died = weakref.ref(rx.me)
-        del rx, tx
-        gc.collect()
-        assert died() is None
-    eventually(lambda: links(netns) == ["lo"], "the interface is gone", 1)
-    pool.close()
-
-
-def test_queue_that_was_never_made(netns: NetNS) -> None:
-    """An __init__ that fails leaves an object that can be dropped."""
-
-    pool = Mempool(4)
-    for options in ({"nb_desc": 0}, {"engine": "x"}, {"gil": "x"}):
-        for _ in range(3):
-            with pytest.raises(ValueError, match="must be"):
-                RxQueue(0, pool, name="x", **options)
-            with pytest.raises(ValueError, match="must be"):
-                TxQueue(0, name="x", **options)
-    pool.close()
-
-
-def test_device_that_was_never_made_leaves_nothing(netns: NetNS, engine: str) -> None:
-    before = open_fds()
-    for options in (
-        {"data_room": 100},
-        {"mtu": 70_000},
-        {"nb_mbufs": 0},
-        {"nb_desc": 0},
-        {"gil": "never"},
-        {"queues": 0},
-        {"mac": "ff:ff:ff:ff:ff:ff"},
-    ):
-        with pytest.raises((ValueError, OSError)):
-            opened(netns, engine, **options)
-        assert links(netns) == ["lo"]
-        assert rtap.devices() == []
-    gc.collect()
-    none_left(before)
-
-
 # ---- workers
 
 
@@ -354,226 +233,6 @@ def test_frames_in_a_workers_hands_return(netns: NetNS, netns2: NetNS, engine: s
                         source.send(frame(i))
                 assert settle(pool) == 0
                 assert not worker.running
-
-
-# ---- nothing is left behind
-
-
-def rss() -> int:
-    with open("/proc/self/statm") as f:
-        return int(f.read().split()[1]) * resource.getpagesize()
-
-
-def test_open_and_close_again_and_again(netns: NetNS, engine: str) -> None:
-    def once() -> None:
-        with opened(netns, engine) as dev:
-            pool = dev.pool
-            for _ in range(20):
-                assert dev.tx_burst(0, pool.alloc_burst(16, frame(1))) == 16
-                dev.rx_burst(0)
-            assert pool.in_use == 0
-        assert links(netns) == ["lo"]
-
-    # Without a GIL the interpreter keeps a heap for each of a number of threads that have ended.
-    for _ in range(50 if sysconfig.get_config_var("Py_GIL_DISABLED") else 10):
-        once()
-    gc.collect()
-    before, memory = open_fds(), rss()
-    for _ in range(40):
-        once()
-    gc.collect()
-    none_left(before)
-    # Forty lost pools would be 300 MB, forty lost rings 10 MB.
-    assert rss() - memory < 8 << 20
-    assert threading.active_count() < 5
-
-
-def test_stop_and_start_again_and_again(netns: NetNS, engine: str) -> None:
-
-    with opened(netns, engine) as dev, PacketSocket(netns, "tap0") as packets:
-        pool = dev.pool
-        before = open_fds()
-        for i in range(100):
-            dev.stop()
-            with pytest.raises(RuntimeError):
-                dev.rx_burst(0)
-            dev.start()
-            assert dev.tx_burst(0, pool.alloc_burst(4, frame(i))) == 4
-            assert packets.frames(4) == [frame(i)] * 4
-            packets.send(frame(i))
-            assert [bytes(m) for m in dev.rx_burst(0, 8, 5)] == [frame(i)]
-        none_left(before)
-        assert settle(pool) == 0
-
-
-def test_rings_of_ended_threads_are_used_again(netns: NetNS) -> None:
-    """A ring belongs to a thread; threads come and go."""
-
-    skip_without_engine("uring")
-    pool = Mempool(64)
-    with Tap(netns) as tap:
-        tx = tap.tx(engine="uring")
-
-        def send() -> None:
-            assert tx.tx_burst(pool.alloc_burst(8, frame(1))) == 8
-
-        Task(send).result()
-        Task(send).result()
-        before, memory = open_fds(), rss()
-        for _ in range(200):
-            Task(send).result()
-        none_left(before, but=1)
-        assert rss() - memory < 8 << 20
-
-
-# ---- the end of the interpreter
-
-PREPARE = """
-    import gc, sys, threading, time
-    import rtap
-    from rtap import Burst, Mempool
-    from support import PacketSocket, frame
-
-    ns, engine = sys.argv[1], sys.argv[2]
-    dev = rtap.open("tap0", netns=ns, engine=engine, gil="release")
-    other = rtap.open("tap1", netns=ns, engine=engine)
-    pool = dev.pool
-    for i in range(40):
-        assert dev.tx_burst(0, pool.alloc_burst(8, frame(i))) == 8
-        dev.rx_burst(0)
-"""
-
-EXITS = {
-    "devices": "",
-    "bursts and views": """
-        burst = pool.alloc_burst(8, frame(1))
-        view, array, part = burst[0].data, burst.array(60), burst[1].append(3)
-        iterator = iter(burst)
-        next(iterator)
-    """,
-    "numpy": """
-        import numpy as np
-        burst = pool.alloc_burst(8, frame(1))
-        array = np.asarray(burst.array(60))
-        lengths = np.asarray(burst.lengths)
-    """,
-    "in a cycle": """
-        class Holder: pass
-        holder = Holder()
-        holder.me = holder
-        holder.everything = (dev, pool, pool.alloc_burst(4), other, pool.alloc(b"x").data)
-        del dev, pool, other
-    """,
-    "in builtins": """
-        import builtins
-        builtins.kept = (dev, pool.alloc_burst(4), pool.alloc(b"x").data)
-    """,
-    "a waiting thread": """
-        started = threading.Event()
-        def wait():
-            started.set()
-            dev.rx_burst(0, 8, None)
-        threading.Thread(target=wait, daemon=True).start()
-        started.wait()
-        time.sleep(0.05)
-    """,
-    "a bursting thread": """
-        def burst():
-            while True:
-                dev.tx_burst(0, pool.alloc_burst(200, frame(1)))
-        threading.Thread(target=burst, daemon=True).start()
-        time.sleep(0.05)
-    """,
-    "a worker": """
-        worker = rtap.Worker(wait="adaptive")
-        worker.forward((dev, 0), (other, 0))
-        worker.start()
-        time.sleep(0.05)
-    """,
-    "a polling worker": """
-        worker = rtap.Worker(wait="poll")
-        worker.forward((dev, 0), (other, 0))
-        worker.start()
-        time.sleep(0.05)
-    """,
-    "a forgotten worker": """
-        worker = rtap.Worker()
-        worker.forward((dev, 0), (other, 0))
-        worker.start()
-        del worker, dev, other
-    """,
-    "a failed worker": """
-        worker = rtap.Worker()
-        worker.forward((dev, 0), (other, 0))
-        worker.start()
-        dev.close()
-    """,
-    "sys.exit in a thread's time": """
-        threading.Thread(target=lambda: dev.rx_burst(0, 8, 0.3)).start()
-        sys.exit(0)
-    """,
-    "a closed pool": """
-        mine = Mempool(64, memfd=True)
-        dev.tx_burst(0, mine.alloc_burst(8, frame(1)))
-        mine.close()
-    """,
-    "an unraised error": """
-        try:
-            dev.rx_burst(99)
-        except ValueError as exc:
-            error = exc
-    """,
-}
-
-
-@pytest.mark.parametrize("what", EXITS.values(), ids=EXITS.keys())
-def test_exit_with_everything_open(netns: NetNS, engine: str, what: str) -> None:
-    code = textwrap.dedent(PREPARE) + textwrap.dedent(what)
-    done = python(code, netns.path, engine, warnings="default")
-    stderr = [line for line in done.stderr.splitlines() if "ResourceWarning" not in line]
-    stderr = [line for line in stderr if not line.startswith("  ")]
-    assert (done.returncode, stderr) == (0, [])
-    eventually(lambda: links(netns) == ["lo"], "the interfaces are gone")
-
-
-def test_exit_says_what_was_left_open(netns: NetNS) -> None:
-    done = python(textwrap.dedent(PREPARE), netns.path, "syscall", warnings="always")
-    assert done.returncode == 0
-    assert done.stderr.count("ResourceWarning: unclosed device") == 2
-
-
-def test_uncaught_error_is_the_only_output(netns: NetNS, engine: str) -> None:
-    done = python(
-        textwrap.dedent(PREPARE) + "raise SystemExit('the end')",
-        netns.path,
-        engine,
-        warnings="ignore",
-    )
-    assert (done.returncode, done.stderr) == (1, "the end\n")
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_killed_process_leaves_a_name_that_can_be_used(
-    netns: NetNS, engine: str, number: signal.Signals
-) -> None:
-    """Also while the kernel is still taking the dead process's ring down."""
-    code = textwrap.dedent(PREPARE) + "print('ready', flush=True)\ndev.rx_burst(0, 8, None)\n"
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, netns.path, engine],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **child_place(),
-    )
-    with child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-        child.send_signal(number)
-        child.wait(20)
-        with opened(netns, engine) as dev, opened(netns, engine, "tap1") as other:
-            assert dev.send(frame(1))
-            assert other.send(frame(2))
-    assert child.returncode == -number
 
 
 # ---- arenas
@@ -653,9 +312,3 @@ def test_cycles_of_native_objects(collect: Callable[[], object]) -> None:
         if pool.available < 32:
             gc.collect()
     assert settle(pool) == 0
-
-
-def test_environment_is_the_one_under_test() -> None:
-    """The children above have to import the build that this process tests."""
-    done = python("import rtap, os; print(os.path.dirname(rtap.__file__))")
-    assert done.stdout.strip() == os.path.dirname(rtap.__file__)

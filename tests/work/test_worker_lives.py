@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from memory import MB, memory
+from leftovers import MB, memory
 from support import none_left, open_fds, threads_end
 
 import rtap

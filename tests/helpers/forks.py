@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Forked children that tell what went wrong in them, and hang for no longer than they may."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+
+import pytest
+from support import Tap, frame
+
+from rtap import Mempool
+from rtap._ring import RxQueue, TxQueue
+
+
+def fork() -> int:
+    with warnings.catch_warnings():
+        # From Python 3.12 on a fork beside other threads warns; those here are ours.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+class Child:
+    """A forked child that runs a function; it may be told to wait first."""
+
+    def __init__(self, fn: Callable[[], object], wait: bool = False, timeout: float = 20) -> None:
+        self._timeout = timeout
+        self._report, report = os.pipe()
+        go, self._go = os.pipe()
+        self.pid = fork()
+        if self.pid == 0:
+            status = 1
+            try:
+                os.close(self._go)
+                if wait:
+                    os.read(go, 1)
+                faulthandler.register(signal.SIGUSR1, file=report)
+                fn()
+                status = 0
+            except BaseException:  # noqa: BLE001 - the parent shows it
+                os.write(report, traceback.format_exc().encode()[-4000:])
+            finally:
+                os._exit(status)
+        os.close(report)
+        os.close(go)
+
+    def finish(self) -> None:
+        """Lets it run, and fails with its traceback unless it ends well and in time."""
+        # Not by closing: later children have this end too.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._go, b"x")
+        os.close(self._go)
+        deadline = time.monotonic() + self._timeout
+        pid = 0
+        while pid == 0 and time.monotonic() < deadline:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            time.sleep(0.001)
+        if pid == 0:
+            os.kill(self.pid, signal.SIGUSR1)
+            time.sleep(0.2)
+            os.kill(self.pid, signal.SIGKILL)
+            _, status = os.waitpid(self.pid, 0)
+        with os.fdopen(self._report, "rb") as pipe:
+            report = pipe.read().decode()
+        if pid == 0:
+            pytest.fail(f"the child hung for {self._timeout} s:\n{report}")
+        if status or report:
+            pytest.fail(f"the child ended with {os.waitstatus_to_exitcode(status)}:\n{report}")
+
+
+def in_child(fn: Callable[[], object], timeout: float = 20) -> None:
+    Child(fn, timeout=timeout).finish()
+
+
+def warm_up(rx: RxQueue, tx: TxQueue, pool: Mempool, tap: Tap) -> None:
+    """Enough bursts for the ring to have registered the descriptor and the arena."""
+    packets = tap.packets()
+    for i in range(40):
+        assert tx.tx_burst(pool.alloc_burst(8, frame(i))) == 8
+        assert packets.frames(8) == [frame(i)] * 8
+        packets.send(frame(i))
+        assert [bytes(m) for m in rx.rx_burst(8, 5)] == [frame(i)]
