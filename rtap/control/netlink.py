@@ -363,13 +363,6 @@ class Control:
         """Set or clear IFF_UP. Clearing it drops every route and all IPv6 addresses."""
         self._set(f"set the interface {'up' if on else 'down'}", IFF_UP if on else 0, IFF_UP)
 
-    def set_carrier(self, on: bool) -> None:
-        self._set(f"set the carrier {'on' if on else 'off'}", IFLA_CARRIER=int(on))
-
-    def set_flags(self, flags: int, mask: int) -> None:
-        """Set the interface flags (IFF_PROMISC, IFF_ALLMULTI, ...) that `mask` selects."""
-        self._set(f"set flags {flags:#x}/{mask:#x}", flags, mask)
-
     def delete(self) -> None:
         """Delete the interface, even if others have it open."""
         self._do("delete", lambda index: _message(_RTM_DELLINK, index))

@@ -257,7 +257,6 @@ def join(
     *,
     multi_queue: bool = True,
     vnet_hdr: bool = True,
-    napi: bool = False,
     exclusive: bool = False,
 ) -> TunIface:
     """Make `fd`, which has no interface, a queue of interface `name`, which is made if needed.
@@ -279,8 +278,6 @@ def join(
         flags |= QueueFlag.MULTI_QUEUE
     if vnet_hdr:
         flags |= QueueFlag.VNET_HDR
-    if napi:
-        flags |= QueueFlag.NAPI
     if exclusive:
         flags |= QueueFlag.TUN_EXCL
     iface = attach_queue(fd, name, flags)
