@@ -9,6 +9,7 @@ kernels and containers without io_uring.  Which is faster depends on the cost of
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
@@ -20,7 +21,7 @@ from rtap._core.mbuf cimport check_range
 from rtap._core.mempool cimport Mempool
 from rtap._core.pool cimport fork_generation, pool_t, thread_number
 from rtap._core.queue cimport (
-    LAYER_ETHERNET, LAYER_IP, OWNED_BY_WORKER, QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase,
+    LAYER_ETHERNET, LAYER_IP, OWNED_BY_WORKER, QUEUE_CLOSED, QUEUE_STOPPED, QueueBase, RxQueueBase,
     TxQueueBase,
 )
 from rtap._frames.vnet cimport VNET_HDR_LEN
@@ -41,7 +42,11 @@ from rtap._tap.uring cimport (
 
 import errno as errno_names
 
+from rtap._core.origin import origin
 from rtap.errors import DeviceStateError
+
+cdef extern from "Python.h":
+    int PyErr_ResourceWarning(source, Py_ssize_t stack_level, const char *form, ...) except -1
 
 cdef enum:
     PURGE_MAX = 1 << 20
@@ -108,6 +113,17 @@ def purge(int fd):
     with nogil:
         n = read_away(fd)
     return n
+
+
+cdef int tell_unclosed(QueueBase queue) except -1:
+    """In a finalizer, also when the interpreter has taken its modules down: ResourceWarning for a
+    queue that is open, and no device's."""
+    if (queue.gate == NULL or queue.adopted or _compat.load(&queue.gate.state) == QUEUE_CLOSED
+            or queue.generation != fork_generation()):
+        return 0
+    text = f"unclosed {queue!r}{queue.origin}"
+    PyErr_ResourceWarning(queue, 1, "%U", <PyObject *>text)
+    return 0
 
 
 @cython.no_gc_clear
@@ -215,7 +231,11 @@ engine='auto', gil='auto')\n--\n
         self.max_frame = longest
         self.scatter = scatter
         self.retired = []
+        self.origin = origin()
         self.generation = fork_generation()
+
+    def __del__(self):
+        tell_unclosed(self)
 
     def __dealloc__(self):
         if self.tap != NULL:
@@ -437,7 +457,11 @@ engine='auto', gil='auto')\n--\n
         self.nb_desc = n_desc
         self.gil.mode = mode
         self.chosen, self.why = chosen, reason
+        self.origin = origin()
         self.generation = fork_generation()
+
+    def __del__(self):
+        tell_unclosed(self)
 
     def __dealloc__(self):
         if self.tap != NULL:

@@ -126,6 +126,8 @@ cdef class QueueBase:
     cdef gil_t gil
     cdef uint32_t made          # a constructor has reached `once`
     cdef uint32_t generation
+    cdef bint adopted           # a device closes it, or is told of as unclosed
+    cdef str origin             # where it was made, see rtap._core.origin
     cdef dict zero              # totals at the last reset_counters, and
     cdef dict xzero             # at the last reset_xcounters; None before
     cdef str chosen             # its first engine, and

@@ -79,6 +79,12 @@ def refuse(queues):
             (<QueueBase>queue).move(QUEUE_STOPPED)
 
 
+def adopt(queue):
+    """A device is to close ``queue`` from now on: whoever forgets the device is told so."""
+    if isinstance(queue, QueueBase):
+        (<QueueBase>queue).adopted = True
+
+
 def occupied(queues):
     """Whether somebody is in the middle of a burst on one of ``queues``."""
     for queue in queues:

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from types import BuiltinFunctionType
 from typing import Any, TypeVar
 
+from rtap._core.origin import origin, serve
+
 __all__ = ["FairRLock", "begin", "call_in_thread", "require_native", "start_thread"]
 
 _T = TypeVar("_T")
@@ -40,6 +42,7 @@ def call_in_thread(fn: Callable[[], _T]) -> _T:
     goes on, and nobody gets its result.
     """
     result: list[_T] = []
+    place = origin()
     failure: list[BaseException] = []
     # One wait in C. The waits of threading.Thread are Python code, where an exception in the middle
     # turns into "release unlocked lock".
@@ -48,6 +51,7 @@ def call_in_thread(fn: Callable[[], _T]) -> _T:
 
     def body() -> None:
         try:
+            serve(place)
             result.append(fn())
         except BaseException as exc:  # noqa: BLE001 - raised in the caller's thread
             failure.append(exc)
@@ -61,7 +65,7 @@ def call_in_thread(fn: Callable[[], _T]) -> _T:
             raise failure[0]
         finally:
             failure.clear()  # the traceback refers to this frame: no cycle, please
-    return result[0]
+    return result.pop()  # the thread has the list for a moment more
 
 
 def begin(thread: threading.Thread) -> None:

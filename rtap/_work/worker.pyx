@@ -16,6 +16,7 @@ from rtap._work.loop cimport WAIT_ADAPTIVE, WAIT_POLL, WAIT_SLEEP, WORKER_BURST_
 from rtap._work.thread cimport Route, Work
 from rtap.stages._stage cimport Stage
 
+from rtap._core.origin import origin
 from rtap.stages import Call
 
 cdef dict WAITS = {"poll": WAIT_POLL, "sleep": WAIT_SLEEP, "adaptive": WAIT_ADAPTIVE}
@@ -73,6 +74,7 @@ name='rtap-worker')\n--\n
     cdef readonly object resume_latency
     cdef readonly str wait
     cdef readonly str name
+    cdef str origin
 
     def __init__(self, cpu=None, wait="adaptive", *, burst=64, resume_latency=None,
                  str name="rtap-worker"):
@@ -89,6 +91,7 @@ name='rtap-worker')\n--\n
         work.w.wait = WAITS[wait]
         work.cpu = cpu
         work.name = name
+        place = origin()
         # The arguments' own code has run by now.
         with cython.critical_section(self):
             if self.work is not None:
@@ -98,6 +101,7 @@ name='rtap-worker')\n--\n
             self.wait = wait
             self.cpu = cpu
             self.name = name
+            self.origin = place
 
     cdef Work made(self):
         if self.work is None:
@@ -106,8 +110,8 @@ name='rtap-worker')\n--\n
 
     def __del__(self):
         if self.work is not None and self.work.running():
-            warnings.warn(f"forgotten worker {self.name}, which runs on: {self.routes_in_words()}",
-                          ResourceWarning, source=self)
+            warnings.warn(f"forgotten worker {self.name}{self.origin}, which runs on: "
+                          f"{self.routes_in_words()}", ResourceWarning, source=self)
 
     cdef str routes_in_words(self):
         cdef Route route

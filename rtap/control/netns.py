@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
 
 from rtap._core.descriptor import Descriptor
+from rtap._core.origin import origin
 from rtap._core.threads import call_in_thread
 from rtap.errors import raise_errno
 
@@ -83,12 +84,15 @@ class NetNS:
     Existing namespaces are adopted with :meth:`from_name`, :meth:`from_pid` or :meth:`from_fd`.
     """
 
-    __slots__ = ("__weakref__", "_held")
+    __slots__ = ("__weakref__", "_held", "_origin")
 
     # The descriptor; empty once closed. When several threads close it at once, one takes it out.
     _held: list[Descriptor]
+    # Where the program made it, as the end of a sentence.
+    _origin: str
 
     def __init__(self) -> None:
+        self._origin = origin()
         self._held = []
 
         def make() -> None:
@@ -106,6 +110,7 @@ class NetNS:
     def from_fd(cls, fd: int) -> NetNS:
         """Adopt the namespace that `fd` refers to; `fd` is duplicated, the caller keeps it."""
         self = cls.__new__(cls)
+        self._origin = origin()
         self._held = [Descriptor.of(os.dup, fd)]  # close-on-exec, see PEP 446
         return self
 
@@ -116,6 +121,7 @@ class NetNS:
             raise ValueError(f"a network namespace name or path is a non-empty str, got {name!r}")
         path = name if "/" in name else f"{_NAMED_NETNS}/{name}"
         self = cls.__new__(cls)
+        self._origin = origin()
         self._held = [Descriptor(path)]
         return self
 
@@ -251,7 +257,10 @@ class NetNS:
     def __del__(self) -> None:
         if getattr(self, "_held", None):
             warnings.warn(
-                f"unclosed network namespace {self!r}", ResourceWarning, stacklevel=2, source=self
+                f"unclosed network namespace {self!r}{self._origin}",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
             )
             self.close()
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from rtap._core.burst import Burst
 from rtap._core.mempool import Mempool
+from rtap._core.origin import origin
 from rtap._core.queue import occupied, refuse
 from rtap.errors import DeviceStateError, PoolEmpty
 from rtap.ethdev import registry
@@ -51,7 +52,10 @@ class EthDev(EthDevStates):
     are closed, so that the interface still goes away when the parent closes it.
     """
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "_origin")
+
+    # Where the program made it, as the end of a sentence.
+    _origin: str
 
     def __init__(self) -> None:
         raise TypeError("devices are made by rtap.open() or rtap.probe()")
@@ -66,6 +70,7 @@ class EthDev(EthDevStates):
         """
         self = cls.__new__(cls)
         self._state = CLOSED
+        self._origin = origin()
         port = Port(self)
         self._init_states(port)
         if numbered:
@@ -230,7 +235,12 @@ class EthDev(EthDevStates):
         if ALIVE is None:  # after the interpreter's end: the kernel closes the rest
             return
         if getattr(self, "_state", CLOSED) in ALIVE:
-            warnings.warn(f"unclosed device {self!r}", ResourceWarning, stacklevel=2, source=self)
+            warnings.warn(
+                f"unclosed device {self!r}{self._origin}",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
             # At the interpreter's end threads stay where they are for ever, with their locks:
             # closing would wait for one. The kernel closes the rest in a moment.
             if not sys.is_finalizing():
@@ -260,5 +270,7 @@ class EthDev(EthDevStates):
                 ifname = self._ops.ifname
             except OSError:
                 ifname = "gone"
+            except (AttributeError, TypeError):  # at the interpreter's end modules are empty
+                ifname = ""
             text += f" ({ifname})" if ifname else ""
         return f"{text} {self._state}>"

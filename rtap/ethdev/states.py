@@ -16,7 +16,7 @@ from typing import NoReturn
 from rtap._core.burst import Burst
 from rtap._core.forks import renew_in_child
 from rtap._core.mempool import Mempool
-from rtap._core.queue import RxQueueBase, in_worker, may_wait, occupied, refuse
+from rtap._core.queue import RxQueueBase, adopt, in_worker, may_wait, occupied, refuse
 from rtap._core.threads import FairRLock
 from rtap.errors import DeviceStateError
 from rtap.ethdev import registry
@@ -266,6 +266,7 @@ class EthDevStates(EthDevControl):
             self._check("rx_queue_setup", *QUEUES_THERE)
             rxq = self._ops.rx_queue_setup(queue, nb_desc, pool, bool(deferred_start))
             self._usable(rxq, "rx_queue_setup", "rx_burst")
+            adopt(rxq)
             if isinstance(rxq, RxQueueBase):
                 rxq.route_ended = self._port.route_ended
             self._rxq[queue] = rxq
@@ -287,6 +288,7 @@ class EthDevStates(EthDevControl):
             self._check("tx_queue_setup", *QUEUES_THERE)
             txq = self._ops.tx_queue_setup(queue, nb_desc, bool(deferred_start))
             self._usable(txq, "tx_queue_setup", "tx_burst", "send")
+            adopt(txq)
             self._txq[queue] = txq
             self._tx[queue] = txq.tx_burst
             self._defer("tx", queue, deferred_start)

@@ -21,6 +21,9 @@ from rtap._queues.noisy import NoisyRxQueue
 from rtap._queues.null import NullRxQueue, NullTxQueue
 from rtap._ring import RxQueue, TxQueue
 
+# No descriptor is behind the queues that are made here.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed [rt]x queue:ResourceWarning")
+
 SOURCES = Path(__file__).resolve().parents[2]
 
 

@@ -18,6 +18,9 @@ from rtap import Burst, DeviceStateError, EthDev, Mempool, NetNS, Worker, stages
 from rtap._queues.null import NullRxQueue, NullTxQueue
 from rtap._ring import RxQueue, TxQueue
 
+# No descriptor is behind the queues that are made here.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed [rt]x queue:ResourceWarning")
+
 MAC = "02:00:00:00:00:01"
 
 
