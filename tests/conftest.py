@@ -19,7 +19,7 @@ BUILD = os.environ.get("RTAP_TEST_BUILD")
 # pyproject.toml puts them on the path. Their assertions are to say as much as those of tests.
 HELPERS = Path(__file__).with_name("helpers")
 pytest.register_assert_rewrite(*(path.stem for path in HELPERS.glob("*.py")))
-pytest_plugins = ["support", "fakes", "workers"]
+pytest_plugins = ["support", "fakes", "workers", "live_objects"]
 SANITIZED = (BUILD or "").endswith("sanitize")
 # What the sanitizers see is asked where they are.
 collect_ignore = [] if SANITIZED else ["house/test_sanitizers.py"]

@@ -13,6 +13,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove
 
 cimport rtap._core.compat as _compat
+cimport rtap._core.live as _live
 from rtap._core.linux cimport (
     F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED,
     MAP_PRIVATE, MAP_SHARED, MFD_ALLOW_SEALING, MFD_CLOEXEC, PROT_READ, PROT_WRITE, close, fcntl,
@@ -64,6 +65,7 @@ cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t head
     cdef mbuf_t *m
     if p == NULL:
         return -ENOMEM
+    _live.made(_live.POOLS, 1)
     p.memfd = -1
     p.size = n
     p.data_room = data_room
@@ -96,6 +98,7 @@ cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t head
         p.arena = NULL
         pool_destroy(p)
         return rc
+    _live.made(_live.ARENAS, 1)
     if p.arena_len >= HUGE_PAGE and p.memfd < 0:
         madvise(p.arena, p.arena_len, MADV_HUGEPAGE)
     for i in range(n):
@@ -145,6 +148,7 @@ cdef void pool_unmap(pool_t *p) noexcept nogil:
     if arena != NULL:
         _compat.unpoison(arena, mapped(p))
         munmap(arena, p.arena_len)
+        _live.gone(_live.ARENAS, 1)
     if memfd >= 0:
         close(memfd)
     free(headers)
@@ -156,6 +160,7 @@ cdef void pool_destroy(pool_t *p) noexcept nogil:
     free(p.free_slots)
     free(p.caches)
     free(p)
+    _live.gone(_live.POOLS, 1)
 
 
 cdef bint pool_hold(pool_t *p) noexcept nogil:
@@ -165,6 +170,7 @@ cdef bint pool_hold(pool_t *p) noexcept nogil:
     is_open = not p.closed
     p.users += is_open
     _compat.unlock(&p.lock)
+    _live.made(_live.POOL_USERS, is_open)
     return is_open
 
 
@@ -172,6 +178,7 @@ cdef void pool_let_go(pool_t *p) noexcept nogil:
     _compat.lock(&p.lock)
     p.users -= 1
     _compat.unlock(&p.lock)
+    _live.gone(_live.POOL_USERS, 1)
 
 
 cdef bint pool_close(pool_t *p, uint32_t *users, uint32_t *in_use) noexcept nogil:
@@ -323,6 +330,7 @@ cdef uint32_t pool_get(pool_t *p, mbuf_t **out, uint32_t n) noexcept nogil:
                 break
     for i in range(got):
         slot_open(out[i])
+    _live.made(_live.MBUFS, got)
     return got
 
 
@@ -333,6 +341,7 @@ cdef void pool_put(pool_t *p, mbuf_t **slots, uint32_t n) noexcept nogil:
     for i in range(n):
         _compat.check(slots[i].pool == p and slots[i].direct == NULL and slots[i].next == NULL)
         slot_shut(slots[i])
+    _live.gone(_live.MBUFS, n)
     _compat.lock(&own.lock)
     if n > POOL_CACHE_SLOTS - CACHE_BLOCK or _compat.load_relaxed(&p.orphaned) != 0:
         _compat.unlock(&own.lock)

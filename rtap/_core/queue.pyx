@@ -13,6 +13,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport strerror
 
 cimport rtap._core.compat as _compat
+cimport rtap._core.live as _live
 from rtap._core.burst cimport Burst, burst_make
 from rtap._core.gil cimport gil_keep, gil_taken_back
 from rtap._core.linux cimport POLLIN, poll, pollfd, usleep
@@ -257,6 +258,11 @@ cdef class RxQueueBase(QueueBase):
     cdef void serve(self, rxq_t *q) noexcept:
         self.q = q
         self.gate = &q.gate
+        _live.made(_live.RX_QUEUES, 1)
+
+    def __dealloc__(self):
+        if self.q != NULL:
+            _live.gone(_live.RX_QUEUES, 1)
 
     def __repr__(self):
         return f"rx queue {self.queue_id} of {self.label()}"
@@ -464,6 +470,11 @@ cdef class TxQueueBase(QueueBase):
     cdef void serve(self, txq_t *q) noexcept:
         self.q = q
         self.gate = &q.gate
+        _live.made(_live.TX_QUEUES, 1)
+
+    def __dealloc__(self):
+        if self.q != NULL:
+            _live.gone(_live.TX_QUEUES, 1)
 
     def __repr__(self):
         return f"tx queue {self.queue_id} of {self.label()}"

@@ -10,6 +10,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 
 cimport rtap._core.compat as _compat
+cimport rtap._core.live as _live
 from rtap._core.flags cimport RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE, RX_LRO, TX_REQUESTS
 from rtap._core.linux cimport (
     VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
@@ -81,6 +82,7 @@ cdef gro_t *gro_create(uint32_t max_flows, uint32_t max_frames, uint32_t flags,
     cdef uint32_t buckets = 16, i
     if g == NULL:
         return NULL
+    _live.made(_live.GRO_TABLES, 1)
     while buckets < 2 * max_flows:
         buckets *= 2
     g.flags = flags
@@ -112,6 +114,7 @@ cdef void gro_destroy(gro_t *g) noexcept nogil:
         free(g.items)
         free(g.done)
         free(g)
+        _live.gone(_live.GRO_TABLES, 1)
 
 
 cdef uint32_t gro_room(const gro_t *g) noexcept nogil:

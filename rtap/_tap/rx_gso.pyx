@@ -17,6 +17,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 cimport rtap._core.compat as _compat
+cimport rtap._core.live as _live
 from rtap._core.flags cimport RX_LRO
 from rtap._core.linux cimport EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, read, write
 from rtap._core.pool cimport (
@@ -42,6 +43,7 @@ cdef rx_gso_t *rx_gso_create(pool_t *pool, bint l2) noexcept nogil:
     if t.wake < 0:
         free(t)
         return NULL
+    _live.made(_live.SPLITTERS, 1)
     return t
 
 
@@ -68,6 +70,7 @@ cdef void rx_gso_destroy(rx_gso_t *t) noexcept nogil:
     if t != NULL:
         close(t.wake)
         free(t)
+        _live.gone(_live.SPLITTERS, 1)
 
 
 cdef inline void signal(rx_gso_t *t) noexcept nogil:

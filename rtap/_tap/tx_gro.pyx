@@ -10,6 +10,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memmove, memset
 
+cimport rtap._core.live as _live
 from rtap._core.pool cimport mbuf_free_bulk, mbuf_t, mbuf_window
 from rtap._core.queue cimport txq_t
 from rtap._frames.gro cimport (
@@ -33,6 +34,7 @@ cdef tx_gro_t *tx_gro_create(bint udp, bint l2) noexcept nogil:
     cdef tx_gro_t *t = <tx_gro_t *>calloc(1, sizeof(tx_gro_t))
     if t == NULL:
         return NULL
+    _live.made(_live.MERGERS, 1)
     t.table = gro_create(PASS_FLOWS, PASS_FRAMES, flags, MAX_LENGTH)
     t.segs = <mbuf_t *>calloc(PASS_SEGS + GROUPS, sizeof(mbuf_t))
     t.headers = <uint8_t *>calloc(GROUPS, HEADROOM + GRO_HEADERS_MAX)
@@ -53,6 +55,7 @@ cdef void tx_gro_destroy(tx_gro_t *t) noexcept nogil:
         free(t.out)
         free(t.unsent)
         free(t)
+        _live.gone(_live.MERGERS, 1)
 
 
 cdef uint32_t borrow(mbuf_t *seg, const gro_group_t *d, mbuf_t *m) noexcept nogil:

@@ -12,6 +12,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset, strerror
 
 cimport rtap._core.compat as _compat
+cimport rtap._core.live as _live
 from rtap._core.linux cimport (
     EOPNOTSUPP, O_CLOEXEC, O_WRONLY, RWF_NOWAIT, close, open_file, pthread_atfork,
     pthread_getspecific, pthread_key_create, pthread_key_t, pthread_setspecific, sched_yield, write,
@@ -68,9 +69,21 @@ cdef int ring_open(uring_t *r) noexcept nogil:
     return 0
 
 
+cdef void count_out(const uring_t *r) noexcept nogil:
+    """What a ring has registered goes with it."""
+    cdef uint32_t i
+    for i in range(<uint32_t>RING_FILES):
+        if r.file_ids[i] != 0 and r.file_ids[i] != FILE_FORGOTTEN:
+            _live.gone(_live.RING_FILES_KEPT, 1)
+    for i in range(<uint32_t>RING_POOLS):
+        _live.gone(_live.RING_ARENAS_KEPT, r.pools[i].registered)
+
+
 cdef void ring_close(uring_t *r) noexcept nogil:
     if r.open:
         r.open = False
+        if _live.COUNTS:
+            count_out(r)
         io_uring_queue_exit(&r.ring)
 
 
@@ -92,6 +105,7 @@ cdef uring_t *adopt_or_make() noexcept nogil:
         r.refused = 0           # concerned the thread that had it before
         r.failures = 0
         pthread_setspecific(ring_key, r)
+        _live.made(_live.RING_THREADS, 1)
     return r
 
 
@@ -108,6 +122,7 @@ cdef void on_thread_exit(void *ring) noexcept nogil:
         other = other.next
     _compat.store(&r.idle, 1)
     _compat.unlock(&list_lock)
+    _live.gone(_live.RING_THREADS, 1)
 
 
 cdef uring_t *uring_enter(int *error) noexcept nogil:
@@ -155,6 +170,7 @@ cdef int uring_file(uring_t *r, uint64_t file_id, int fd) noexcept nogil:
     if vacant < 0 or io_uring_register_files_update(&r.ring, vacant, &fd, 1) != 1:
         return -1
     r.file_ids[vacant] = file_id
+    _live.made(_live.RING_FILES_KEPT, 1)
     return vacant
 
 
@@ -163,9 +179,10 @@ cdef void forget_file_here(uring_t *r, uint64_t file_id) noexcept nogil:
     cdef uint32_t i
     for i in range(<uint32_t>RING_FILES):
         if r.file_ids[i] == file_id:
+            r.file_ids[i] = FILE_FORGOTTEN
+            _live.gone(_live.RING_FILES_KEPT, 1)
             if io_uring_register_files_update(&r.ring, i, &none, 1) != 1:
                 ring_close(r)   # it would keep the interface
-            r.file_ids[i] = FILE_FORGOTTEN
             return
 
 
@@ -202,20 +219,24 @@ cdef int uring_buffer(uring_t *r, pool_t *p) noexcept nogil:
     if update_buffer(r.ring.ring_fd, index, p.arena, p.arena_len) != 0:
         return -1               # the memory lock limit; without registering it works too
     entry.registered = True
+    _live.made(_live.RING_ARENAS_KEPT, 1)
     return <int>index
 
 
 cdef void forget_pool(uint64_t pool_id) noexcept nogil:
     cdef uint32_t index = <uint32_t>(pool_id % RING_POOLS)
+    cdef bint registered
     cdef uring_t *r
     _compat.lock(&list_lock)
     r = all_rings
     while r != NULL:
         _compat.lock(&r.lock)
         if r.open and r.pools[index].id == pool_id:
-            if r.pools[index].registered and update_buffer(r.ring.ring_fd, index, NULL, 0) != 0:
-                ring_close(r)   # it would keep the memory
+            registered = r.pools[index].registered
             memset(&r.pools[index], 0, sizeof(uring_pool_t))
+            _live.gone(_live.RING_ARENAS_KEPT, registered)
+            if registered and update_buffer(r.ring.ring_fd, index, NULL, 0) != 0:
+                ring_close(r)   # it would keep the memory
         _compat.unlock(&r.lock)
         r = r.next
     _compat.unlock(&list_lock)

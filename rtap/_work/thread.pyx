@@ -18,6 +18,7 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uint32_t, uint64_t
 
 cimport rtap._core.compat as _compat
+cimport rtap._core.live as _live
 from rtap._core.linux cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, close, epoll_create1,
     epoll_ctl, epoll_event, eventfd, write,
@@ -107,6 +108,7 @@ cdef class Work:
         self.routes = []
         self.queues = []
         self.stages = []
+        _live.made(_live.WORKERS, 1)
         self._in_child()
         renew_in_child(self)
         self.generation = fork_generation()
@@ -118,6 +120,7 @@ cdef class Work:
     def __dealloc__(self):
         worker_free(&self.w)
         self.close_fds()
+        _live.gone(_live.WORKERS, 1)
 
     cdef void close_fds(self) noexcept:
         if self.wake_fd >= 0:
@@ -271,9 +274,11 @@ cdef class Work:
         if not _compat.cas(&self.awaited, start, 0):
             return              # too late: they are given back
         self.n_owned = 0        # the loop does that
+        _live.made(_live.WORKER_THREADS, 1)
         try:
             self.run()
         finally:
+            _live.gone(_live.WORKER_THREADS, 1)
             self.ended.set()
 
     cdef int run(self) except -1:

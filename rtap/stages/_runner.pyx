@@ -7,6 +7,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 cimport rtap._core.compat as _compat
+cimport rtap._core.live as _live
 from rtap._core.linux cimport ENOMEM, EPROTO
 from rtap._core.pool cimport (
     mbuf_free, mbuf_free_bulk, mbuf_guard, mbuf_is_private, mbuf_t, mbuf_window,
@@ -22,6 +23,7 @@ cdef int scratch_alloc(scratch_t *s, uint32_t room, uint32_t flags) noexcept nog
     """Allocates arrays for stages with these flags and bursts of up to ``room`` frames; 0 or
     -ENOMEM."""
     s.room = room
+    _live.made(_live.STAGE_ROOMS, 1)
     s.data = <uint8_t **>calloc(room, sizeof(uint8_t *))
     s.len = <uint32_t *>calloc(room, sizeof(uint32_t))
     s.ol_flags = <uint64_t *>calloc(room, sizeof(uint64_t))
@@ -36,6 +38,8 @@ cdef int scratch_alloc(scratch_t *s, uint32_t room, uint32_t flags) noexcept nog
 
 
 cdef void scratch_free(scratch_t *s) noexcept nogil:
+    if s.room != 0:
+        _live.gone(_live.STAGE_ROOMS, 1)
     free(s.data)
     free(s.len)
     free(s.ol_flags)
