@@ -23,8 +23,8 @@ from rtap._core.pool cimport (
 from rtap._frames.checksum cimport chain_sum, fold16, sum16, update16
 from rtap._frames.parse cimport HEADERS_MAX, headers_of, headers_t, parse_headers
 from rtap._frames.segment cimport (
-    FITS, MISFITS, MISFIT_SUPER, complete as complete_frame, gso_mbuf, misfit_t, plan_mbuf,
-    plan_segments, plan_t, segment_payload, vnet_t, write_segment,
+    FITS, MISFITS, MISFIT_SUPER, check_one, complete as complete_frame, gso_mbuf, misfit_t,
+    plan_mbuf, plan_segments, plan_t, segment_payload, vnet_t, write_segment,
 )
 from rtap._frames.verify cimport (
     fill_frame, fill_unfinished, note_verdict, unfinished_at, verify_frame,
@@ -389,8 +389,8 @@ def gso(Burst burst not None, Mempool pool=None, *, bint l2=True):
     except that an unfinished checksum is finished.
 
     The frames move: ``burst`` is empty afterwards, or starts with the first frame for which the
-    pool had too few mbufs, as after ``tx_burst``.  ValueError for a super-frame that does not match
-    its mbuf's fields; no frame has moved then.
+    pool had too few mbufs, as after ``tx_burst``.  ValueError for a frame that does not match its
+    mbuf's fields; no frame has changed then.
     """
     cdef pool_t *p = NULL if pool is None else pool.hold()  # so that it cannot be closed meanwhile
     try:
@@ -411,6 +411,8 @@ cdef Burst split_all(Burst burst, pool_t *p, bint l2):
         with nogil:
             for i in range(loan.n):
                 why = plan_mbuf(loan.v[i], l2, &plan)
+                if why == FITS and plan.count == 1:
+                    why = check_one(loan.v[i], l2)
                 if why != FITS:
                     at = i
                     break
@@ -434,6 +436,5 @@ cdef Burst split_all(Burst burst, pool_t *p, bint l2):
         out.extend(burst)
         burst.free()
         burst.extend(out)
-        raise ValueError(f"frame {at} does not match its mbuf: its checksum "
-                         "is not inside it, or another thread has cut it meanwhile")
+        raise ValueError(f"frame {at} cannot be segmented: another thread has cut it meanwhile")
     return out

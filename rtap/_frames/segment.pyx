@@ -33,7 +33,7 @@ from rtap._frames.parse cimport (
     HEADERS_MAX, be16, be32, headers_of, headers_t, l4_pseudo_sum, parse_outermost, put_be16,
 )
 from rtap._frames.request cimport finish_checksum, private_of
-from rtap._frames.verify cimport fill_frame
+from rtap._frames.verify cimport fill_frame, fillable
 
 cdef enum:
     TCP_FIN_PSH = TCP_FIN | TCP_PSH     # in the low byte of the flags word
@@ -475,6 +475,19 @@ cdef int finish_one(mbuf_t *m, bint l2, mbuf_t **out) noexcept nogil:
         mbuf_free(m)
     out[0] = own
     return 0
+
+
+cdef misfit_t check_one(const mbuf_t *m, bint l2) noexcept nogil:
+    """Whether ``finish_one`` can finish the checksum of a frame that is not split.  ``plan_mbuf`` does
+    not look: a queue finds out when it finishes the frame."""
+    cdef uint64_t asked = m.ol_flags & (RX_LRO | TX_TCP_SEG | TX_UDP_SEG)
+    cdef uint32_t start
+    if asked != 0 and not asked & RX_LRO:
+        return FITS if fillable(m, l2) else MISFIT_LENGTH
+    if m.vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM and (
+            not csum_place(m, &start) or start + m.csum_offset + 2 > m.pkt_len):
+        return MISFIT_CSUM_OFFSET
+    return FITS
 
 
 cdef uint32_t slots_of(const plan_t *plan, uint32_t i, const pool_t *pool) noexcept nogil:

@@ -14,3 +14,4 @@ cdef void note_verdict(mbuf_t *m, uint64_t found) noexcept nogil
 cdef bint unfinished_at(const mbuf_t *m, uint32_t *start) noexcept nogil
 cdef int fill_unfinished(mbuf_t *m, bint l2) noexcept nogil
 cdef int fill_frame(mbuf_t *m, bint l2) noexcept nogil
+cdef bint fillable(const mbuf_t *m, bint l2) noexcept nogil

@@ -219,7 +219,7 @@ cdef void fill_ipv4(mbuf_t *m, const uint8_t *p, uint32_t n, const packet_t *q) 
     put_field(m, q.l3 + 10, ~fold16(<uint64_t>ipv4_sum(p, n, q) + (old ^ 0xffff)) & 0xffff)
 
 
-cdef inline int fill(mbuf_t *m, bint l2, uint32_t start) noexcept nogil:
+cdef inline int fill(mbuf_t *m, bint l2, uint32_t start, bint write) noexcept nogil:
     cdef uint8_t copy[HEADERS_MAX]
     cdef uint32_t n, length
     cdef const uint8_t *p = headers_of(m, copy, &n)
@@ -235,9 +235,9 @@ cdef inline int fill(mbuf_t *m, bint l2, uint32_t start) noexcept nogil:
             return -EINVAL
         # Around an unfinished checksum this is the checksum of an unknown tunnel, which may have
         # none.
-        if not encloses(&q, length, start) or be16(p + q.l4 + UDP_CSUM_OFFSET) != 0:
+        if write and (not encloses(&q, length, start) or be16(p + q.l4 + UDP_CSUM_OFFSET) != 0):
             fill_l4(m, p, &q, length, start)
-    if q.version == 4:
+    if write and q.version == 4:
         fill_ipv4(m, p, n, &q)
     if h.outer_version == 0:
         return 0
@@ -246,8 +246,9 @@ cdef inline int fill(mbuf_t *m, bint l2, uint32_t start) noexcept nogil:
         length = l4_bytes(p, n, &q)
         if length == 0:
             return -EINVAL
-        fill_l4(m, p, &q, length, start)
-    if q.version == 4:
+        if write:
+            fill_l4(m, p, &q, length, start)
+    if write and q.version == 4:
         fill_ipv4(m, p, n, &q)
     return 0
 
@@ -258,7 +259,12 @@ cdef int fill_frame(mbuf_t *m, bint l2) noexcept nogil:
 
     0, also when there is nothing to write; -EINVAL when the frame's lengths contradict each other
     or its bytes."""
-    return fill(m, l2, 0)
+    return fill(m, l2, 0, True)
+
+
+cdef bint fillable(const mbuf_t *m, bint l2) noexcept nogil:
+    """Whether fill_frame can write the checksums of a frame."""
+    return fill(<mbuf_t *>m, l2, 0, False) == 0
 
 
 cdef int fill_unfinished(mbuf_t *m, bint l2) noexcept nogil:
@@ -266,4 +272,4 @@ cdef int fill_unfinished(mbuf_t *m, bint l2) noexcept nogil:
     field gets the sum of the pseudo-header, and checksums around it become right.  If the
     unfinished checksum is neither TCP's nor UDP's, only the checksums around it are written."""
     cdef uint32_t start
-    return fill(m, l2, start if unfinished_at(m, &start) else 0)
+    return fill(m, l2, start if unfinished_at(m, &start) else 0, True)

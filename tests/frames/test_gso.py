@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from oracle import Maker
 from rigs import Shape, label
 
-from rtap import Burst, Mbuf, MbufFlag, Mempool, offload
+from rtap import Burst, Mbuf, MbufFlag, Mempool, offload, stages
 from rtap.offload import ChecksumStatus
 
 PAYLOAD = random.Random(8).randbytes(70_000)
@@ -275,6 +275,29 @@ def test_what_does_not_fit_is_refused_before_anything_moves() -> None:
     with pytest.raises(ValueError, match=r"frame 1 .* malformed"):
         offload.gso(burst)
     assert pool.in_use == 3
+
+
+@pytest.mark.parametrize("what", ["the datagram's length", "the place of the checksum"])
+def test_a_frame_whose_checksum_cannot_be_finished_is_refused_too(what: str) -> None:
+    """It need not be split; the super-frame before it stays whole."""
+    shape = Shape(4, "udp")
+    pool = slots(50, 4096)
+    whole = wanted(pool.alloc(shape.finished(PAYLOAD[:3000])), "udp", 1000)
+    if what == "the place of the checksum":
+        burst = pool.alloc_burst(2, shape.segments(PAYLOAD[:2000], 1000))
+        stages.Gro(udp=True)(burst)
+        (odd,) = burst
+        odd.ol_flags = MbufFlag.RX_L4_CKSUM_NONE
+        odd.adj(42)
+    else:
+        odd = wanted(pool.alloc(shape.finished(b"x")), "udp", 1000)
+        odd[38:40] = b"\x7f\xff"
+    burst = Burst([whole, odd])
+    frames, flags = [bytes(mbuf) for mbuf in burst], [mbuf.ol_flags for mbuf in burst]
+    with pytest.raises(ValueError, match="frame 1 cannot be segmented: "):
+        offload.gso(burst)
+    assert [bytes(mbuf) for mbuf in burst] == frames
+    assert [mbuf.ol_flags for mbuf in burst] == flags
 
 
 def test_headers_longer_than_is_looked_at() -> None:
