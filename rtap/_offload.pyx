@@ -318,6 +318,8 @@ cdef tuple MISFIT_TEXTS = (
     "csum_offset is not where the checksum is",
     "more than 128 UDP segments",
     "a segment would be longer than 65535 bytes",
+    "its lengths contradict each other",
+    "its checksum is not inside it",
     "it describes a super-frame: segment() takes that",
 )
 assert len(MISFIT_TEXTS) == MISFITS

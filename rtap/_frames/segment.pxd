@@ -36,6 +36,8 @@ cdef enum misfit_t:             # why a virtio-net header does not fit its frame
     MISFIT_CSUM_OFFSET
     MISFIT_TOO_MANY
     MISFIT_TOO_LONG
+    MISFIT_CONTRADICTION
+    MISFIT_OUTSIDE
     MISFIT_SUPER
     MISFITS
 

@@ -478,15 +478,15 @@ cdef int finish_one(mbuf_t *m, bint l2, mbuf_t **out) noexcept nogil:
 
 
 cdef misfit_t check_one(const mbuf_t *m, bint l2) noexcept nogil:
-    """Whether ``finish_one`` can finish the checksum of a frame that is not split.  ``plan_mbuf`` does
-    not look: a queue finds out when it finishes the frame."""
+    """Whether ``finish_one`` can finish the checksum of a frame that is not split.  ``plan_mbuf``
+    does not look: a queue finds out when it finishes the frame."""
     cdef uint64_t asked = m.ol_flags & (RX_LRO | TX_TCP_SEG | TX_UDP_SEG)
     cdef uint32_t start
     if asked != 0 and not asked & RX_LRO:
-        return FITS if fillable(m, l2) else MISFIT_LENGTH
+        return FITS if fillable(m, l2) else MISFIT_CONTRADICTION
     if m.vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM and (
             not csum_place(m, &start) or start + m.csum_offset + 2 > m.pkt_len):
-        return MISFIT_CSUM_OFFSET
+        return MISFIT_OUTSIDE
     return FITS
 
 

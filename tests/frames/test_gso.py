@@ -294,7 +294,8 @@ def test_a_frame_whose_checksum_cannot_be_finished_is_refused_too(what: str) -> 
         odd[38:40] = b"\x7f\xff"
     burst = Burst([whole, odd])
     frames, flags = [bytes(mbuf) for mbuf in burst], [mbuf.ol_flags for mbuf in burst]
-    with pytest.raises(ValueError, match="frame 1 cannot be segmented: "):
+    says = "its lengths contradict" if "length" in what else "its checksum is not inside"
+    with pytest.raises(ValueError, match=f"frame 1 cannot be segmented: {says}"):
         offload.gso(burst)
     assert [bytes(mbuf) for mbuf in burst] == frames
     assert [mbuf.ol_flags for mbuf in burst] == flags
