@@ -173,6 +173,7 @@ def test_what_a_header_says_of_a_tagged_frame(
 def test_iperf3(engine: str) -> None:
     size = 32 << 20
     with between_veths(engine=engine, **WHOLE) as w:
+        clients.at_any_speed(w)
         end, _ = clients.iperf3(w.left, w.right, "10.9.0.2", "-n", str(size))
         assert end["sum_sent"]["bytes"] >= size
         assert_nothing_lost(w)

@@ -28,7 +28,16 @@ def proc_net(ns: NetNS, name: str) -> str:
 
 def netstat(ns: NetNS) -> dict[str, int]:
     """What nstat(8) shows of TCP and IP beyond their MIBs: "TcpExtTCPOFOQueue" and so on."""
-    lines = proc_net(ns, "netstat").splitlines()
+    return _figures(proc_net(ns, "netstat"))
+
+
+def snmp(ns: NetNS) -> dict[str, int]:
+    """The MIBs of IPv4, ICMP, TCP and UDP: "UdpInDatagrams" and so on."""
+    return _figures(proc_net(ns, "snmp"))
+
+
+def _figures(text: str) -> dict[str, int]:
+    lines = text.splitlines()
     found: dict[str, int] = {}
     for names, values in zip(lines[::2], lines[1::2], strict=True):
         (prefix, *keys), (_, *numbers) = names.split(), values.split()
@@ -46,6 +55,25 @@ def six(w: Wire) -> None:
     for ns, dev, address in ((w.left, w.a, "fd09::1"), (w.right, w.b, "fd09::2")):
         enable_ipv6(ns, dev.ifname)
         add_ipv6(ns, dev.ifname, address)
+
+
+#: The most of a flow that is on its way after `at_any_speed`: what two buffers hold, twice.
+ON_ITS_WAY = 4 << 20
+
+
+def at_any_speed(w: Wire) -> None:
+    """TCP at the ends of a wire does on a slow machine what it does on a fast one.
+
+    It makes super-frames as long as they may be, not such as fit the rate of the flow, and its
+    buffers hold a megabyte each.
+    """
+    for ns in (w.left, w.right):
+        for name, value in (
+            ("tcp_min_tso_segs", "44"),
+            ("tcp_rmem", "4096 131072 1048576"),
+            ("tcp_wmem", "4096 16384 1048576"),
+        ):
+            write_in(ns, f"/proc/sys/net/ipv4/{name}", value)
 
 
 def listening(ns: NetNS, port: int) -> bool:
