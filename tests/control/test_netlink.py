@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support import PacketSocket, frame, ip, link, links, netdev, none_left, open_fds
+from together import in_threads
 
 import rtap
 from rtap import DeviceGone, MacAddr, NetNS
@@ -239,23 +240,14 @@ def test_inside_a_running_loop(control: Control) -> None:
 
 
 def test_many_threads_at_once(netns: NetNS, control: Control) -> None:
-    failures: list[BaseException] = []
     seen: list[int] = []
 
     def work(n: int) -> None:
-        try:
-            for _ in range(20):
-                control.set_mtu(1000 + n)
-                seen.append(control.get().mtu)
-        except BaseException as exc:  # noqa: BLE001 - shown below
-            failures.append(exc)
+        for _ in range(20):
+            control.set_mtu(1000 + n)
+            seen.append(control.get().mtu)
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    in_threads(work, 8)
     assert len(seen) == 160
     assert set(seen) <= set(range(1000, 1008))
 

@@ -21,6 +21,7 @@ from support import (
     python,
     settle,
 )
+from together import in_threads
 
 import rtap
 from rtap import Burst, DeviceStateError, EthConf, EthDev, Mempool, NetNS, RxOffload, TxOffload
@@ -292,27 +293,18 @@ def busy(dev: EthDev, queue: int) -> bool:
 
 
 def test_control_from_many_threads(netns: NetNS) -> None:
-    failures: list[BaseException] = []
     with rtap.open("t0", netns=netns) as dev:
 
         def work(n: int) -> None:
-            try:
-                for i in range(15):
-                    dev.mtu = 1400 + n
-                    dev.link(), dev.stats(), dev.info()
-                    dev.set_link_down() if i % 2 else dev.set_link_up()
-                    if n == 0:
-                        dev.stop()
-                        dev.start()
-            except BaseException as exc:  # noqa: BLE001 - shown below
-                failures.append(exc)
+            for i in range(15):
+                dev.mtu = 1400 + n
+                dev.link(), dev.stats(), dev.info()
+                dev.set_link_down() if i % 2 else dev.set_link_up()
+                if n == 0:
+                    dev.stop()
+                    dev.start()
 
-        threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not failures
+        in_threads(work, 6)
         assert 1400 <= dev.mtu < 1406
     assert links(netns) == ["lo"]
 

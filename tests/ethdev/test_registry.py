@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import threading
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ import pytest
 from fakes import FakeOps, FakeRxQueue, FakeTxQueue
 from rigs import talk
 from support import frame
+from together import in_threads
 
 import rtap
 from rtap import DevInfo, EthConf, Mempool, NetNS
@@ -70,25 +70,16 @@ def test_the_registry_keeps_nothing_open(driver: None) -> None:
 
 
 def test_many_threads_open_and_close(driver: None) -> None:
-    failures: list[BaseException] = []
     ports: set[int] = set()
 
     def work(n: int) -> None:
-        try:
-            for _ in range(50):
-                with rtap.probe(f"fake{n}") as dev:
-                    ports.add(dev.port_id)
-                    assert rtap.device(dev.name) is dev
-                    rtap.devices()
-        except BaseException as exc:  # noqa: BLE001 - shown below
-            failures.append(exc)
+        for _ in range(50):
+            with rtap.probe(f"fake{n}") as dev:
+                ports.add(dev.port_id)
+                assert rtap.device(dev.name) is dev
+                rtap.devices()
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    in_threads(work, 8)
     assert ports <= set(range(8))
     assert rtap.devices() == []
 

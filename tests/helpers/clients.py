@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+from functools import partial
 from typing import Any
 
 from rigs import Wire, write_in
 from support import add_ipv6, eventually
 
-from rtap import NetNS
+from rtap import EthDev, NetNS
 
 IPERF3_PORT = 5201
 
@@ -74,6 +75,20 @@ def at_any_speed(w: Wire) -> None:
             ("tcp_wmem", "4096 16384 1048576"),
         ):
             write_in(ns, f"/proc/sys/net/ipv4/{name}", value)
+
+
+def assert_nothing_lost(w: Wire) -> None:
+    """What one device of a wire received, the other one sent, to the byte; nothing was dropped."""
+
+    def passed_on(there: EthDev, back: EthDev) -> bool:
+        came, left = there.stats(), back.stats()
+        return (came.ipackets, came.ibytes) == (left.opackets, left.obytes)
+
+    for there, back in ((w.a, w.b), (w.b, w.a)):
+        eventually(partial(passed_on, there, back), "all that was received is sent")
+    for dev in (w.a, w.b):
+        stats = dev.stats()
+        assert (stats.ierrors, stats.oerrors, stats.imissed) == (0, 0, 0)
 
 
 def listening(ns: NetNS, port: int) -> bool:

@@ -34,6 +34,7 @@ from support import (
     skip_without_devices,
     threads_end,
 )
+from together import in_threads
 
 import rtap
 from rtap import DeviceGone, EthConf, Mempool, NetNS, RxOffload
@@ -160,25 +161,15 @@ def test_many_queues_many_times(netns: NetNS, engine: str) -> None:
 
 
 def test_many_threads_open_devices(netns: NetNS) -> None:
-    failures: list[BaseException] = []
-
     def work(n: int) -> None:
-        try:
-            for _ in range(10):
-                with rtap.open(f"t{n}", netns=netns) as dev:
-                    use(dev)
-        except BaseException as exc:  # noqa: BLE001 - shown below
-            failures.append(exc)
+        for _ in range(10):
+            with rtap.open(f"t{n}", netns=netns) as dev:
+                use(dev)
 
     for attempt in range(2):
-        threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
         if attempt:
             before = open_fds()  # rings of ended threads wait for new ones
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not failures
+        in_threads(work, 6)
     gc.collect()
     none_left(before, but=2)
     assert names(netns) == ["lo"]

@@ -64,6 +64,18 @@ def taps(netns: NetNS, netns2: NetNS) -> Iterator[tuple[Tap, Tap]]:
         yield a, b
 
 
+def forwarding(
+    taps: tuple[Tap, Tap], engine: str, shape: Shape, room: int
+) -> tuple[Pair, VnetSocket, Mbuf]:
+    """A frame of that shape, sent to device A and received there; and what is seen on B."""
+    a, b = taps
+    offload(a, shape.features)
+    pair = Pair(a, b, engine, room)
+    source, sink = VnetSocket(a), VnetSocket(b)
+    source.send(shape)
+    return pair, sink, pair.received()
+
+
 def expected_header(shape: Shape) -> tuple[int, ...]:
     if not shape.flags:
         return (0, 0, 0, 0, 0, 0)
@@ -89,12 +101,7 @@ def test_header_is_kept_from_read_to_write(
 ) -> None:
     if room == ROOMS["short"] and len(shape.frame()) > 128 * room:
         shape = Shape(**{**vars(shape), "payload": 10_000})
-    a, b = taps
-    offload(a, shape.features)
-    pair = Pair(a, b, engine, room)
-    source, sink = VnetSocket(a), VnetSocket(b)
-    source.send(shape)
-    mbuf = pair.received()
+    pair, sink, mbuf = forwarding(taps, engine, shape, room)
     assert bytes(mbuf) == shape.frame()
     assert mbuf.l2_len == (14 if shape.flags else mbuf.l2_len)
     flags = MbufFlag(mbuf.ol_flags)
@@ -119,12 +126,7 @@ def test_header_is_kept_from_read_to_write(
 def test_header_of_a_shared_frame(
     taps: tuple[Tap, Tap], engine: str, shape: Shape, room: int, how: str
 ) -> None:
-    a, b = taps
-    offload(a, shape.features)
-    pair = Pair(a, b, engine, room)
-    source, sink = VnetSocket(a), VnetSocket(b)
-    source.send(shape)
-    mbuf = pair.received()
+    pair, sink, mbuf = forwarding(taps, engine, shape, room)
     frames = {"reference": [mbuf], "clone": [mbuf.clone()], "both": [mbuf, mbuf.clone(), mbuf]}
     burst = Burst(frames[how])
     n = len(burst)
@@ -142,12 +144,7 @@ def test_header_follows_when_the_front_of_the_frame_moves(
     taps: tuple[Tap, Tap], engine: str, shape: Shape, room: int, clone: bool
 ) -> None:
     """A tunnel takes the Ethernet header off and puts another one on; a router pushes a tag."""
-    a, b = taps
-    offload(a, shape.features)
-    pair = Pair(a, b, engine, room)
-    source, sink = VnetSocket(a), VnetSocket(b)
-    source.send(shape)
-    mbuf = pair.received()
+    pair, sink, mbuf = forwarding(taps, engine, shape, room)
     if clone:
         mbuf = mbuf.clone()
     mbuf.adj(14)
@@ -174,13 +171,8 @@ def test_header_follows_when_the_front_of_the_frame_moves(
 
 def test_frame_cut_past_its_headers_has_none(taps: tuple[Tap, Tap], engine: str) -> None:
     """What is left must not be sent under offsets that point in front of it."""
-    a, b = taps
     shape = SHAPES[2]
-    offload(a, shape.features)
-    pair = Pair(a, b, engine, 2048)
-    source, sink = VnetSocket(a), VnetSocket(b)
-    source.send(shape)
-    mbuf = pair.received()
+    pair, sink, mbuf = forwarding(taps, engine, shape, 2048)
     mbuf.adj(60)
     assert pair.tx.tx_burst(Burst([mbuf])) == 1
     header, data = sink.recv()
@@ -190,13 +182,10 @@ def test_frame_cut_past_its_headers_has_none(taps: tuple[Tap, Tap], engine: str)
 
 def test_flags_taken_off_take_the_header_off(taps: tuple[Tap, Tap], engine: str) -> None:
     """Who finishes a checksum says so in ol_flags, and the kernel is not asked to."""
-    a, b = taps
     shape = SHAPES[2]
-    offload(a, shape.features)
-    pair = Pair(a, b, engine, 2048)
-    source, sink = VnetSocket(a), VnetSocket(b)
-    source.send(shape)
-    burst = Burst([pair.received()])
+    pair, sink, mbuf = forwarding(taps, engine, shape, 2048)
+    burst = Burst([mbuf])
+    del mbuf
     burst.ol_flags = 0
     assert pair.tx.tx_burst(burst) == 1
     header, data = sink.recv()

@@ -7,13 +7,11 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import clients
 import pytest
 from rigs import Wire, iproute, wire, write_in, wrong_checksums
-from support import eventually
 
 import rtap
 from rtap import EthDev, NetNS, RxOffload, TxOffload
@@ -51,18 +49,6 @@ def forwarded(**options: Any) -> Iterator[Wire]:
             yield w
 
 
-def assert_nothing_lost(w: Wire) -> None:
-    def passed_on(there: EthDev, back: EthDev) -> bool:
-        came, left = there.stats(), back.stats()
-        return (came.ipackets, came.ibytes) == (left.opackets, left.obytes)
-
-    for there, back in ((w.a, w.b), (w.b, w.a)):
-        eventually(partial(passed_on, there, back), "all that was received is sent")
-    for dev in (w.a, w.b):
-        stats = dev.stats()
-        assert (stats.ierrors, stats.oerrors, stats.imissed) == (0, 0, 0)
-
-
 def received_ect0(ns: NetNS) -> int:
     """Packets marked as of an ECN-capable flow that the namespace has received."""
     v6 = dict(line.split() for line in clients.proc_net(ns, "snmp6").splitlines())
@@ -89,7 +75,7 @@ def test_tcp_super_frames_stay_whole(engine: str, case: str) -> None:
         for ns in (w.left, w.right):
             write_in(ns, "/proc/sys/net/ipv4/tcp_ecn", "1" if ecn else "0")
         transfer(w, address)
-        assert_nothing_lost(w)
+        clients.assert_nothing_lost(w)
         came, left = w.a.xstats(), w.b.xstats()
         # Nearly all of it came in super-frames, far longer than the MTU, and left in them.
         whole = came["rx_q0_lro_packets"]
@@ -106,7 +92,7 @@ def test_udp_with_checksums_left_undone(engine: str) -> None:
         options = ("-u", "-b", "200M", "-l", "1400", "-n", str(DATAGRAMS * 1400))
         clients.iperf3(w.left, w.right, "10.9.0.2", *options)
         # The client's word that it has sent all goes the same way behind them.
-        assert_nothing_lost(w)
+        clients.assert_nothing_lost(w)
         assert w.a.stats().ipackets >= DATAGRAMS
         assert w.a.xstats()["rx_q0_checksum_none"] >= DATAGRAMS
         received = clients.snmp(w.right)
