@@ -16,11 +16,13 @@ ports' interfaces.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import rtap
@@ -106,10 +108,11 @@ class Flood:
             + copy * (COPIES - 1)
             + "action mirred egress redirect dev A",
         )
-        # Not above: another checkout, whose rtap bench.beside has here, may have it elsewhere.
-        from rtap._queues.generate import GenerateRxQueue
-
-        self._queue = GenerateRxQueue(rtap.Mempool(256, 2048), frame(0), [size])
+        # Not imported above: the rtap of another checkout (bench.beside) may have it elsewhere.
+        there = Path(rtap.__file__).with_name("_queues").is_dir()
+        module = importlib.import_module("rtap._queues.generate" if there else "rtap._generate")
+        pool = rtap.Mempool(256, 2048)
+        self._queue: GenerateRxQueue = module.GenerateRxQueue(pool, frame(0), [size])
         self._queue.start()
         self._cpu = cpu
         self._dev = dev
