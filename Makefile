@@ -4,7 +4,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-freethreading race sanitize sanitized replays build debug lint bench soak fuzz docs wheel clean setup
+.PHONY: help demo test test-freethreading race sanitize sanitized replays build debug lint coverage bench soak fuzz docs wheel clean setup
 
 BIN := .venv/bin
 PYTHON3 := $(BIN)/python
@@ -24,6 +24,7 @@ help:
 	@echo 'make build    compile in place and install into .venv'
 	@echo 'make debug    the checked build (bounds checks, assertions) in $(CHECKED)'
 	@echo 'make lint     ruff, cython-lint, mypy, stubtest and the rules of the tree'
+	@echo 'make coverage which lines of Python and Cython the tests do not run'
 	@echo 'make bench    benchmarks'
 	@echo 'make soak     a hundred million frames through a small pool, and the long runs of tests'
 	@echo 'make fuzz     ten million inputs for the offload kernels, two million for programs over frames,'
@@ -77,6 +78,12 @@ sanitize: sanitized
 
 lint: build
 	@$(PYTHON3) tools/lint.py
+
+coverage: setup
+	@tools/setup coverage
+	@if [ -d build/coverage ]; then find build/coverage -type f ! -name '*.so' -delete; fi
+	@RTAP_DEBUG=gcov $(PYTHON3) setup.py -q build --build-lib build/coverage
+	@$(PYTHON3) tools/gaps.py $(ARGS)
 
 bench: build
 	@RTAP_BENCH=1 tools/setup

@@ -2,9 +2,10 @@
 """Compiles the Cython modules of rtap; all that is not about compiling is in pyproject.toml.
 
 Environment: RTAP_DEBUG=1 makes the checked build (bounds checks, assertions, RTAP_CHECKED=1),
-RTAP_DEBUG=trace adds line tracing, for coverage in one thread, RTAP_DEBUG=tsan makes a build for
-the race detector, RTAP_DEBUG=asan the checked build under AddressSanitizer and UBSan. RTAP_JOBS
-sets the number of parallel jobs. CC, CFLAGS and PKG_CONFIG mean what they mean everywhere.
+RTAP_DEBUG=tsan makes a build for the race detector, RTAP_DEBUG=asan the checked build under
+AddressSanitizer and UBSan, RTAP_DEBUG=gcov one that counts which lines run (make coverage).
+RTAP_JOBS sets the number of parallel jobs. CC, CFLAGS and PKG_CONFIG mean what they mean
+everywhere.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from setuptools.command.build_ext import build_ext
 DEBUG = os.environ.get("RTAP_DEBUG", "").lower()
 TSAN = DEBUG == "tsan"
 ASAN = DEBUG == "asan"
-CHECKED = DEBUG not in ("", "0", "no", "false", "tsan")
-TRACE = DEBUG == "trace"
-VARIANT = DEBUG if TSAN or ASAN or TRACE else "checked" if CHECKED else "release"
+GCOV = DEBUG == "gcov"
+CHECKED = DEBUG not in ("", "0", "no", "false", "tsan", "gcov")
+VARIANT = DEBUG if TSAN or ASAN or GCOV else "checked" if CHECKED else "release"
 
 LIBURING_MIN = (2, 0)
 CYTHON_MIN = (3, 1)
@@ -65,15 +66,15 @@ ASAN_CFLAGS = [
 ]
 RELEASE_MACROS: list[tuple[str, str | None]] = [("CYTHON_WITHOUT_ASSERTIONS", "1")]
 CHECKED_MACROS: list[tuple[str, str | None]] = [("RTAP_CHECKED", "1")]
-if TRACE:
-    # A traced nogil function takes the GIL as it starts or ends. One that runs under a lock then
-    # waits for a thread that has the GIL and wants the lock: good for coverage in one thread, no
-    # more, and so not part of the checked build.
-    CHECKED_MACROS += [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")]
 
 OPTIMISE = TSAN_CFLAGS if TSAN else CHECKED_CFLAGS if CHECKED else RELEASE_CFLAGS
+LINK = SANITIZE
 if ASAN:
     OPTIMISE = [*CHECKED_CFLAGS, *SANITIZE, *ASAN_CFLAGS]
+if GCOV:
+    # The compiler counts, not Cython, whose line tracing needs the GIL.
+    LINK = ["--coverage"]
+    OPTIMISE = ["-O0", "-g1", "-DNDEBUG", "-fprofile-update=prefer-atomic", *LINK]
 
 DIRECTIVES: dict[str, Any] = {
     "language_level": 3,
@@ -91,7 +92,6 @@ DIRECTIVES: dict[str, Any] = {
     "cdivision": True,
     # What is shared is locked or owned, and how is in docs/freethreading.md.
     "freethreading_compatible": True,
-    "linetrace": TRACE,
 }
 
 # header -> Debian package, Fedora package
@@ -182,7 +182,7 @@ def extensions() -> list[Extension]:
             include_dirs=["rtap/include"],
             define_macros=CHECKED_MACROS if CHECKED else RELEASE_MACROS,
             extra_compile_args=CFLAGS + OPTIMISE,
-            extra_link_args=SANITIZE,
+            extra_link_args=LINK,
         )
         for path in sorted(Path("rtap").rglob("*.pyx"))
     ]
@@ -257,6 +257,7 @@ class BuildExt(build_ext):
                 compiler_directives=DIRECTIVES,
                 nthreads=jobs if jobs > 1 else 0,
                 quiet=True,
+                emit_linenums=GCOV,  # what is counted has the lines of the .pyx file
             )
         except CompileError as error:
             # Cython has printed where and why.
