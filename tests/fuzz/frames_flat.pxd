@@ -46,6 +46,7 @@ cdef void pieces_free(pieces_t *p) noexcept nogil
 cdef int split_flat(mbuf_t *m, pieces_t *out) noexcept nogil
 cdef void through_stage(stage_t *stage, pieces_t *p, uint32_t n_targets, bint splits) noexcept nogil
 cdef bint take_equal(pieces_t *p, const uint8_t *data, uint32_t n, uint32_t *at) noexcept nogil
-cdef bint take_next(pieces_t *p, uint32_t *at, const uint8_t *data, uint32_t n) noexcept nogil
+cdef bint take_next(pieces_t *p, uint32_t *at, const uint8_t *data, uint32_t n,
+                    uint32_t target) noexcept nogil
 cdef bint take_merged(pieces_t *p, const mbuf_t *super_frame, const uint8_t *data,
                       uint32_t n) noexcept nogil

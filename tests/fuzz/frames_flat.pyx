@@ -265,11 +265,15 @@ cdef void take(pieces_t *p, uint32_t at) noexcept nogil:
     p.v[at] = NULL
 
 
-cdef bint take_next(pieces_t *p, uint32_t *at, const uint8_t *data, uint32_t n) noexcept nogil:
-    """The next one with these bytes, from ``at`` on; what lies before it has got lost."""
+cdef bint take_next(pieces_t *p, uint32_t *at, const uint8_t *data, uint32_t n,
+                    uint32_t target) noexcept nogil:
+    """The next one with these bytes for that target, from ``at`` on.  Those before it are lost: one
+    of the same bytes for another target may be among them."""
+    cdef mbuf_t *m
     while at[0] < p.n:
+        m = p.v[at[0]]
         at[0] += 1
-        if p.v[at[0] - 1].data_len == n and memcmp(mbuf_data(p.v[at[0] - 1]), data, n) == 0:
+        if m.port == target and m.data_len == n and memcmp(mbuf_data(m), data, n) == 0:
             return True
     return False
 

@@ -335,8 +335,8 @@ cdef void check_out(mbuf_t *m, uint32_t target, pieces_t *p, uint32_t *at,
         claim(take_equal(p, bytes_a, n, &k) or take_merged(p, m, bytes_a, n),
               b"a super-frame of other frames than those that came")
     else:
-        claim(take_next(p, at, bytes_a, n), b"a frame that is none of those to come")
-        claim(p.v[at[0] - 1].port == target, b"a frame for another target")
+        claim(take_next(p, at, bytes_a, n, target),
+              b"a frame that is none of those to come, or for another target")
 
 
 cdef void op_stages() noexcept nogil:
