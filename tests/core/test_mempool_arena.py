@@ -47,20 +47,26 @@ def test_close_is_idempotent_and_final() -> None:
     assert repr(pool) == "<Mempool closed>"
 
 
+def user(kind: str, pool: Mempool, data: bytes) -> Any:
+    """What keeps a buffer of `pool` in use that has `data`."""
+    if kind == "segment":
+        return pool.alloc(bytes(pool.data_room) + data).next
+    mbuf = pool.alloc(data)
+    if kind == "burst":
+        return Burst([mbuf])
+    if kind == "view":
+        return mbuf.data
+    if kind == "clone":
+        return mbuf.clone()
+    if kind == "array":
+        return Burst([mbuf]).array(len(data))
+    return mbuf
+
+
 @pytest.mark.parametrize("kind", ["mbuf", "burst", "view", "clone", "array", "segment"])
 def test_close_is_refused_while_in_use(kind: str) -> None:
     pool = Mempool(4, 64)
-    thing: Any = pool.alloc(bytes(100)) if kind == "segment" else pool.alloc(bytes(60))
-    if kind == "burst":
-        thing = Burst([thing])
-    elif kind == "view":
-        thing = thing.data
-    elif kind == "clone":
-        thing = thing.clone()
-    elif kind == "array":
-        thing = Burst([thing]).array(60)
-    elif kind == "segment":
-        thing = thing.next
+    thing = user(kind, pool, bytes(60))
     with pytest.raises(BufferError, match="in use"):
         pool.close()
     assert bytes(pool.alloc(b"still works")) == b"still works"
@@ -89,17 +95,7 @@ def test_arena_goes_with_the_last_user(kind: str) -> None:
     pool = Mempool(300, 128, memfd=True, name=name)
     assert mappings(name) == 1
     data = pattern(1, 100)
-    thing: Any = pool.alloc(data)
-    if kind == "burst":
-        thing = Burst([thing])
-    elif kind == "view":
-        thing = thing.data
-    elif kind == "clone":
-        thing = thing.clone()
-    elif kind == "array":
-        thing = Burst([thing]).array(100)
-    elif kind == "segment":
-        thing = pool.alloc(bytes(128) + data).next
+    thing = user(kind, pool, data)
     del pool
     gc.collect()
     assert mappings(name) == 1
