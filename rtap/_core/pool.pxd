@@ -125,6 +125,11 @@ cdef inline bint csum_place(const mbuf_t *m, uint32_t *start) noexcept nogil:
     return <int32_t>start[0] >= 0
 
 
+cdef inline bint csum_inside(const mbuf_t *m, uint32_t *start) noexcept nogil:
+    """The same, and the checksum itself ends inside the frame."""
+    return csum_place(m, start) and start[0] + m.csum_offset + 2 <= m.pkt_len
+
+
 cdef inline bint mbuf_is_private(const mbuf_t *m) noexcept nogil:
     """Nobody else can see the bytes around this segment's data."""
     return m.direct == NULL and _compat.load(&m.refcnt) == 1

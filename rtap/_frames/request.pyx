@@ -15,7 +15,7 @@ from rtap._core.linux cimport (
     VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP_L4,
 )
 from rtap._core.pool cimport (
-    PKT_LEN_MAX, csum_place, mbuf_copy, mbuf_data, mbuf_free, mbuf_is_private, mbuf_t,
+    PKT_LEN_MAX, csum_inside, mbuf_copy, mbuf_data, mbuf_free, mbuf_is_private, mbuf_t,
     mbuf_tailroom, mbuf_write,
 )
 from rtap._frames.checksum cimport chain_sum, sum16
@@ -204,7 +204,7 @@ cdef int finish_checksum(mbuf_t **frame) noexcept nogil:
     m = private_of(m)
     if m == NULL:
         return -ENOBUFS
-    if not csum_place(m, &start) or start + m.csum_offset + 2 > m.pkt_len:
+    if not csum_inside(m, &start):
         if m != frame[0]:
             mbuf_free(m)
         return -EINVAL

@@ -22,8 +22,8 @@ from rtap._core.linux cimport (
     VIRTIO_NET_HDR_GSO_UDP_L4,
 )
 from rtap._core.pool cimport (
-    MBUF_SEGS_MAX, csum_place, mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_guard, mbuf_ref,
-    mbuf_reset, mbuf_t, mbuf_tailroom, mbuf_write, pool_get, pool_t,
+    MBUF_SEGS_MAX, csum_inside, csum_place, mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_guard,
+    mbuf_ref, mbuf_reset, mbuf_t, mbuf_tailroom, mbuf_write, pool_get, pool_t,
 )
 from rtap._frames.checksum cimport copy_sum16, fold16, sum16, swap16
 from rtap._frames.headers cimport (
@@ -484,8 +484,7 @@ cdef misfit_t check_one(const mbuf_t *m, bint l2) noexcept nogil:
     cdef uint32_t start
     if asked != 0 and not asked & RX_LRO:
         return FITS if fillable(m, l2) else MISFIT_CONTRADICTION
-    if m.vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM and (
-            not csum_place(m, &start) or start + m.csum_offset + 2 > m.pkt_len):
+    if m.vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM and not csum_inside(m, &start):
         return MISFIT_OUTSIDE
     return FITS
 

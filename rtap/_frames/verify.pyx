@@ -12,7 +12,7 @@ from rtap._core.flags cimport (
     RX_L4_CKSUM_NONE, RX_LRO, RX_OUTER_IP_CKSUM_BAD, RX_OUTER_L4_CKSUM_BAD, RX_OUTER_L4_CKSUM_GOOD,
 )
 from rtap._core.linux cimport VIRTIO_NET_HDR_F_NEEDS_CSUM
-from rtap._core.pool cimport csum_place, mbuf_read, mbuf_t, mbuf_window, mbuf_write
+from rtap._core.pool cimport csum_inside, mbuf_read, mbuf_t, mbuf_window, mbuf_write
 from rtap._frames.checksum cimport chain_sum, fold16, sum16, swap16
 from rtap._frames.headers cimport IPPROTO_TCP, IPPROTO_UDP, TCP_CSUM_OFFSET, UDP_CSUM_OFFSET
 from rtap._frames.parse cimport (
@@ -64,7 +64,7 @@ cdef bint unfinished_at(const mbuf_t *m, uint32_t *start) noexcept nogil:
     when the place is no longer in the frame."""
     return (m.vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0
             and (m.ol_flags & RX_LRO != 0 or m.ol_flags & RX_L4_CKSUM_NONE == RX_L4_CKSUM_NONE)
-            and csum_place(m, start) and start[0] + m.csum_offset + 2 <= m.pkt_len)
+            and csum_inside(m, start))
 
 
 cdef inline int parse(const mbuf_t *m, const uint8_t *p, uint32_t n, bint l2,
