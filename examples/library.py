@@ -10,7 +10,7 @@ import rtap
 
 
 def build(directory: str) -> str:
-    """The library's path, in that directory."""
+    """Compile the library into `directory` and return its path."""
     target = str(Path(directory) / "stage.so")
     compiler = shlex.split(sysconfig.get_config_var("CC") or "cc")
     source = str(Path(__file__).with_name("stage.c"))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the examples of stages have in common: frames to try one on, and a worker to run it in.
+"""Shared by the stage examples: sample frames, and a worker that runs the stage.
 
-The stage of each example exchanges the Ethernet addresses, drops what is not IPv4, sends frames
-from odd TCP and UDP ports to the second target, and counts all frames in its context.
+Each example implements the same stage. It swaps the Ethernet addresses, drops frames that are not
+IPv4, sends frames from odd TCP and UDP ports to the second target, and counts all frames in its
+context.
 """
 
 import time
@@ -11,7 +12,7 @@ import rtap
 
 
 def frames() -> list[bytes]:
-    """IPv4 with several ports, IPv6, ARP, and one that is too short for a header."""
+    """IPv4 with several ports, IPv6, ARP, and one frame that is too short for a header."""
     ether = bytes.fromhex("02000000000a02000000000b")
     out = [
         ether + b"\x08\x00\x45" + bytes(19) + port.to_bytes(2, "big") + bytes(20)
@@ -21,7 +22,7 @@ def frames() -> list[bytes]:
 
 
 def show(stage: rtap.stages.Stage) -> None:
-    """Print what the stage makes of those frames: each target, and the frame's first bytes."""
+    """Run the stage on the sample frames; print each frame's target and first bytes."""
     pool = rtap.Mempool(64)
     burst = pool.alloc_burst(len(frames()), data=frames())
     for target, mbuf in zip(stage(burst, targets=2), burst, strict=True):
@@ -29,7 +30,7 @@ def show(stage: rtap.stages.Stage) -> None:
 
 
 def run(stage: rtap.stages.Stage, seconds: float = 0.1) -> None:
-    """Run it in a worker, on frames from nowhere and to nowhere (no privileges needed)."""
+    """Run the stage in a worker over net_null devices, which need no privileges."""
     with rtap.probe("net_null0,size=64") as device:
         device.configure(2, 2)
         pool = rtap.Mempool(1024)

@@ -13,7 +13,7 @@ ffi = FFI()
 ffi.cdef("int stage(void *ctx, void *burst);")
 with tempfile.TemporaryDirectory() as directory:
     code = ffi.dlopen(library.build(directory))
-count = ffi.new("uint64_t *")  # to be kept as long as the stage
+count = ffi.new("uint64_t *")  # must outlive the stage
 stage = stages.Native(ffi.addressof(code, "stage"), count)
 sample.show(stage)
 print("frames:", count[0])

@@ -14,7 +14,7 @@ DROP = stages.DROP
 
 @intrinsic
 def pointer(context, address):
-    """An integer as a pointer, which numba has no name for."""
+    """Cast an integer to a pointer, for which numba has no function."""
 
     def generate(context, builder, signature, args):
         return builder.inttoptr(args[0], cgutils.voidptr_t)
@@ -25,7 +25,7 @@ def pointer(context, address):
 @cfunc("int32(voidptr, voidptr)")
 def swap_and_steer(ctx, burst):
     words = carray(burst, 4, np.uint32)  # abi, n, n_targets, reserved
-    arrays = carray(burst, 6, np.uint64)  # those four, then data, len, ol_flags, verdict
+    arrays = carray(burst, 6, np.uint64)  # the four words above, then data, len, ol_flags, verdict
     if words[0] != 1:
         return -71  # EPROTO
     n = words[1]

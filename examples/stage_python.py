@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A stage in Python, which takes the GIL once for each burst."""
+"""A stage in Python. It takes the GIL once for each burst."""
 
 import sample
 

@@ -13,9 +13,9 @@ setup(
     ext_modules=cythonize(
         [Extension("cython_stage", ["cython_stage.pyx"], include_dirs=[rtap.get_include()])],
         build_dir="build",
-        # Else importing it switches the GIL on where it is off.
+        # Without this, importing it turns the GIL on in free-threaded Python.
         compiler_directives={"freethreading_compatible": True},
-        # An editable install is not on sys.path, where Cython looks.
+        # Cython searches sys.path, and an editable install is not on it.
         include_path=[str(Path(rtap.__file__).parents[1])],
     ),
 )
