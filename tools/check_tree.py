@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Rules of the source tree that no other linter knows.
 
-Every source file names its licence in the first line, every .pyx has its .pyi, no text names a path
-of somebody's machine or the host of a package registry, no merge is left half done, and no module
-imports one of a higher layer (tools/layers.py).
-A file too long to be read in one sitting is mentioned, no more.
+Every source file names its licence in the first line. Every .pyx has its .pyi. No text names a
+local path or the host of a package registry. No merge conflict is left in a file. No module
+imports from a higher layer (tools/layers.py). A file that is too long to read in one sitting is
+only mentioned.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ LOCAL = re.compile(
     r"|\b(?:proxy\.golang|deb\.debian|archive\.ubuntu|registry\.\w+|docker|ghcr|quay)\.\w+\b"
     r"|--(?:extra-)?index-url"
 )
-#: How git marks what it could not merge.
+#: The lines with which git marks a merge conflict.
 CONFLICT = re.compile(r"(?:<{7}|>{7}) \S|={7}$")
 
 
 def tree() -> list[Path]:
-    """What git has, or would take."""
+    """Files that git tracks or would add."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -64,7 +64,7 @@ def faults(path: Path) -> Iterator[tuple[int, str]]:
         if found := LOCAL.search(line):
             yield number, f"names a local path or a registry: {found.group()}"
         if CONFLICT.match(line):
-            yield number, "is left of a merge conflict"
+            yield number, "is left over from a merge conflict"
     if len(lines) > LONG and path.suffix in SOURCE:
         print(f"{path.relative_to(ROOT)}: notice: {len(lines)} lines, more than {LONG}")
 

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Coverage-guided fuzzing of the native code: libFuzzer with AddressSanitizer over its C.
 
-The C files that Cython made for the release build are compiled once more, with clang; a harness
-(tests/fuzz) feeds them. What it does with an input, and what it checks, is said there. There are
-two of them: ``offload`` for the kernels that look at one frame's bytes, ``frames`` for programs
+The C files that Cython made for the release build are compiled again with clang, and a harness in
+tests/fuzz feeds them. The harness documents what it does with an input and what it checks. There
+are two: ``offload`` tests the kernels that read the bytes of one frame; ``frames`` runs programs
 over pools, mbufs, requests, GSO, GRO and stages.
 
-    python tools/fuzz.py                    10 million inputs for the one, 2 million for the other
-    python tools/fuzz.py --target frames    only for that one
-    python tools/fuzz.py --runs 0           only what there is: seeds, corpus, earlier finds
-    python tools/fuzz.py --reduce           writes the corpus anew from what was found
+    python tools/fuzz.py                    10 million inputs for offload, 2 million for frames
+    python tools/fuzz.py --target frames    only that harness
+    python tools/fuzz.py --runs 0           no new inputs: seeds, corpus and earlier finds only
+    python tools/fuzz.py --reduce           rewrite the corpus from what was found
 
 The test suite replays the corpora of the repository through the same harnesses, compiled with gcc
 and without coverage (``build_replay``).
@@ -45,25 +45,25 @@ KERNELS = (
     *("stages/_checksums", "stages/_count", "stages/_mac", "stages/_merge", "stages/_runner"),
     *("stages/_split", "stages/_spread", "stages/_stage", "stages/_tuple"),
 )
-#: What those import of rtap when they are loaded.
+#: Python modules of rtap that the kernels import when they are loaded.
 SCRIPTS = ("errors.py", "ether.py")
 HARNESSES = ("frames_model", "frames_flat", "frames_program", "frames_fuzz", "offload_fuzz")
 SANITIZE = ["-g1", "-fno-omit-frame-pointer", "-fno-strict-aliasing", "-fno-sanitize-recover=all"]
 LONGEST = 2048
-#: Longest input of the repository's corpora.
+#: Longest input in the repository's corpora, in bytes.
 KEPT = 600
-#: Bytes of such a corpus.
+#: Largest size of such a corpus, in bytes.
 CORPUS_MAX = 100 * 1024
 
 
 @dataclass(frozen=True)
 class Target:
-    """A harness, its corpus, and a fault that it has to see."""
+    """A harness, its corpus, and a planted fault that it must detect."""
 
     name: str
     runs: float
     longest: int
-    #: A file of rtap, and what is to be replaced in it.
+    #: A file of rtap, and the replacements that plant the fault.
     planted: tuple[str, tuple[tuple[str, str], ...]]
 
     @property
@@ -80,7 +80,7 @@ class Target:
 TARGETS = {
     target.name: target
     for target in (
-        # A wrong bound in the parser, with which it reads one byte too far.
+        # A wrong bound that makes the parser read one byte too far.
         Target(
             "offload",
             10e6,
@@ -90,7 +90,7 @@ TARGETS = {
                 (("        if q.l4 + 20 > seen:\n", "        if q.l4 + 12 > seen:\n"),),
             ),
         ),
-        # A copy that takes all that a segment shows into one slot, whatever its pool's slots hold.
+        # A copy of a whole segment into one slot, even when the slot is smaller.
         Target(
             "frames",
             2e6,
@@ -112,7 +112,7 @@ TARGETS = {
 
 
 def unavailable(compiler: str = "clang") -> str:
-    """Why this machine cannot build the harness, in one sentence; "" when it can."""
+    """Why this machine cannot build the harness, in one phrase; "" when it can."""
     if shutil.which(compiler) is None:
         return f"needs {compiler}"
     if not any(GENERATED.glob("_frames/segment.c")):
@@ -127,7 +127,7 @@ def run(command: list[str]) -> None:
 
 
 def generate(source: Path, target: Path, include: Path) -> None:
-    """C from one .pyx file, by the rules of the build."""
+    """Translate one .pyx file to C, with the build's settings."""
     from Cython.Compiler import Main
     from Cython.Compiler.Options import default_options
 
@@ -162,7 +162,7 @@ def base(compiler: list[str]) -> list[str]:
 def compile_all(
     cc: list[str], module: list[str], link: list[str], out: Path, planted: Path
 ) -> Path:
-    """Whatever is out of date below `out`, compiled; `planted` takes a kernel's place."""
+    """Compile what is out of date below `out`; `planted` replaces the kernel of the same name."""
     library = out / "lib"
     for package in {Path("rtap"), *(Path("rtap", name).parent for name in KERNELS)}:
         (library / package).mkdir(parents=True, exist_ok=True)
@@ -189,7 +189,7 @@ def compile_all(
         where = sysconfig.get_config_var("LIBDIR")
         libraries = [f"-L{where}", f"-Wl,-rpath,{where}"]
         libraries += [f"-lpython{sysconfig.get_config_var('LDVERSION')}", "-rdynamic"]
-        for needed in ("LIBS", "SYSLIBS"):  # by a static libpython
+        for needed in ("LIBS", "SYSLIBS"):  # needed to link a static libpython
             libraries += shlex.split(sysconfig.get_config_var(needed) or "")
         jobs.append([*cc, *link, str(HARNESS / "main.c"), "-o", str(fuzzer), *libraries])
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -198,14 +198,16 @@ def compile_all(
 
 
 def build() -> Path:
-    """The fuzzer, built as far as it is not up to date."""
+    """Build the fuzzer where it is out of date, and return its path."""
     module = ["-fsanitize=fuzzer-no-link,address", "-fPIC", "-shared"]
     return compile_all(base(["clang", "-O2"]), module, ["-fsanitize=fuzzer,address"], OUT, Path())
 
 
 def build_replay(planted: Target | None = None) -> Path:
-    """The same harnesses as a program that runs the inputs of a file and ends: gcc will do. With
-    `planted`, with that one's mistake in it."""
+    """Build the harnesses with gcc, as a program that runs the inputs from stdin and ends.
+
+    With `planted`, the fault of that target is compiled in.
+    """
     module = ["-fsanitize=address", "-fPIC", "-shared"]
     link = ["-fsanitize=address", "-DRTAP_REPLAY"]
     cc = base(["gcc", "-O0"])
@@ -219,7 +221,7 @@ def build_replay(planted: Target | None = None) -> Path:
 
 
 def plant(target: Target, out: Path) -> Path:
-    """C of a kernel with the mistake in it."""
+    """Write the C file of a kernel with the fault in it, and return its path."""
     name, changes = target.planted
     package = out / "source" / "rtap"
     source = package / name
@@ -240,25 +242,25 @@ def plant(target: Target, out: Path) -> Path:
 
 
 def environment(fuzzer: Path, target: Target) -> dict[str, str]:
-    """What the fuzzer runs under."""
+    """The environment variables of the fuzzer."""
     found = os.environ | {
         "RTAP_HARNESS": f"{target.name}_fuzz",
         "PYTHONPATH": str(fuzzer.parent / "lib"),
         "ASAN_OPTIONS": "detect_leaks=0:malloc_context_size=1:quarantine_size_mb=8",
     }
-    # Without a GIL Python's objects cannot be in malloc's memory; the inputs are, all the same.
+    # Free-threaded Python cannot keep its objects in malloc's memory. The inputs are there anyway.
     if not sysconfig.get_config_var("Py_GIL_DISABLED"):
         found["PYTHONMALLOC"] = "malloc"
     return found
 
 
 def pack(inputs: Iterator[bytes]) -> bytes:
-    """Inputs as one file, each after its length."""
+    """Pack inputs into one file, each after its length."""
     return b"".join(struct.pack("<H", len(data)) + data for data in inputs)
 
 
 def unpack(packed: bytes) -> Iterator[bytes]:
-    """The inputs of such a file."""
+    """The inputs in a packed file."""
     at = 0
     while at < len(packed):
         (n,) = struct.unpack_from("<H", packed, at)
@@ -267,7 +269,7 @@ def unpack(packed: bytes) -> Iterator[bytes]:
 
 
 def seeds() -> Iterator[bytes]:
-    """Inputs to start from: frames of every kind, by themselves and in trains, as super-frames."""
+    """Inputs to start from: frames of every kind, single, in trains and as super-frames."""
     sys.path.insert(0, str(ROOT / "tests" / "helpers"))
     from frames import CASES
     from oracle import Maker
@@ -298,21 +300,21 @@ def seeds() -> Iterator[bytes]:
 
 
 def programs() -> Iterator[bytes]:
-    """Inputs of the other harness: every operation after frames of every kind, at random."""
+    """Inputs for the ``frames`` harness: frames of every kind, then operations, some at random."""
     for kind in range(8):
         for pool in range(5):
             two = bytes((1, 32 + pool, kind, 1, 31))  # build: pool, kind, flow, payload
-            # Two frames of a flow, one of them held a second time, into a table; its window moves.
+            # Two frames of a flow go into a table. One is held twice, and its window moves.
             for what in (2, 3):
                 for at in (0, 1):
                     held = bytes((5, at, 0, 15, 1, 2, 0, 0, 1))
                     yield two + held + bytes((6, 2, what, 1, 16, 1))
-            # Tags where there is no headroom, on a frame with an unfinished checksum.
+            # Insert a tag into a frame with an unfinished checksum and no headroom.
             ask = bytes(
                 (1, pool, kind | 32, 1, 7, 6, 0, 0, 32 - 16 * (pool in (1, 3)), 10, 0, 32, 0)
             )
             yield ask + bytes((11, 0, 12, 0))
-            # A tail that others see too, behind a head that they do not: every stage that writes.
+            # Every stage that writes, on a frame whose tail is shared and whose head is not.
             for stage in range(5):
                 tail = bytes((0, 0, stage, 1, pool, kind, 1, 60, 5, 1, 0, 8, 0, 1))
                 yield tail + bytes((17, 0, 2, stage, 0, 1))
@@ -329,7 +331,7 @@ def programs() -> Iterator[bytes]:
 
 
 def spread(inputs: Iterator[bytes], directory: Path) -> Path:
-    """Writes each input to a file of its own."""
+    """Write each input to a file of its own."""
     directory.mkdir(parents=True, exist_ok=True)
     for n, data in enumerate(inputs):
         (directory / f"{n:05d}").write_bytes(data)
@@ -337,7 +339,7 @@ def spread(inputs: Iterator[bytes], directory: Path) -> Path:
 
 
 def prefixes() -> Iterator[bytes]:
-    """Every frame of the tests cut after each byte of its headers."""
+    """Every frame of the tests, cut after each byte of its headers."""
     sys.path.insert(0, str(ROOT / "tests" / "helpers"))
     from frames import CASES
 
@@ -349,7 +351,7 @@ def prefixes() -> Iterator[bytes]:
 def replay(
     program: Path, target: Target, inputs: Iterator[bytes]
 ) -> subprocess.CompletedProcess[bytes]:
-    """Runs every input once."""
+    """Run every input once."""
     return subprocess.run(
         [str(program)],
         input=pack(inputs),
@@ -360,7 +362,7 @@ def replay(
 
 
 def stat(text: str, name: str) -> int:
-    """A figure of -print_final_stats."""
+    """One figure from the output of -print_final_stats."""
     found = re.search(rf"stat::{name}:\s+(\d+)", text)
     return int(found.group(1)) if found else 0
 
@@ -370,8 +372,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--target", choices=TARGETS, help="one harness (default: both)")
     parser.add_argument("--runs", type=float, help="inputs for each (default: 1e7 and 2e6)")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--seed", type=int, default=0, help="0: another one each time")
-    parser.add_argument("--reduce", action="store_true", help="write the corpora of the repository")
+    parser.add_argument("--seed", type=int, default=0, help="0: a new one each time")
+    parser.add_argument("--reduce", action="store_true", help="rewrite the repository's corpora")
     parser.add_argument("--replays", action="store_true", help="only build what the suite replays")
     args = parser.parse_args(argv)
     if reason := unavailable("gcc") if args.replays else unavailable():
@@ -393,8 +395,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def fuzz(fuzzer: Path, target: Target, runs: int, jobs: int, seed: int) -> int:
-    """Gives a harness so many inputs, of which each of ``jobs`` processes takes its share; how many
-    of these found something."""
+    """Share ``runs`` inputs among ``jobs`` processes; return how many processes found a fault."""
     spread(target.seeds(), target.out("seeds"))
     if target.corpus.exists():
         spread(unpack(target.corpus.read_bytes()), target.out("kept"))
@@ -420,14 +421,12 @@ def fuzz(fuzzer: Path, target: Target, runs: int, jobs: int, seed: int) -> int:
             print(text[-6000:])
         else:
             print("\n".join(line for line in text.splitlines()[-8:] if line))
-    print(
-        f"fuzz: {target.name}: {inputs} inputs, {bad} of {len(running)} processes found something"
-    )
+    print(f"fuzz: {target.name}: {inputs} inputs, {bad} of {len(running)} processes found a fault")
     return bad
 
 
 def reduce(fuzzer: Path, target: Target) -> None:
-    """Keeps the smallest inputs that cover what all of them cover, as far as there is room."""
+    """Keep the smallest inputs that together cover everything, until the corpus is full."""
     least = target.out("least")
     shutil.rmtree(least, ignore_errors=True)
     least.mkdir()

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Random sequences of calls of the public API on pools, mbufs, bursts, stages and devices.
 
-Each sequence has a seed and runs in a process of its own, so that a crash or a hang is a finding
-and not the end; from one thread, or from three that share all objects. One sequence in three has a
-TAP device in a namespace of its own (as root), the others a net_null device. A fault is death by a
-signal or a sanitizer, a hang, SystemError, AssertionError, or a pool that lacks slots at the end.
+Each sequence has a seed and runs in a process of its own, so that a crash or a hang does not end
+the fuzzer. It calls from one thread, or from three that share all objects. As root, one sequence in
+three uses a TAP device in a namespace of its own; the others use a net_null device. A fault is
+death by a signal or a sanitizer, a hang, SystemError, AssertionError, or slots missing from a pool
+at the end.
 
     python tools/fuzz_api.py                       half a million calls, on the release build
     python tools/fuzz_api.py --seconds 60          as many of them as fit
@@ -31,21 +32,21 @@ from typing import Any
 import rtap
 from rtap import EthConf, offload, stages
 
-#: Calls of one sequence, and seconds that it may take.
+#: Calls in one sequence, and the seconds it may take.
 LENGTH, LIMIT = 2000, 120
-#: What the library may answer to a wrong or an untimely call.
+#: Exceptions that a wrong or untimely call may raise.
 REFUSALS = (ValueError, TypeError, RuntimeError, BufferError, OSError, IndexError, OverflowError)
 ODD = (-1, 0, 1, 2, 13, 14, 60, 100, 2047, 2048, 65535, 1 << 16, 1 << 31, 1 << 63, None, "x", 1.5)
 KEPT = 12
 
 
 class World:
-    """What the calls are made on, shared by the threads of a sequence."""
+    """The objects that the calls use; all threads of a sequence share them."""
 
     def __init__(self, seed: int) -> None:
         r = random.Random(seed)
         tap = seed % 3 == 0 and os.geteuid() == 0
-        # A queue of a TAP device takes no pool that could never hold a frame.
+        # A TAP device's queue rejects a pool that can never hold a frame.
         slots = [64, 300] if tap else [4, 64, 300]
         shapes = [(r.choice(slots), r.choice([64, 256, 2048])) for _ in range(3)]
         self.pools = [rtap.Mempool(n, room, memfd=r.random() < 0.2) for n, room in shapes]
@@ -86,7 +87,7 @@ class World:
 
 
 class Caller:
-    """One thread's calls."""
+    """The calls of one thread."""
 
     def __init__(self, world: World, seed: int) -> None:
         self.w = world
@@ -100,10 +101,10 @@ class Caller:
                 call()
             except REFUSALS:
                 pass
-            except MemoryError as exc:  # of which PoolEmpty is one
+            except MemoryError as exc:  # includes PoolEmpty
                 del exc
 
-    # -- what to call with
+    # -- arguments
 
     def n(self) -> Any:
         return self.r.choice(ODD) if self.r.random() < 0.2 else self.r.randrange(200)
@@ -112,7 +113,7 @@ class Caller:
         r = self.r
         if r.random() < 0.5:
             return r.randbytes(r.choice([0, 1, 14, 60, 300, 3000]))
-        # IPv4 and TCP, with lengths that may lie.
+        # IPv4 and TCP, with lengths that may be wrong.
         size = r.choice([0, 10, 100, 1400, 5000])
         length = 40 + size if r.random() < 0.8 else r.randrange(65536)
         ip = b"\x45\0" + length.to_bytes(2, "big") + bytes(4) + b"\x40\x06\0\0" + bytes(8)
@@ -265,7 +266,7 @@ class Caller:
 
 
 def child(seed: int, threads: int) -> None:
-    """One sequence; a fault ends the process with a traceback and not with 0."""
+    """Run one sequence; a fault ends the process with a traceback and a nonzero status."""
     faulthandler.enable()
     faulthandler.dump_traceback_later(LIMIT, exit=True)
     world = World(seed)
@@ -291,14 +292,14 @@ def child(seed: int, threads: int) -> None:
 
 
 def run(seed: int, threads: int) -> str:
-    """What went wrong in a sequence, "" when nothing did."""
+    """Run a sequence in a child process; return what went wrong, "" when nothing did."""
     command = [sys.executable, __file__, "--child", "--seed", str(seed), "--threads", str(threads)]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=LIMIT + 10
         )
     except subprocess.TimeoutExpired:
-        return f"seed {seed}, {threads} threads: hangs, deaf to its own time-out"
+        return f"seed {seed}, {threads} threads: hangs, and its own time-out did not end it"
     if done.returncode == 0:
         return ""
     return f"seed {seed}, {threads} threads: exit {done.returncode}\n{done.stderr[-3000:]}"
@@ -307,9 +308,9 @@ def run(seed: int, threads: int) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fuzz_api", description=__doc__.partition("\n")[0])
     parser.add_argument("--calls", type=float, default=5e5, help="in all (default 5e5)")
-    parser.add_argument("--seconds", type=float, default=3600, help="begin none later")
-    parser.add_argument("--runs", type=int, help="sequences, instead")
-    parser.add_argument("--seed", type=int, default=1, help="of the first sequence")
+    parser.add_argument("--seconds", type=float, default=3600, help="start none later (3600)")
+    parser.add_argument("--runs", type=int, help="number of sequences, instead of --calls")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the first sequence")
     parser.add_argument("--threads", type=int, choices=(1, 3), help="default: both in turn")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

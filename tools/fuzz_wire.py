@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Hostile and odd frames through real TAP and TUN devices, balanced to the frame.
+"""Sends hostile and odd frames through real TAP and TUN devices, and accounts for every frame.
 
-Each run has a seed, which draws devices (engine, mode, offloads, MTU, pools, queues), what moves
-frames between them (a worker with stages, or bursts from Python), what happens meanwhile (carrier,
-stop, close) and the frames, from the kernel's side and from ours. Runs are made in child processes,
-some in each. A fault is death by a signal or a sanitizer, a hang, frames that are in no counter,
-wrong bytes or checksums of a frame that nobody damaged, or a slot that is lost.
+Each run has a seed, from which everything is drawn: the devices (engine, mode, offloads, MTU,
+pools, queues), what moves frames between them (a worker with stages, or bursts from Python), an
+event in the middle (carrier, stop, close), and the frames from the kernel's side and from rtap's.
+Each child process makes a few runs. A fault is death by a signal or a sanitizer, a hang, a frame
+that no counter has, wrong bytes or checksums in a frame that was not damaged, or a lost slot.
 
     python tools/fuzz_wire.py                        a million frames, on the release build
-    python tools/fuzz_wire.py --seconds 60           as many of them as fit
+    python tools/fuzz_wire.py --seconds 60           as many frames as fit
     python tools/fuzz_wire.py --seed 7 --runs 1      run 7 again
     tools/sanitize --run .venv/bin/python tools/fuzz_wire.py
 """
@@ -32,12 +32,12 @@ from wire_run import Run
 
 from rtap import NetNS
 
-#: Runs of one child process, and seconds that one may take.
+#: Runs in one child process, and the seconds one run may take.
 BATCH, LIMIT = 12, 120
 
 
 def one(seed: int, ns: NetNS) -> int:
-    """One run; returns how many frames moved."""
+    """Make one run and return how many frames moved."""
     plan = Plan(seed)
     run = Run(plan, ns)
     try:
@@ -51,7 +51,7 @@ def one(seed: int, ns: NetNS) -> int:
 
 
 def quiet() -> NetNS:
-    """A namespace in which no interface sends a frame of its own accord."""
+    """A namespace in which the kernel sends no frames of its own."""
     ns = NetNS()
 
     def still() -> None:
@@ -66,7 +66,7 @@ def quiet() -> NetNS:
 
 
 def child(seed: int, runs: int) -> None:
-    """Some runs; a fault ends the process with a traceback and not with 0."""
+    """Make some runs; a fault ends the process with a traceback and a nonzero status."""
     faulthandler.enable()
     logging.disable()
     with quiet() as ns:
@@ -78,7 +78,7 @@ def child(seed: int, runs: int) -> None:
 
 
 def batch(seed: int, runs: int) -> tuple[int, int, str]:
-    """Runs and frames of a child process, and what went wrong, "" when nothing did."""
+    """Make runs in a child process; return runs, frames, and what went wrong ("" if nothing)."""
     command = [sys.executable, __file__, "--child", "--seed", str(seed), "--runs", str(runs)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -89,7 +89,7 @@ def batch(seed: int, runs: int) -> tuple[int, int, str]:
         except subprocess.TimeoutExpired:
             process.kill()
             out, err = process.communicate()
-            how = "hangs, deaf to its own time-out"
+            how = "hangs, and its own time-out did not end it"
     lines = [line.split() for line in out.splitlines()]
     frames = sum(int(line[1]) for line in lines if len(line) == 2)
     done = sum(len(line) == 2 for line in lines)
@@ -102,9 +102,9 @@ def batch(seed: int, runs: int) -> tuple[int, int, str]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fuzz_wire", description=__doc__.partition("\n")[0])
     parser.add_argument("--frames", type=float, default=1e6, help="in all (default 1e6)")
-    parser.add_argument("--seconds", type=float, default=3600, help="begin none later")
-    parser.add_argument("--runs", type=int, help="so many, instead")
-    parser.add_argument("--seed", type=int, default=1, help="of the first run")
+    parser.add_argument("--seconds", type=float, default=3600, help="start none later (3600)")
+    parser.add_argument("--runs", type=int, help="number of runs, instead of --frames")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the first run")
     parser.add_argument("--jobs", type=int, default=2 * len(os.sched_getaffinity(0)))
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     lock = threading.Lock()
 
     def todo() -> Iterator[tuple[int, int]]:
-        """Seeds, until there is enough."""
+        """The first seed and the number of runs of each batch, until the limit is reached."""
         for seed in itertools.count(args.seed, BATCH):
             left = BATCH if args.runs is None else min(BATCH, args.seed + args.runs - seed)
             enough = args.runs is None and totals["frames"] >= args.frames

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which lines of rtap the tests do not run: Python's by coverage.py, Cython's by gcov.
+"""Lists the lines of rtap that no test runs: Python by coverage.py, Cython by gcov.
 
-The compiler counts the native lines, so lines without the GIL and on any thread count too. The
-native counts of a process that a signal ends, or that leaves by os._exit, are lost.
+The compiler counts the native lines, so lines that run without the GIL or on any thread count too.
+A process that is killed by a signal, or that ends by os._exit, loses its native counts.
 
-Arguments go to pytest. The lines are listed in build/coverage/gaps.txt; a table of files, those
-with most lines that never ran first, is printed.
+Arguments go to pytest. The lines are written to build/coverage/gaps.txt. A table of files is
+printed, with the most unrun lines first.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ BUILD = "build/coverage"
 OBJECTS = ROOT / "build/gcov"
 BIN = Path(sys.executable).parent
 
-#: By file below the root, how often each line ran that can.
+#: How often each executable line ran, by file below the root.
 Lines = Mapping[str, Mapping[int, int]]
 
 
 def run_tests(args: list[str]) -> int:
-    """The suite on the build that counts; its status."""
+    """Run the suite on the coverage build and return its exit status."""
     for old in (*OBJECTS.rglob("*.gcda"), *(ROOT / BUILD).glob("python.*")):
         old.unlink()
     env = os.environ | {"PYTHONPATH": str(ROOT / BUILD), "RTAP_TEST_BUILD": BUILD}
     jobs = str(2 * len(os.sched_getaffinity(0)))
     command = [str(BIN / "coverage"), "run", str(BIN / "pytest"), "-n", jobs]
-    # It is slower by half; a test that hangs still ends.
+    # This build takes half as long again, so the time-out is long; a hanging test still ends.
     return subprocess.run(
         [*command, "--dist=worksteal", "-p", "no:cacheprovider", "--timeout=600", *args],
         cwd=ROOT,
@@ -46,7 +46,7 @@ def run_tests(args: list[str]) -> int:
 
 
 def python_lines() -> Lines:
-    """What coverage.py has counted."""
+    """The counts of coverage.py."""
     out = ROOT / BUILD / "python.json"
     for step in (["combine", "-q"], ["json", "-q", "-o", str(out)]):
         subprocess.run([BIN / "coverage", *step], cwd=ROOT, check=True)
@@ -59,7 +59,7 @@ def python_lines() -> Lines:
 
 
 def reports() -> Iterator[dict[str, Any]]:
-    """gcov's reports of every object. Without counts of a process, its lines never ran."""
+    """gcov's report for each object; where no process left counts, no line ran."""
     for notes in OBJECTS.rglob("*.gcno"):
         done = subprocess.run(
             ["gcov", "--json-format", "--stdout", str(notes)],
@@ -72,7 +72,7 @@ def reports() -> Iterator[dict[str, Any]]:
 
 
 def native_lines() -> Lines:
-    """What gcov has counted of .pyx files, and of what they include, in all that include it."""
+    """gcov's counts of .pyx files and of the files they include, summed over all includers."""
     found: dict[str, Counter[int]] = defaultdict(Counter)
     for report in reports():
         for file in report["files"]:
@@ -85,7 +85,7 @@ def native_lines() -> Lines:
 
 
 def is_code(path: str, numbers: Iterable[int]) -> list[int]:
-    """The lines that do something: Cython also has code on lines that only declare."""
+    """Whether a line does something: Cython also emits code for lines that only declare."""
     text = (ROOT / path).read_text().splitlines()
     declares = ("cdef class", "cdef extern", "cimport ", "from ", "import ", "@", '"""', "#", ")")
     return [
@@ -107,7 +107,7 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def report(lines: Lines) -> str:
-    """The table; the gaps themselves are written to a file."""
+    """Write the gaps to a file and return the table."""
     rows, gaps = [], []
     for path, counts in lines.items():
         code = is_code(path, counts)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The layers of the package, and a check that no import or cimport goes from one to a higher one.
+"""The layers of the package, and a check that no import or cimport reaches a higher layer.
 
 Each line of LAYERS is a layer, the lowest first; ARCHITECTURE.md says what each is for. A module
-imports from its own layer and from those below. What only a type checker sees is left out.
+may import from its own layer and those below. Imports that only a type checker sees do not count.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ FOR_TYPES = re.compile(r"^if TYPE_CHECKING:\n(?:[ \t]+[^\n]*\n|\n)+", re.MULTILI
 
 
 def room(module: str) -> str:
-    """The part of a dotted name that LAYERS has: "_core" of "rtap._core.pool"."""
+    """The part of a dotted name that LAYERS lists: "_core" of "rtap._core.pool"."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
 
 
 def imported(source: str) -> Iterator[tuple[int, str]]:
     """Line and module of each import of the package in a file's text."""
-    # As many lines as before, so that the numbers hold.
+    # Keep the number of lines, so that line numbers stay right.
     source = FOR_TYPES.sub(lambda found: "\n" * found.group().count("\n"), source)
     for found in IMPORT.finditer(source):
         line = source.count("\n", 0, found.start()) + 1
@@ -62,7 +62,7 @@ def imported(source: str) -> Iterator[tuple[int, str]]:
 
 
 def arrows_up(package: Path) -> Iterator[tuple[Path, int, str]]:
-    """File, line and what is wrong with it, for each import from a higher layer."""
+    """File, line and message for each import from a higher layer."""
     for path in sorted(package.rglob("*")):
         if path.suffix not in SUFFIXES:
             continue

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Runs every static check, all of them even when one fails, and prints what the failing ones say.
+"""Runs every static check, even after one fails, and prints the output of those that fail.
 
-The compiled modules have to be there (make build): stubtest imports them.
+Build the modules first (make build): stubtest imports them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def files(*patterns: str) -> list[str]:
 def steps() -> dict[str, list[str]]:
     cython = files("rtap/**/*.pyx", "rtap/**/*.pxd", "bench/**/*.pyx", "tests/**/*.pyx")
     compiled = [".".join(Path(name).with_suffix("").parts) for name in files("rtap/**/*.pyx")]
-    # PEP 800 decorators would need a recent typing_extensions in every stub.
+    # Disjoint bases (PEP 800) would need a recent typing_extensions in every stub.
     stubtest = ["--concise", "--ignore-disjoint-bases", "--mypy-config-file", "pyproject.toml"]
     stubtest += ["--allowlist", "tools/stubtest-allowlist.txt", "--ignore-unused-allowlist"]
     return {

@@ -2,8 +2,8 @@
 """Runs the whole test suite (make test), its three parts side by side.
 
 The parts are all tests on the release build, the lifetime tests on the checked build, and the
-shortest tests of native code under the sanitizers. The first part writes to the terminal as it
-goes; what the other two print follows when all have ended. Arguments go to the first part.
+shortest tests of native code under the sanitizers. The first part writes to the terminal while it
+runs; the output of the other two follows at the end. Arguments go to the first part.
 
 Most tests wait for the kernel most of the time, so there are more workers than CPUs. RTAP_TEST_JOBS
 sets their number; ``-n 0`` among the arguments makes the first part one process, for a debugger.
@@ -21,19 +21,19 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
-# As a script: python -m would look for rtap in the tree first, whatever build is to be tested.
+# Not python -m pytest, which would import rtap from the tree instead of the build under test.
 PYTEST = [str(Path(sys.executable).with_name("pytest"))]
 CHECKED = "build/debug"
 
 
 class Part:
-    """A process that runs one part; ``hidden`` ones write to a file and have their own session."""
+    """A process that runs one part; a ``hidden`` one writes to a file, in its own session."""
 
     def __init__(
         self, title: str, command: Sequence[str], *, hidden: bool, env: Mapping[str, str]
     ) -> None:
         self.title = title
-        # Removed with this process.
+        # The system deletes this file when this process ends.
         self.output: IO[bytes] | None = tempfile.TemporaryFile() if hidden else None  # noqa: SIM115
         self.process = subprocess.Popen(
             command,
@@ -42,12 +42,13 @@ class Part:
             stdin=subprocess.DEVNULL if hidden else None,
             stdout=self.output,
             stderr=subprocess.STDOUT if hidden else None,
-            # The terminal's Ctrl-C reaches the visible part, and a debugger there can read.
+            # The visible part stays in the terminal's session: Ctrl-C reaches it, and a debugger
+            # can read the terminal.
             start_new_session=hidden,
         )
 
     def interrupt(self) -> None:
-        """Has it end as Ctrl-C does, its workers as well: they remove what they made."""
+        """End the part and its workers as Ctrl-C does, so that they clean up."""
         if self.process.poll() is None:
             if self.output is None:
                 self.process.send_signal(signal.SIGINT)
@@ -66,7 +67,7 @@ def parts(args: Sequence[str]) -> list[Part]:
     cpus = len(os.sched_getaffinity(0))
     jobs = os.environ.get("RTAP_TEST_JOBS") or str(min(8, 3 * cpus))
     checked = {"PYTHONPATH": str(ROOT / CHECKED), "RTAP_TEST_BUILD": CHECKED}
-    # Which tests failed last is kept of the release build alone (pytest --last-failed).
+    # Only the release build records which tests failed, for pytest --last-failed.
     lifetime = ["-q", "-n", str(min(4, cpus)), "-p", "no:cacheprovider", "-m", "lifetime"]
     spread = ["--dist", "worksteal"]
     return [
@@ -99,11 +100,11 @@ def main(args: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, terminated)
     running = parts(args)
     try:
-        for part in reversed(running):  # the visible one first
+        for part in reversed(running):  # wait for the visible part first
             part.process.wait()
     except BaseException as exc:
         for part in running:
-            # The visible part has Ctrl-C from the terminal.
+            # The terminal has already sent Ctrl-C to the visible part.
             if part.output is not None or not isinstance(exc, KeyboardInterrupt):
                 part.interrupt()
         for part in running:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The equations of docs/statistics.md and docs/stages.md; AssertionError where one is wrong."""
+"""Checks the equations of docs/statistics.md and docs/stages.md; AssertionError if one fails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rtap import RouteStats
 
 
 def merge(queues: Iterable[Mapping[str, int]]) -> Counter[str]:
-    """The counters of several queues as those of one; none may be negative."""
+    """Sum the counters of several queues; none may be negative."""
     out: Counter[str] = Counter()
     for counters in queues:
         for name, value in counters.items():
@@ -37,7 +37,7 @@ def _parts(c: Mapping[str, int], l2: bool, what: str) -> None:
 def check_received(
     c: Mapping[str, int], kernel: Mapping[str, int], got: int, l2: bool, what: str
 ) -> None:
-    """A device's receive counters, what the kernel says was read, and what bursts returned."""
+    """Compare a device's receive counters with the kernel's, and with what bursts returned."""
     filtered = c["filtered_unicast_packets"] + c["filtered_multicast_packets"]
     read = c["packets"] + c["errors"] - c["read_errors"] + filtered + c["purged_packets"]
     _equal(kernel["tx_packets"], read, "read from the kernel = received + dropped", what)
@@ -51,8 +51,10 @@ def check_received(
 def check_sent(
     c: Mapping[str, int], kernel: Mapping[str, int], probes: int, blind: bool, l2: bool, what: str
 ) -> None:
-    """A device's send counters and what the kernel says it took; `probes` were seen there, maybe
-    not all (`blind`)."""
+    """Compare a device's send counters with the kernel's.
+
+    The kernel also counted rtap's probes: `probes` of them were seen, others maybe not (`blind`).
+    """
     more = kernel["rx_packets"] - c["packets"]
     if not blind or not c["software_gso_packets"]:
         _equal(more, probes, "taken by the kernel = sent", what)
@@ -65,7 +67,7 @@ def check_sent(
 
 
 def check_route(route: RouteStats) -> None:
-    """A route that has ended: what came went to a target, or is in drops."""
+    """Check a route that has ended: every frame that came went to a target or was dropped."""
     came = route.rx_packets
     for n, stage in enumerate(route.stages):
         _equal(stage.packets, came, f"came to stage {n} = left the one before", str(route))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The kernel's end of the wire fuzzer's devices: packet sockets by the volley, its counters."""
+"""The kernel's side of the wire fuzzer's devices: packet sockets and interface counters."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Volley:
         self._headers = ctypes.create_string_buffer(headers)
 
     def fire(self, s: socket.socket) -> int:
-        """Sends them all; how many the kernel took as frames, be it to drop them."""
+        """Send all frames; return how many the kernel accepted, including those it then dropped."""
         took = at = 0
         while at < self.n:
             where = ctypes.addressof(self._headers) + at * MMSGHDR.size
@@ -79,7 +79,7 @@ class Volley:
                 at += done
                 continue
             code = ctypes.get_errno()
-            if code == errno.ENOBUFS:  # by the device's queue
+            if code == errno.ENOBUFS:  # the device's queue is full
                 took += 1
             elif code not in (errno.EINVAL, errno.EMSGSIZE, errno.EAGAIN, errno.ENETDOWN,
                               errno.ENXIO, errno.ENODEV):  # fmt: skip
@@ -89,7 +89,7 @@ class Volley:
 
 
 class Sink:
-    """What an interface received from its device, with the virtio-net headers."""
+    """Reads what an interface received from its device, with virtio-net headers."""
 
     def __init__(self, ns: NetNS, ifname: str) -> None:
         self.socket = packet_socket(ns, ifname, ETH_P_ALL, vnet=True)
@@ -102,11 +102,11 @@ class Sink:
         self._fresh = b"".join(fresh)
         self._headers = ctypes.create_string_buffer(self._fresh)
         self._view = memoryview(self._room).cast("B")
-        #: Frames that it was told of and that :meth:`frames` did not bring.
+        #: Frames that reached the socket and that :meth:`frames` could not return.
         self.lost = 0
 
     def frames(self) -> Iterator[bytes]:
-        """Those that are there, each behind its header."""
+        """The frames that wait now, each behind its header."""
         while True:
             ctypes.memmove(self._headers, self._fresh, len(self._fresh))
             n = _libc.recvmmsg(self.socket.fileno(), self._headers, DEPTH, 0x40, None)
@@ -129,7 +129,7 @@ class Sink:
 
 
 def counters(ns: NetNS, ifname: str) -> dict[str, int]:
-    """The kernel's counters of an interface: what rtap sends is in ``rx_packets``."""
+    """The kernel's counters of an interface; frames that rtap sends count as ``rx_packets``."""
 
     def read() -> str:
         with open("/proc/thread-self/net/dev") as f:

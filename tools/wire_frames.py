@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Frames for the wire fuzzer, and what may become of them.
+"""Makes frames for the wire fuzzer, and judges what comes out.
 
-Most frames are *tracked*: TCP or UDP whose payload repeats one of 64 words of eight bytes, a TCP
-segment's aligned to its sequence number. However they are merged, split, tagged or turned round,
-:func:`look` can say of one that comes out whether its bytes and its checksums are right. Frames
-that are damaged, or that carry a hostile header or request, repeat other words: nothing is said of
-them.
+Most frames are *tracked*: TCP or UDP whose payload repeats one of 64 words of eight bytes. In a TCP
+segment the words are aligned to the sequence number. So :func:`look` can check the bytes and
+checksums of each frame that comes out, even after it was merged, split, tagged or sent back.
+Frames that are damaged, or that carry a hostile header or request, repeat other words and are not
+checked.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ TAGS = (0x8100, 0x88A8)
 MARK = b"\xa5\x5a"
 WORDS = [MARK + bytes([n, n ^ 0x3C, 0x11, n ^ 0x47, 0x66, 0x09]) for n in range(64)]
 OTHERS = [b"\xee\x11" + word[2:] for word in WORDS]
-#: Between which a VLAN-aware bridge, a host and a router would pass frames.
+#: Addresses between which a VLAN-aware bridge, a host and a router would pass frames.
 MAC_A, MAC_B = bytes.fromhex("020000000b0a"), bytes.fromhex("020000000b0b")
 GROUPS = (b"\xff" * 6, bytes.fromhex("01005e000001"), bytes.fromhex("333300000001"))
 ODD = (0, 1, 2, 7, 8, 13, 14, 19, 20, 33, 34, 39, 40, 54, 60, 255, 1460, 32767, 65534, 65535)
 
 
-#: A virtio-net header that says nothing.
+#: A virtio-net header with no flag and no segmentation.
 NOTHING = VnetHdr()
 
 
 @dataclass(frozen=True)
 class Template:
-    """A frame, its virtio-net header on the kernel's side, what rtap is asked of it on ours."""
+    """A frame, with its virtio-net header for the kernel's side and its TX request for rtap's."""
 
     data: bytes
     header: VnetHdr = NOTHING
@@ -78,7 +78,7 @@ class Shape:
     options: bool = False
     tracked: bool = True
     l2: bool = True
-    partial: bool = False  # the checksum is left to others
+    partial: bool = False  # the checksum is unfinished
 
     @property
     def head(self) -> int:
@@ -133,7 +133,7 @@ class Shape:
         return struct.pack("!IHBB", 6 << 28, size, following, 64) + addresses + ext
 
     def request(self, seq: int, length: int, segsz: int = 0) -> Template:
-        """One that rtap is to finish, or to have split."""
+        """The frame with a TX request to finish its checksum, or to split it."""
         tcp = self.proto == TCP
         flags = MbufFlag.TX_TCP_CKSUM if tcp else MbufFlag.TX_UDP_CKSUM
         if segsz:
@@ -145,7 +145,7 @@ class Shape:
         return Template(data, VnetHdr(), int(flags), *lens, segsz)
 
     def header(self, segsz: int = 0) -> VnetHdr:
-        """The kernel's side of the same."""
+        """The same request as a virtio-net header, for the kernel's side."""
         kinds = {(4, TCP): VnetHdr.GSO_TCPV4, (6, TCP): VnetHdr.GSO_TCPV6}
         kind = kinds.get((self.version, self.proto), VnetHdr.GSO_UDP_L4) if segsz else 0
         start = self.head + self.l3_len
@@ -154,7 +154,7 @@ class Shape:
 
 
 class Frames:
-    """Draws frames of all kinds for a device of that mode and MTU."""
+    """Draws frames of all kinds that fit a device's mode and MTU."""
 
     def __init__(self, r: random.Random, l2: bool, mtu: int) -> None:
         self.r, self.l2, self.mtu = r, l2, mtu
@@ -173,7 +173,7 @@ class Frames:
         )
 
     def room(self, shape: Shape) -> int:
-        """Payload of one frame within the MTU."""
+        """The payload bytes that fit into one frame of this MTU."""
         return self.mtu - 4 * shape.tags - shape.l3_len - shape.l4_len
 
     def length(self, room: int) -> int:
@@ -197,7 +197,7 @@ class Frames:
         return out
 
     def super_shape(self, tracked: bool = True) -> tuple[Shape, int, int]:
-        """With its payload and its segment size."""
+        """The shape, payload and segment size of a super-frame."""
         r, shape = self.r, self.shape(tracked, partial=True)
         most = 65535 - shape.l3_len - shape.l4_len
         segsz = r.choice(
@@ -256,7 +256,7 @@ class Frames:
         return r.choice(GROUPS) + MAC_B + r.choice([b"\x88\xb5", b"\x08\0", b"\0\x20"]) + data
 
     def damaged(self) -> bytes:
-        """One of which some bytes, a length or the end are wrong; or none at all."""
+        """A frame with wrong bytes, a wrong length or a wrong end; or random bytes."""
         r = self.r
         data = bytearray(self.other() if r.random() < 0.5 else self.plain(False)[0].data)
         for _ in range(r.randrange(4)):
@@ -270,7 +270,7 @@ class Frames:
         elif how < 0.5:
             data = bytearray(r.randbytes(r.choice([1, 14, 20, 60, 300])))
         if len(data) < 15 and r.random() < 0.9:
-            data += bytes(15)  # a packet socket takes no frame without an Ethernet header
+            data += bytes(15)  # a packet socket rejects a frame without an Ethernet header
         return bytes(data[: self.mtu + 14 * self.l2]).replace(MARK, b"\xee\x11")
 
     def hostile_header(self, data: bytes) -> VnetHdr:
@@ -287,7 +287,7 @@ class Frames:
         return VnetHdr(r.choice([0, 1, 1, 2, 3]), kind, n(), n(), n(), r.choice([6, 16, n()]))
 
     def from_kernel(self, hostile: float, vnet: bool) -> list[Template]:
-        """What a packet socket sends next."""
+        """Templates that a packet socket sends next."""
         r = self.r
         if r.random() < hostile:
             if vnet and r.random() < 0.5:
@@ -318,7 +318,7 @@ class Frames:
         )
 
     def from_rtap(self, hostile: float) -> list[Template]:
-        """What rtap is given to send next."""
+        """Templates that rtap sends next."""
         r = self.r
         if r.random() < hostile:
             return [self.hostile_request()]
@@ -334,21 +334,21 @@ class Frames:
         return [made]
 
 
-# ---- what came out
+# ---- judging what came out
 
 
 def untagged(frame: bytes) -> bytes:
-    """As a packet socket shows a frame that the interface received: its first tag beside it."""
+    """The frame as a packet socket shows it: without its first tag, which comes beside it."""
     if frame[12:14] in (b"\x81\x00", b"\x88\xa8"):
         return frame[:12] + frame[16:]
     return frame
 
 
 def look(frame: bytes, l2: bool, finished: bool, segsz: int = 0) -> str:
-    """What is wrong with a tracked frame, "" when nothing is, or when it is none.
+    """What is wrong with a tracked frame; "" when nothing is, or when it is not tracked.
 
-    `finished`: its checksum is no longer that of the pseudo-header alone; `segsz`: of a
-    super-frame.
+    `finished`: its checksum is complete, not just the pseudo-header's sum. `segsz`: the segment
+    size of a super-frame.
     """
     at = 0
     if l2:

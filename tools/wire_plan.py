@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the wire fuzzer does, drawn from a seed."""
+"""What one run of the wire fuzzer does, drawn from a seed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EVENTS = ("", "", "", "carrier", "admin", "restart", "queue", "close", "worker")
 
 @dataclass
 class Plan:
-    """What a seed stands for."""
+    """All choices of one run."""
 
     seed: int
     r: random.Random = field(init=False, repr=False)
@@ -37,7 +37,7 @@ class Plan:
         self.on_full = r.choice(["drop", "retry"])
         self.wait = r.choice(["poll", "sleep", "adaptive"])
         self.burst = r.choice([1, 8, 64, 256])
-        self.narrow = r.random() < 0.1  # what the targets send leaves slowly
+        self.narrow = r.random() < 0.1  # frames that the targets send leave slowly
         self.untouched = r.random() < 0.4  # no stage and no request changes a byte
         self.asked = not self.worker and not self.untouched  # rtap sends frames of its own
         self.filtered = r.choice([0, 0, 0, 1, 2]) if self.mode == "tap" else 0
@@ -55,7 +55,7 @@ class Plan:
             options["data_room"] = room
         longest = 66000 if rx & LRO == LRO else self.mtu + 30
         least = -(-longest // room) if rx & RxOffload.SCATTER else 1
-        few = r.choice([least + 2, 3 * least, 8 * least, 64 * least])  # two are held, see python()
+        few = r.choice([least + 2, 3 * least, 8 * least, 64 * least])  # stages hold up to two
         options["nb_mbufs"] = r.choice([None, None, max(few, 3)])
         options["rx_offloads"] = rx
         options["tx_offloads"] = r.choice([TxOffload(0), TSO, TSO | TxOffload.VLAN_INSERT])

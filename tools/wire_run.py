@@ -24,15 +24,15 @@ from rtap import Burst, MbufFlag, Mempool, NetNS, RouteStats, stages
 from rtap._ring import RxQueue, TxQueue
 from rtap.offload import VnetHdr
 
-#: Seconds that a run may stand still, and for which it sends.
+#: Seconds without progress after which a run fails, and seconds for which it sends.
 STILL, SENDS = 10, 20
-#: Frames of one run, about, and the volleys that it fires for that at most.
+#: Approximate frames of one run, and the most volleys it fires to reach them.
 FRAMES, VOLLEYS, VOLLEY = 16000, 300, 192
 HEADER = VnetHdr.SIZE
 
 
 class End:
-    """One device and what is known of it."""
+    """One device and what the run knows about it."""
 
     def __init__(self, run: Run, name: str, options: dict[str, Any]) -> None:
         plan = run.plan
@@ -61,10 +61,10 @@ class End:
         self.closed = False
         self.took = 0  # frames that tx_burst took
         self.received = 0  # frames that rx_burst returned
-        self.seen: Counter[int] = Counter()  # what came out at the kernel's side, by its hash
+        self.seen: Counter[int] = Counter()  # frames that came out at the kernel's side, by hash
         self.frames: dict[int, bytes] = {}
         self.probes: list[int] = []
-        self.routes: list[tuple[int, RouteStats]] = []  # which received from it: queue, figures
+        self.routes: list[tuple[int, RouteStats]] = []  # routes from it: queue, figures
 
     def close(self) -> None:
         self.wire.close()
@@ -107,7 +107,7 @@ class Run:
         self.ends.append(end)
 
     def narrow(self) -> None:
-        """What the targets send counts against their send buffer until it has left slowly."""
+        """Keep frames that the targets send in their send buffers: they leave slowly."""
         self.stack.enter_context(rtap.open("slow", netns=self.ns, mode=self.plan.mode, mtu=65000))
         commands = ["qdisc add dev slow root tbf rate 800mbit burst 70000 limit 1000000000"]
         for end in self.ends[1:]:
@@ -127,7 +127,7 @@ class Run:
         self.fired[volley] += 1
 
     def waiting(self, end: End) -> bool:
-        """Whether frames wait in the kernel for a queue of the device that somebody serves."""
+        """Whether frames wait in the kernel for a queue of the device that is still served."""
         if end.closed:
             return False
         ended = set()
@@ -142,7 +142,7 @@ class Run:
         return any(what & select.POLLIN for _, what in poll.poll(0))
 
     def look_at(self, end: End) -> None:
-        """Judges what the interface received."""
+        """Judge the frames that the interface received."""
         seen = end.seen
         for raw in end.sink.frames():
             key = hash(raw)
@@ -160,7 +160,7 @@ class Run:
 
     @staticmethod
     def loopback(frame: bytes) -> bool:
-        """Whether it is a probe of rtap's, see docs/offload.md."""
+        """Whether the frame is one of rtap's probes, see docs/offload.md."""
         return frame[12:20] == b"\x7f\0\0\1" * 2 or frame[8:40] == (bytes(15) + b"\1") * 2
 
     def judge(self, frame: bytes, finished: bool, segsz: int, end: End) -> None:
@@ -197,12 +197,12 @@ class Run:
             self.dismiss(worker)
 
     def moved(self) -> int:
-        """Ends that rtap was handed or given so far."""
+        """Frames that rtap has received, and been given to send, so far."""
         rx = sum(q.counters()["packets"] for end in self.ends for q, _ in end.queues)
         return rx + sum(end.took for end in self.ends if self.plan.asked)
 
     def settle(self) -> None:
-        """Until the kernel has nothing left for anybody who reads."""
+        """Wait until no frames wait in the kernel for a queue that is served."""
         before, since = -1, time.monotonic()
         while any(map(self.waiting, self.sources)):
             if self.plan.worker and not any(w.running for w, _ in self.workers):
@@ -212,7 +212,7 @@ class Run:
             if (now := self.moved()) != before:
                 before, since = now, time.monotonic()
             if time.monotonic() - since > STILL:
-                raise AssertionError(f"frames wait, and nobody takes them: {self.figures()}")
+                raise AssertionError(f"frames wait, and nothing reads them: {self.figures()}")
             for end in self.ends:
                 self.look_at(end)
             time.sleep(0.0003)
@@ -244,7 +244,7 @@ class Run:
         worker.start()
 
     def dismiss(self, worker: rtap.Worker) -> None:
-        """Ends a worker and keeps its figures."""
+        """End a worker and keep its figures."""
         worker.stop()
         for found, routes in self.workers:
             if found is worker:
@@ -262,7 +262,7 @@ class Run:
                 while nothing < 2:
                     try:
                         burst = end.dev.rx_burst(q, r.choice([1, 8, 64, 300]))
-                    except rtap.DeviceStateError:  # a queue that is stopped
+                    except rtap.DeviceStateError:  # the queue is stopped
                         break
                     end.received += len(burst)
                     nothing = 0 if len(burst) else nothing + 1
@@ -379,7 +379,7 @@ class Run:
     # -- the balance
 
     def check(self) -> int:
-        """Every frame is somewhere; returns how many moved."""
+        """Check that every frame is accounted for; return how many moved."""
         moved = self.moved()
         for end in self.ends:
             self.look_at(end)
@@ -443,7 +443,7 @@ class Run:
                 raise AssertionError(f"good frames were not received: {what}")
 
     def check_bytes(self) -> None:
-        """Nothing comes out that did not go in, nor more often."""
+        """Check that no frame comes out that did not go in, or more often than it went in."""
         if self.plan.back or self.ends[1].options["tx_gro"] or self.ends[0].options["rx_gso"]:
             return
         went: Counter[bytes] = Counter()

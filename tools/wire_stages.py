@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The stages of the wire fuzzer's routes: all that rtap has, with odd arguments."""
+"""The stages of the wire fuzzer's routes: every stage of rtap, with odd arguments."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ MAC = "02:00:00:00:0b:0c"
 
 
 def ask(mbuf: rtap.Mbuf, t: Template) -> None:
-    """Has the frame say what the template does."""
+    """Copy the template's TX request to the mbuf."""
     mbuf.ol_flags, mbuf.tso_segsz, mbuf.vlan_tci = t.flags, t.tso_segsz, t.vlan_tci
     mbuf.l2_len, mbuf.l3_len, mbuf.l4_len = t.l2_len, t.l3_len, t.l4_len
 
 
 class Stages:
-    """Draws stages, and keeps what they use."""
+    """Draws stages, and keeps alive the objects they use."""
 
     def __init__(self, r: random.Random, drawn: Frames, *, untouched: bool) -> None:
         self.r, self.drawn, self.l2, self.untouched = r, drawn, drawn.l2, untouched
         self.pools: list[Mempool] = []
-        #: A frame that a Python stage holds: at most one, or small pools stay empty.
+        #: The frame that a Python stage holds. More than one would keep small pools empty.
         self.held: list[rtap.Mbuf] = []
         self.may_fail = False
         self._natives: list[Any] = []
 
     def draw(self, targets: int) -> Any:
-        """A stage for a route with so many targets."""
+        """Draw a stage for a route with this number of targets."""
         r, l2 = self.r, self.l2
         drop: Any = stages.DROP
         pick = r.choice([drop, *range(targets)])
@@ -82,7 +82,7 @@ class Stages:
         return pool
 
     def native(self, targets: int) -> Any:
-        """A native function: of Python, as ctypes makes one."""
+        """A native stage: a Python function that ctypes wraps."""
 
         class Native(ctypes.Structure):
             _fields_ = (
@@ -121,13 +121,13 @@ class Stages:
                 self.tamper(burst, r)
             if r.random() < 0.3:
                 return None
-            # Never all of them to one that is not there, so that something moves.
+            # Not every verdict is invalid, so that some frames move.
             return [r.choice([*range(targets), 0, stages.DROP]) for _ in range(len(burst))]
 
         return stage
 
     def tamper(self, burst: Burst, r: random.Random) -> None:
-        """Odd requests, lengths and sharing, of frames of which nothing is said later."""
+        """Give frames that are not tracked odd requests, lengths and sharing."""
         for mbuf in burst:
             if r.random() > 0.2 or MARK in bytes(mbuf)[:400]:
                 continue
