@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A veth pair through net_af_packet beside TAP devices: one worker forwards, both in one process.
+"""Compares net_af_packet on a veth pair with TAP devices: one worker forwards, in one process.
 
-512 frames of 64 bytes go round for ever. On TAP devices a redirect in the kernel takes them from
-the device that sends to the one that receives. On a veth pair one end receives what the other
-sends. The kernel's counters tell how many have passed; the time is the worker thread's.
+512 frames of 64 bytes go round for ever. With TAP devices, a redirect in the kernel takes them from
+the device that sends to the one that receives. With a veth pair, one end receives what the other
+sends. The kernel's counters say how many frames passed; the time is the worker thread's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.rig import LOOP_FRAMES, Counters, frame, namespace, redirect, run
 
 
 def taps(stack: ExitStack, engine: str) -> Subject:
-    """Frames round a pair of TAP devices."""
+    """Frames that go round a pair of TAP devices."""
     ns = stack.enter_context(namespace())
     a: Any = stack.enter_context(rtap.open("A", netns=ns, engine=engine, nb_mbufs=2048))
     b: Any = stack.enter_context(rtap.open("B", netns=ns, engine=engine, nb_mbufs=2048))
@@ -32,7 +32,7 @@ def taps(stack: ExitStack, engine: str) -> Subject:
 
 
 def veths(stack: ExitStack, engine: str) -> Subject:
-    """Frames round a veth pair, each end of which is a device of net_af_packet."""
+    """Frames that go round a veth pair with a net_af_packet device on each end."""
     ns = stack.enter_context(namespace())
     run(ns, "ip link add A type veth peer name B")
     pool: Any = stack.enter_context(rtap.Mempool(4096))
@@ -48,7 +48,7 @@ def veths(stack: ExitStack, engine: str) -> Subject:
         dev.start()
     counters = stack.enter_context(Counters(ns))
     deadline = time.monotonic() + 10
-    # The queueing discipline loses what is sent before the link has come up.
+    # The queueing discipline drops frames that are sent before the link is up.
     while not ends[1].send(frame(0)) or not ends[0].rx_burst(0, timeout=0.1):
         if time.monotonic() > deadline:
             raise RuntimeError("the veth pair does not come up")
@@ -56,7 +56,7 @@ def veths(stack: ExitStack, engine: str) -> Subject:
 
 
 def circle(a: Any, b: Any, passed: Any) -> Subject:
-    """A worker that sends by `b` what it receives from `a`, where it comes again."""
+    """A worker that receives from `a` and sends to `b`, from where the frames come back to `a`."""
     burst = a.pool.alloc_burst(LOOP_FRAMES, data=[frame(i) for i in range(LOOP_FRAMES)])
     while len(burst):
         b.tx_burst(0, burst)

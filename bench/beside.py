@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""This checkout beside another one: has any figure of docs/performance.md got worse?
+"""Compares this checkout with another one: has any figure of docs/performance.md got worse?
 
-Each row runs in two processes, one for each checkout, with this checkout's benchmarks and that
-checkout's rtap. Slices alternate as everywhere, with an A/A control. A row is slower when the
-median of its ratio is below 0.97.
+Each row runs in two processes, one for each checkout. Both run this checkout's benchmarks, each
+with its own checkout's rtap. Slices alternate as in every benchmark, with an A/A control. A row is
+slower when the median of its ratio is below 0.97.
 
-    python -m bench.beside ../other                 # a checkout that is built
+    python -m bench.beside ../other                 # a built checkout
     python -m bench.beside ../other "stage match"   # some rows
 """
 
@@ -38,14 +38,14 @@ from bench.rig import Counters, CProgram, namespace, redirect
 
 HERE = Path(__file__).resolve().parent.parent
 SLOWER = 0.97
-#: Until a process is ready: some rows compile what they measure.
+#: Seconds until a process is ready: some rows compile what they measure.
 PATIENCE_S = 120.0
 
 Make = Callable[[ExitStack], Subject]
 
 
 class Row(NamedTuple):
-    """A subject, how long its slices are, and whether all of it runs on one core."""
+    """A subject, the seconds of its slices, and whether all of it runs on one core."""
 
     make: Make
     seconds: float = 0.1
@@ -83,7 +83,7 @@ def looping(how: str, queues: int = 1) -> Make:
 
 
 def routing(routes: int, frames: int) -> Make:
-    """Routes of one worker, as bench.worker_routes has them."""
+    """The routes of one worker, as in bench.worker_routes."""
 
     def make(stack: ExitStack) -> Subject:
         import rtap
@@ -132,7 +132,7 @@ def staging(name: str) -> Make:
 
 
 def coalescing(how: str) -> Make:
-    """Trains as bench.gro coalesces them."""
+    """Coalescing of trains, as in bench.gro."""
 
     def make(stack: ExitStack) -> Subject:
         from bench import gro
@@ -159,7 +159,7 @@ def offloading(name: str) -> Make:
 
 
 def streaming(offload: bool, **options: Any) -> Make:
-    """A TCP stream as in bench.tcp."""
+    """A TCP stream, as in bench.tcp."""
 
     def make(stack: ExitStack) -> Subject:
         from bench import tcp
@@ -170,7 +170,7 @@ def streaming(offload: bool, **options: Any) -> Make:
 
 
 def testing(mode: str, size: int) -> Make:
-    """``rtap testpmd`` as in bench.testpmd."""
+    """``rtap testpmd``, as in bench.testpmd."""
 
     def make(stack: ExitStack) -> Subject:
         from bench import testpmd
@@ -182,7 +182,7 @@ def testing(mode: str, size: int) -> Make:
 
 @contextmanager
 def waiting_worker(wait: str) -> Iterator[tuple[Any, Any, set[str]]]:
-    """A worker between two devices, a packet socket at either end, and the worker's threads."""
+    """A worker between two devices: the packet sockets at both ends, and the worker's threads."""
     import rtap
     from bench.worker_idle import packet_socket
     from bench.worker_wait import SO_TIMESTAMPNS
@@ -202,7 +202,7 @@ def waiting_worker(wait: str) -> Iterator[tuple[Any, Any, set[str]]]:
 
 
 def waking(wait: str) -> Make:
-    """Frames for a worker that sleeps, by the time that they take."""
+    """Single frames that wake a sleeping worker; the seconds are how long they take to arrive."""
 
     def make(stack: ExitStack) -> Subject:
         from bench.worker_idle import udp
@@ -229,7 +229,7 @@ def waking(wait: str) -> Make:
 
 
 def idling(wait: str) -> Make:
-    """Nothing for a worker to do: nanoseconds that pass for each second of its CPU time."""
+    """An idle worker: nanoseconds that pass for each second of its CPU time."""
 
     def make(stack: ExitStack) -> Subject:
         from bench.closed_loop import thread_cpu_ns
@@ -277,11 +277,11 @@ ROWS: dict[str, Row] = {
 
 
 def serve(name: str, root: str) -> None:
-    """The process of one row and one checkout: slices on command, see bench.rig.CProgram."""
+    """Run slices of one row on command, in the process of one checkout; see bench.rig.CProgram."""
     import rtap
 
     if Path(rtap.__file__).resolve().parent.parent != Path(root):
-        raise RuntimeError(f"rtap was to come from {root}, not from {rtap.__file__}")
+        raise RuntimeError(f"expected rtap from {root}, imported {rtap.__file__}")
     native.HERE, native.BUILT = Path(root, "bench/native"), Path(root, "build/bench/native")
     with ExitStack() as stack:
         subject = ROWS[name].make(stack)
@@ -292,7 +292,7 @@ def serve(name: str, root: str) -> None:
 
 
 def subject(stack: ExitStack, name: str, root: Path) -> Subject:
-    """A row's subject with the rtap of a checkout."""
+    """A row's subject, in a process that imports a checkout's rtap."""
     code = (
         f"import sys; sys.path.insert(0, {str(HERE)!r}); import bench; sys.path.pop(0); "
         f"from bench.beside import serve; serve({name!r}, {str(root)!r})"
@@ -305,7 +305,7 @@ def subject(stack: ExitStack, name: str, root: Path) -> Subject:
 
 
 def measure(name: str, other: Path, slices: int, attempts: int) -> Rounds:
-    """One row: this checkout, and the other."""
+    """Measure one row in this checkout and in the other."""
     row = ROWS[name]
     with ExitStack() as stack:
         stack.enter_context(pinned(bench_cpu() if row.one_core else None))
@@ -319,10 +319,10 @@ def measure(name: str, other: Path, slices: int, attempts: int) -> Rounds:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure and print; 1 when a row is slower here, or says nothing."""
+    """Measure and print; 1 when a row is slower here, or void."""
     parser = argparse.ArgumentParser(prog="bench.beside", description=__doc__.partition("\n")[0])
     parser.add_argument("other", type=Path, help="the other checkout, built")
-    parser.add_argument("rows", nargs="*", metavar="ROW", help="how rows begin; default all")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="prefix of row names; default all")
     parser.add_argument("--slices", type=int, default=31, help="rounds (default 31)")
     parser.add_argument("--attempts", type=int, default=3, help="tries for a valid control")
     parser.add_argument("--json", metavar="FILE", help="write JSON there ('-': print it)")

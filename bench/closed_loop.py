@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Forwarding 64-byte frames round a closed loop: Python, the nogil worker, and C.
 
-Two TAPs A and B in one namespace; what comes in on B is redirected to A by tc, and 512 preloaded
-frames go round for ever. The forwarder reads A and writes B. So it is never starved, the whole
-loop runs on one core, and what is measured is the forwarder and the kernel under it, not a
-generator. Subjects, each with a loop of its own, all on one core:
+Two TAPs, A and B, are in one namespace. The forwarder reads A and writes B, tc redirects what comes
+in on B to A, and 512 preloaded frames go round for ever. So the forwarder always has frames, the
+whole loop runs on one core, and the benchmark measures the forwarder and the kernel under it, not
+a generator. The subjects, each with a loop of its own, all on one core:
 
 python          ``burst = a.rx_burst(0, 64)`` and ``b.tx_burst(0, burst)`` in a plain loop
-python beside   the same beside one busy pure-Python thread, which wants the GIL all the time
+python beside   the same beside one busy pure-Python thread, which always wants the GIL
 worker          ``rtap.Worker`` forwarding the queue, no GIL
 c read          read(2) and write(2) in C, a frame at a time
-c uring         64 reads in one io_uring_enter, 64 writes in a second one, in C
-c uring1        writes of one batch and reads of the next in the same enter, in C
+c uring         in C, 64 reads in one io_uring_enter and 64 writes in a second one
+c uring1        in C, the writes of one batch and the reads of the next in the same enter
 
-Last, a busy pure-Python thread on another core counts its own laps, alone and while the worker
-forwards: the worker leaves the GIL to it.
+Last, a busy pure-Python thread on another core counts its laps, alone and while the worker
+forwards. This shows that the worker does not take the GIL from it.
 
-Frames are counted by the kernel (tx_packets of A: what was read from it). In the end every loop
-is drained and must give back its 512 frames, all different.
+The kernel counts the frames (tx_packets of A: frames read from it). At the end every loop is
+drained and must return its 512 frames, all different.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ BURST = 64
 
 
 class Loop:
-    """A closed loop between two rtap devices, the receiving one of so many queues; preloaded.
+    """A preloaded closed loop between two rtap devices; ``queues`` are those of the receiver.
 
-    The frames are one flow to the kernel, and so go round on one queue.
+    The kernel sees the frames as one flow, so they go round on one queue.
     """
 
     def __init__(self, stack: ExitStack, ns: NetNS, engine: str, queues: int = 1) -> None:
@@ -78,7 +78,7 @@ class Loop:
             raise RuntimeError(f"preloaded {sent} of {LOOP_FRAMES} frames")
 
     def step(self) -> Callable[[], int]:
-        """One burst round the loop a call; frames that the kernel does not take at once stay."""
+        """A function that forwards one burst; it retries frames that the kernel does not take."""
         receive, send = self.a.rx_burst, self.b.tx_burst
 
         def step() -> int:
@@ -91,7 +91,7 @@ class Loop:
         return step
 
     def python(self, seconds: float) -> Sample:
-        """The plain loop for that long, counted by the kernel."""
+        """The plain loop; the kernel counts the frames."""
         before = self.passed()
         sample = loop_until(self.step(), seconds, 4)
         moved = self.passed() - before
@@ -109,7 +109,7 @@ class Loop:
         return self.counters.read("A")["tx_packets"]
 
     def check(self, queues: int = 1) -> None:
-        """RuntimeError unless all 512 frames are still there, whole and different."""
+        """Raise RuntimeError unless all 512 frames are still there, whole and different."""
         seqs: set[bytes] = set()
         n = 0
         for q in range(queues):
@@ -126,7 +126,7 @@ class Loop:
 
 @contextmanager
 def worker_subject(loop: Loop, cpu: int | None, wait: str, queues: int = 1) -> Iterator[Subject]:
-    """The nogil worker on one loop; started for each slice, measured well inside."""
+    """The nogil worker on one loop. It starts for each slice, before the measurement begins."""
     import rtap
 
     worker: Any = rtap.Worker(cpu=cpu, wait=wait)
@@ -152,7 +152,7 @@ def worker_subject(loop: Loop, cpu: int | None, wait: str, queues: int = 1) -> I
 
 
 def thread_alone(seconds: float) -> Sample:
-    """Thousands of laps of a pure-Python loop on a core of its own."""
+    """Thousands of laps of a pure-Python loop, on a core of its own."""
     with BusyThread() as busy:
         time.sleep(0.01)
         begun, before = time.perf_counter(), busy.laps
@@ -163,7 +163,7 @@ def thread_alone(seconds: float) -> Sample:
 
 @contextmanager
 def thread_beside(loop: Loop, cpu: int | None, wait: str) -> Iterator[Subject]:
-    """The same while a worker forwards on the bench's core."""
+    """The same loop while a worker forwards on the benchmark's core."""
     import rtap
 
     worker: Any = rtap.Worker(cpu=cpu, wait=wait)
@@ -215,7 +215,7 @@ def measure(args: argparse.Namespace, stack: ExitStack) -> dict[str, Rounds]:
     if not args.no_rtap:
         loop = rtap_loop()
         pair: dict[str, Subject] = {"python": loop.python, "python beside": loop.python_beside}
-        # Threads take the GIL in turns of 5 ms: slices that are to show it need many turns.
+        # Threads hold the GIL for 5 ms at a time, so a slice must be much longer than that.
         options["seconds"] *= 5
         comparisons["beside"] = alternate(pair, **options)
         beside = stack.enter_context(thread_beside(rtap_loop(), cpu, args.wait))
@@ -231,7 +231,7 @@ def measure(args: argparse.Namespace, stack: ExitStack) -> dict[str, Rounds]:
 
 
 def endurance(seconds: float) -> str:
-    """Run the C loop for that long and say whether a frame was lost: a check of the rig itself."""
+    """Run the C loop and report lost frames: a check of the rig itself."""
     with namespace() as ns, c_forwarder(ns, "uring") as loop, Counters(ns) as counters:
         sample = loop.slice(seconds)
         dropped = counters.read("A")["tx_dropped"] + counters.read("B")["rx_dropped"]

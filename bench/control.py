@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What control calls cost: CPU of one call, in the caller's namespace and in another one.
+"""Measures the CPU time of a control call, in the caller's namespace and in another one.
 
 ``python -m bench.control`` prints the median over slices of 100 calls. Needs root.
 """
@@ -17,7 +17,7 @@ CALLS = 100
 
 
 def cost_us(call: Callable[[], object]) -> float:
-    """Median CPU microseconds of one call, all threads of the process counted."""
+    """Median CPU microseconds of one call, over all threads of the process."""
     call()
     costs = []
     for _ in range(SLICES):

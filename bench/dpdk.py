@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""DPDK's net_tap, driven by Debian's ``dpdk-testpmd``, as the C driver to be compared with.
+"""Runs DPDK's net_tap in Debian's ``dpdk-testpmd``, the C driver that rtap is compared with.
 
-Run interactively, one testpmd lives through many slices: ``start`` and ``stop`` on its stdin are
-the slice borders, the kernel's interface counters say what moved. Without huge pages, PCI,
-telemetry and shared configuration it leaves nothing behind (its run-time directory is a
-temporary one); on end of input it exits, so it cannot outlive its parent, and a limit on its CPU
+One interactive testpmd serves many slices: ``start`` and ``stop`` on its stdin begin and end a
+slice, and the kernel's interface counters say what moved. It runs without huge pages, PCI,
+telemetry and shared configuration, in a temporary run-time directory, and so leaves nothing
+behind. It exits at the end of its input, so it cannot outlive its parent, and a limit on its CPU
 time bounds its life.
 
-No thread here looks after it: a second thread in the measuring process makes every system call on
-a descriptor slower (the kernel then counts references to the file), by some 40 ns in 600.
+No thread of the benchmark watches it: with a second thread in the process, every system call on a
+descriptor gets slower by some 40 ns in 600, because the kernel then counts references to the file.
 
-net_tap wants a multiq qdisc for its flow rules and goes on without them where the kernel has none.
+net_tap needs a multiq qdisc for its flow rules; where the kernel has none it runs without them.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _PROMPT = "testpmd>"
 
 
 def available() -> str | None:
-    """None when dpdk-testpmd can be run, otherwise what is missing."""
+    """None when dpdk-testpmd can run, otherwise what is missing."""
     if shutil.which("dpdk-testpmd") is None:
         return "dpdk-testpmd is not installed (Debian: apt-get install dpdk-dev)"
     return None
 
 
 def common(options: Sequence[str]) -> list[str]:
-    """Testpmd's own options, for every benchmark: those of rtap's as well."""
+    """testpmd's own options for every benchmark; ``rtap testpmd`` takes the same."""
     return [
         *("--interactive", "--total-num-mbufs=16384", "--nb-cores=1"),
         *("--rxd=512", "--txd=512", "--burst=64", *options),
@@ -65,10 +65,10 @@ def dpdk_argv(ifnames: Sequence[str], options: Sequence[str], cpu: int) -> list[
 class TestPmd:
     """An interactive testpmd in a namespace, with ports of the given names.
 
-    ``options`` are testpmd's own, behind ``--``; ``argv`` says whose testpmd it is. One core
-    forwards (``cpu``, default the one that benchmarks are pinned to), the main thread only reads
-    stdin. Raises RuntimeError with testpmd's last words when it does not come up within
-    ``patience`` seconds. ``limit``: seconds of CPU time after which the kernel kills it.
+    ``options`` are testpmd's own, after ``--``. ``argv`` makes the command line of either testpmd.
+    The core ``cpu`` forwards (default: the one that benchmarks are pinned to), and the main thread
+    only reads stdin. The kernel kills it after ``limit`` seconds of CPU time. Raises RuntimeError
+    with testpmd's last output when it is not ready within ``patience`` seconds.
     """
 
     __test__ = False  # the name is not meant for pytest
@@ -105,7 +105,7 @@ class TestPmd:
             raise
 
     def _wait_prompt(self, patience: float) -> None:
-        """Read what it prints until it asks for a command; RuntimeError when it does not."""
+        """Read its output up to the next prompt; RuntimeError when none comes."""
         assert self.process.stdout is not None
         deadline = time.monotonic() + patience
         fresh = ""
@@ -133,9 +133,9 @@ class TestPmd:
         self._say("stop")
 
     def slice(self, seconds: float, counter: str = "rx_packets") -> Sample:
-        """Forward for that long; frames by ``counter``, summed over the ports' interfaces.
+        """Forward for ``seconds``; the frames are ``counter``, summed over the ports' interfaces.
 
-        Start and stop take a while, so the clock and the counters are read well inside.
+        Clock and counters are read after the start and before the stop, which take a while.
         """
         self.start()
         try:
@@ -178,7 +178,7 @@ class TestPmd:
 
 @contextlib.contextmanager
 def txonly(ns: NetNS, ifname: str = "dtap0") -> Iterator[TestPmd]:
-    """testpmd that sends 64-byte frames (all alike, UDP over IPv4) in bursts of 64 when started."""
+    """A testpmd that sends 64-byte frames (all alike, UDP over IPv4) in bursts of 64."""
     with TestPmd(ns, [ifname], ["--forward-mode=txonly", "--txpkts=64"]) as pmd:
         yield pmd
 
@@ -190,8 +190,8 @@ ADDRESSES = ("10.64.0.1", "10.64.0.2")
 def tcp_path() -> Iterator[tuple[NetNS, NetNS, TestPmd]]:
     """Two namespaces that reach each other at ADDRESSES once testpmd, io forwarding, is started.
 
-    testpmd makes both TAPs in a namespace of its own, then each is moved to one end; its
-    descriptors go on working there.
+    testpmd makes both TAPs in a namespace of its own, then each is moved to one end. Its
+    descriptors keep working.
     """
     with (
         namespace() as middle,
@@ -207,7 +207,7 @@ def tcp_path() -> Iterator[tuple[NetNS, NetNS, TestPmd]]:
 
 
 def iperf3(client: NetNS, server: NetNS, address: str, seconds: float) -> float:
-    """One iperf3 TCP stream from ``client`` to ``server``: bits a second, as received."""
+    """Bits per second that the server received in one iperf3 TCP stream."""
     listener = server.popen(
         ["iperf3", "-s", "-1", "--forceflush"],
         stdin=subprocess.DEVNULL,

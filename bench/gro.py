@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Software receive coalescing: what it costs, beside a memcpy of the same bytes.
+"""Measures the cost of software receive coalescing, beside a memcpy of the same bytes.
 
-45 TCP frames of 1460 bytes payload (a super-frame of 44 and a frame), hot, checksums verified, no
-Python objects:
+45 TCP frames with 1460 bytes of payload become a super-frame of 44 and a frame. They are in the
+cache, checksums are verified, and no Python objects are involved:
 
 memcpy          45 * 1514 bytes in one piece
 chain           coalesced; the super-frame is a chain of the frames' payloads
 copy            coalesced; the payloads are copied into one 64 KiB slot
 
-44 of them with the write to a TAP device with virtio-net headers behind it:
+44 frames, coalesced and written to a TAP device with virtio-net headers:
 
 frames          one write for each frame
 send chain      one writev of the chain
@@ -31,18 +31,18 @@ from bench.rig import namespace, run
 from rtap.control import tun
 
 COUNT, SIZE = 45, 1460
-#: How many fit into one IP packet.
+#: How many of the frames fit into one IP packet.
 FITTING = 44
 
 
 def ones_sum(data: bytes) -> int:
-    """RFC 1071, not complemented."""
+    """The Internet checksum (RFC 1071), not complemented."""
     total = int.from_bytes(data + b"\0" * (len(data) % 2), "big")
     return total % 0xFFFF or (0xFFFF if total else 0)
 
 
 def tcp_frames(count: int = COUNT, size: int = SIZE) -> list[bytes]:
-    """Frames of one flow, as a sender with an MTU of ``size`` + 40 makes them."""
+    """Frames of one flow from a sender whose MTU is ``size`` + 40."""
     out = []
     pseudo = bytes([10, 0, 0, 1, 10, 0, 0, 2])
     for n in range(count):
@@ -57,8 +57,10 @@ def tcp_frames(count: int = COUNT, size: int = SIZE) -> list[bytes]:
 
 
 def timed(step: Callable[[int], object], batch: int) -> Subject:
-    """A subject whose frames are trains, and whose seconds are the thread's CPU time: nothing here
-    waits, and what else runs on the machine should not count."""
+    """A subject whose frames are trains and whose seconds are the thread's CPU time.
+
+    Nothing here waits, and other load on the machine should not count.
+    """
 
     def subject(seconds: float) -> Sample:
         done = 0
@@ -79,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench.gro", description=__doc__.partition("\n")[0])
     parser.add_argument("--slices", type=int, default=31, help="rounds (default 31)")
     parser.add_argument("--seconds", type=float, default=0.1, help="per slice (default 0.1)")
-    parser.add_argument("--engine", default="auto", help="ignored, for bench.run")
+    parser.add_argument("--engine", default="auto", help="ignored; bench.run passes it")
     parser.add_argument("--json", metavar="FILE", help="write JSON there ('-': print it)")
     args = parser.parse_args(argv)
 

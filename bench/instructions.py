@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Instructions per frame over net_null, and the share that counting has in them.
+"""Counts instructions per frame over net_null, and the share of the frame counters in them.
 
-Rates are too noisy for what costs a few nanoseconds; instructions are the same on each run. A small
-driver receives and sends bursts under ``valgrind --tool=callgrind``, which collects only inside
-the burst functions, so that neither Python nor start-up is in the figures.
+Rates are too noisy to show a few nanoseconds; instruction counts are the same in each run. A small
+driver receives and sends bursts under ``valgrind --tool=callgrind``, which collects only inside the
+burst functions, so the figures include neither Python nor start-up.
 
-bench/baseline.json has the figures to hold (``--check``), which
-tests/house/test_instructions.py does. They depend on the compiler: where another one was at work,
-more is allowed.
+``--check`` compares with the figures in bench/baseline.json, as tests/house/test_instructions.py
+does. They depend on the compiler, so a build by another compiler may exceed them by more.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ BASELINE = Path(__file__).with_name("baseline.json")
 NULL_RX = "__pyx_f_4rtap_7_queues_4null_null_rx"
 NULL_TX = "__pyx_f_4rtap_7_queues_4null_null_tx"
 COUNT_FRAMES = "__pyx_f_4rtap_5_core_7traffic_count_frames"
-#: The driver calls it around what is measured; callgrind then writes out what it has collected.
+#: The driver calls this around each measurement, and callgrind then writes what it collected.
 MARK = "getppid"
 BURSTS = 200
 TIMEOUT_S = 300
 
 
 class Phase(NamedTuple):
-    """So many bursts of `burst` frames of `size` bytes, to a unicast destination or another."""
+    """Bursts of `burst` frames of `size` bytes to `destination`."""
 
     size: int
     burst: int
@@ -54,7 +53,7 @@ PHASES = {
 
 
 def drive() -> None:
-    """What runs under callgrind."""
+    """The program that runs under callgrind."""
     for size, n, destination in PHASES.values():
         with rtap.Mempool(256) as pool, rtap.probe(f"net_null0,size={size}") as dev:
             pool.alloc_burst(256, bytes.fromhex(destination) + bytes(58)).free()
@@ -70,12 +69,12 @@ def drive() -> None:
 
 
 def unavailable() -> str:
-    """Why this machine cannot measure, in one sentence; "" when it can."""
+    """Why this machine cannot measure, in one phrase; "" when it can."""
     return "" if shutil.which("valgrind") else "needs valgrind (Debian's package valgrind)"
 
 
 def compiler() -> str:
-    """What compiled rtap, "gcc 12" for instance; "unknown" when the modules do not say."""
+    """The compiler of rtap, such as "gcc 12"; "unknown" when the modules do not say."""
     package = Path(rtap.__file__).parent
     for path in package.glob("_core/traffic*.so"):
         found = re.search(rb"(GCC: \([^)]*\)|clang version) (\d+)", path.read_bytes())
@@ -85,7 +84,7 @@ def compiler() -> str:
 
 
 def cost_of(report: str, function: str) -> int:
-    """Instructions of a function and what it calls, in a report of callgrind's with whole names."""
+    """Instructions of a function and its callees, from a callgrind report with full names."""
     total, inside = 0, False
     for line in report.splitlines():
         if line.startswith("fn="):
@@ -96,13 +95,13 @@ def cost_of(report: str, function: str) -> int:
 
 
 def summary(report: str) -> int:
-    """All that a report has collected."""
+    """The total of a report."""
     (found,) = re.findall(r"^summary: (\d+)$", report, re.MULTILINE)
     return int(found)
 
 
 def measure() -> dict[str, float]:
-    """Instructions by name. RuntimeError when valgrind fails or sees other functions than ours."""
+    """Instructions by name; RuntimeError when valgrind fails or does not see our functions."""
     with tempfile.TemporaryDirectory(prefix="rtap-callgrind-") as scratch:
         out = Path(scratch) / "out"
         argv = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}"]
@@ -127,21 +126,21 @@ def measure() -> dict[str, float]:
             counting = cost_of(report, COUNT_FRAMES)
             if counting == 0:
                 raise RuntimeError(f"callgrind has not seen {COUNT_FRAMES}")
-            # Each frame is counted twice, when it is received and when it is sent.
+            # Each frame is counted twice: when it is received and when it is sent.
             figures[f"counting a frame, {name}"] = round(counting / (2 * frames), 2)
             figures[f"receiving and sending a frame, {name}"] = round(summary(report) / frames, 2)
     return figures
 
 
 def allowance(baseline: dict[str, Any]) -> float:
-    """By how much a figure may exceed the baseline's, as a ratio."""
+    """By how much a figure may exceed the baseline, as a ratio."""
     same = baseline["compiler"] == compiler()
     tolerance: float = baseline["tolerance" if same else "tolerance_of_other_compilers"]
     return tolerance
 
 
 def excess(figures: dict[str, float], baseline: dict[str, Any]) -> list[str]:
-    """Sentences about figures that are higher than the baseline allows."""
+    """One sentence for each figure that exceeds what the baseline allows."""
     allowed = allowance(baseline)
     return [
         f"{name}: {figures[name]:g} instructions, the baseline is {held:g} + {allowed:.0%}"
@@ -157,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--baseline", metavar="FILE", type=Path, default=BASELINE)
     parser.add_argument("--check", action="store_true", help="fail when above the baseline")
-    parser.add_argument("--record", action="store_true", help="make these the baseline")
+    parser.add_argument("--record", action="store_true", help="write a new baseline")
     parser.add_argument("--json", metavar="FILE", help="write JSON there ('-': print it)")
     args = parser.parse_args(argv)
     if unavailable():

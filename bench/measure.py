@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The measuring method: alternating slices, medians of paired ratios, an A/A control.
 
-A shared or virtual machine changes speed from one second to the next (frequency, neighbours,
-host scheduling), so a rate measured alone says little and two rates measured one after the
-other say less. Here every figure is a *ratio* taken inside short rounds: in each round every
-subject runs for one slice, in random order, and the ratio of two subjects is the median over at
-least 31 rounds. One subject runs twice a round, as itself and as its own control; when the median
-ratio of a thing to itself is not within 2 % of 1 the machine was too noisy, and the run is void.
+A shared or virtual machine changes speed from one second to the next (frequency, neighbours, host
+scheduling). So a rate measured alone says little, and two rates measured one after the other say
+less. Here every figure is a *ratio* from short rounds. In each round every subject runs for one
+slice, in random order, and the ratio of two subjects is the median over at least 31 rounds. One
+subject runs twice a round, as itself and as its own control. When the median ratio of this subject
+to itself is not within 2 % of 1, the machine was too noisy, and the run is void.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Sample:
     """What one subject did in one slice."""
 
     frames: int
-    """Frames moved, by a count that the subject cannot flatter (interface counters); or bits,
-    where a stream and not its frames is measured."""
+    """Frames moved, from a count that the subject does not make itself (interface counters); or
+    bits, where a stream is measured."""
     seconds: float
     """Wall time of the slice."""
     cpu_ns: int = 0
@@ -56,12 +56,12 @@ class Sample:
 
 
 Subject = Callable[[float], Sample]
-"""Runs for about that many seconds and says what was done."""
+"""Runs for about that many seconds and returns what it did."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A median and how far the rounds lay from it."""
+    """A median, and how far the rounds lie from it."""
 
     median: float
     q1: float
@@ -69,7 +69,7 @@ class Spread:
     low: float
     """Lower end of the distribution-free 95 % confidence interval of the median."""
     high: float
-    """Upper end of it."""
+    """Upper end of that interval."""
     n: int
 
     @classmethod
@@ -131,16 +131,16 @@ class Rounds:
 
     @property
     def void(self) -> bool:
-        """True when the control is outside the tolerance: the figures mean nothing then."""
+        """Whether the control is outside the tolerance, so that the figures mean nothing."""
         return abs(self.control.median - 1) > self.tolerance
 
     @property
     def subjects(self) -> list[str]:
-        """Names, without the control."""
+        """The subjects' names, without the control."""
         return [name for name in self.samples if name != CONTROL]
 
     def table(self, baseline: str, unit: str = "M/s", scale: float = 1e6) -> str:
-        """A text table: rate (over ``scale``), CPU cost and ratio to ``baseline`` of all."""
+        """A text table of all subjects: rate over ``scale``, CPU cost, ratio to ``baseline``."""
         head = (
             "subject",
             unit,
@@ -242,7 +242,7 @@ def alternate(
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two subjects: the ratio of their rates and whether it can be believed."""
+    """Two subjects: the ratio of their rates, and whether it is valid."""
 
     ratio: Spread
     control: Spread
@@ -275,7 +275,7 @@ def compare(
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a text table: first column left, the others right aligned, a rule under the head."""
+    """Lines of a text table: first column left-aligned, others right-aligned, a ruled head."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(
@@ -289,9 +289,9 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def loop_until(step: Callable[[], int], seconds: float, batch: int = 1) -> Sample:
-    """Call ``step`` (it returns frames moved) until the time is over; the calling thread's CPU.
+    """Call ``step``, which returns frames moved, until the time is over.
 
-    The clock is read once every ``batch`` calls.
+    The CPU time is the calling thread's. The clock is read once every ``batch`` calls.
     """
     frames = 0
     cpu = time.thread_time_ns()
@@ -306,7 +306,7 @@ def loop_until(step: Callable[[], int], seconds: float, batch: int = 1) -> Sampl
 
 @contextlib.contextmanager
 def pinned(cpu: int | None) -> Iterator[None]:
-    """Keep the calling thread, and the processes it starts, on one CPU (None: leave it alone)."""
+    """Pin the calling thread, and the processes it starts, to one CPU (None: do not pin)."""
     before = os.sched_getaffinity(0)
     if cpu is not None:
         os.sched_setaffinity(0, {cpu})
@@ -317,12 +317,12 @@ def pinned(cpu: int | None) -> Iterator[None]:
 
 
 def bench_cpu() -> int:
-    """The CPU that measurements are pinned to: the last one, since the first takes interrupts."""
+    """The CPU that benchmarks are pinned to: the last one, since the first takes interrupts."""
     return max(os.sched_getaffinity(0))
 
 
 def environment() -> dict[str, JsonValue]:
-    """What a reader of a figure needs to know about where it came from."""
+    """What a reader needs to know about the machine that a figure came from."""
     model = next(
         (
             line.partition(":")[2].strip()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Software offloads at kernel level: loops over mbufs without Python objects in them.
+"""Measures the offload kernels: loops over mbufs, without Python objects.
 
-*checksum*: 1500-byte frames of a burst, against a plain C loop over 16-bit words at -O2. *segment*:
-a super-frame of 64 KiB split at 1460 bytes into mbufs with all checksums written, freed again,
-against a memcpy of the same bytes that are in the cache.
+*checksum* sums the 1500-byte frames of a burst, against a plain C loop over 16-bit words at -O2.
+*segment* splits a super-frame of 64 KiB at 1460 bytes into mbufs, with all checksums, and frees
+them, against a memcpy of the same bytes in the cache.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ MSS = 1460
 
 
 def timed(step: Callable[[int], int]) -> Subject:
-    """A subject that does `step` for a number of rounds, which it finds out first. Its frames are
-    bytes, and its seconds the thread's CPU time: nothing here waits, and what else runs on the
-    machine should not count."""
+    """A subject that runs `step` for as many rounds as fit; it first measures how many.
+
+    Its frames are bytes, and its seconds are the thread's CPU time: nothing here waits, and other
+    load on the machine should not count.
+    """
     rounds = 1
     while True:
         start = time.thread_time_ns()
@@ -48,7 +50,7 @@ def timed(step: Callable[[int], int]) -> Subject:
 
 
 def super_frame() -> bytes:
-    """TCP over IPv4, with a timestamp option, as long as a frame may be."""
+    """TCP over IPv4 with a timestamp option, as long as a frame may be."""
     payload = SUPER - 20 - 32
     ip = struct.pack("!BBHHHBBH", 0x45, 0, SUPER, 1, 0x4000, 64, 6, 0) + bytes(8)
     tcp = struct.pack("!HHIIBBHHH", 1, 2, 3, 4, 0x80, 0x18, 500, 0, 0) + b"\1\1\x08\x0a" + bytes(8)
@@ -86,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=0.1)
     parser.add_argument("--engine", help="ignored: nothing here goes through a device")
     parser.add_argument("--gso-size", type=int, default=MSS)
-    parser.add_argument("--data-room", type=int, default=2048, help="of the frames' mbufs")
+    parser.add_argument("--data-room", type=int, default=2048, help="data room of the mbufs")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args(argv)
     module = native.load("offload_loops", "sum16.c", level="-O2")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The rigs that benchmarks run in: namespaces, counters, the closed loop, the C yardsticks.
+"""What benchmarks run in: namespaces, counters, the closed loop, and the C programs.
 
-Frames move only in anonymous namespaces, which vanish with the process, however it ends.
+Frames move only in anonymous namespaces, which vanish with the process, even if it is killed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ ETHERTYPE = 0x88B5
 """IEEE 802 local experimental ethertype 1: nothing in the kernel takes these frames."""
 FRAME = 64
 SEQ_OFFSET = 16
-"""Where the 64-bit sequence number sits in a benchmark frame, host byte order."""
+"""Offset of the 64-bit sequence number in a benchmark frame; host byte order."""
 HEADER = bytes.fromhex("020000000002020000000001") + ETHERTYPE.to_bytes(2, "big")
-"""Destination that no interface has, source, ethertype."""
+"""A destination that no interface has, a source, and the ethertype."""
 
 # The columns of /proc/net/dev.
 _RX = ("bytes", "packets", "errors", "dropped", "fifo", "frame", "compressed", "multicast")
@@ -39,15 +39,15 @@ _COUNTERS = [f"rx_{name}" for name in _RX] + [f"tx_{name}" for name in _TX]
 
 
 def frame(seq: int, length: int = FRAME) -> bytes:
-    """A benchmark frame of ``length`` bytes that carries ``seq``."""
+    """A benchmark frame of ``length`` bytes with the sequence number ``seq``."""
     head = HEADER.ljust(SEQ_OFFSET, b"\0") + seq.to_bytes(8, sys.byteorder)
     return head.ljust(length, b"\0")
 
 
 def programs(names: Sequence[str] = ("write64", "forward")) -> dict[str, Path]:
-    """Build the C yardsticks (into ``build/bench``) and return their paths.
+    """Build the C programs to compare with into ``build/bench``, and return their paths.
 
-    Raises RuntimeError with the compiler's words when they cannot be built.
+    Raises RuntimeError with the compiler's output when they do not build.
     """
     done = subprocess.run(
         ["make", "-s", "-C", str(HERE / "c"), f"OUT={BUILD}"],
@@ -56,7 +56,7 @@ def programs(names: Sequence[str] = ("write64", "forward")) -> dict[str, Path]:
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"the C yardsticks do not build:\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"the C programs do not build:\n{done.stdout}{done.stderr}")
     return {name: BUILD / name for name in names}
 
 
@@ -75,7 +75,7 @@ def _no_ipv6() -> None:
 
 
 def run(ns: NetNS, command: str) -> None:
-    """Run a command line (split at blanks) in ``ns``; RuntimeError with its words when it fails."""
+    """Run a command line, split at blanks, in ``ns``; RuntimeError with its output if it fails."""
     done = ns.run(command.split(), capture_output=True, text=True, timeout=30)
     if done.returncode:
         raise RuntimeError(f"{command}: {done.stdout}{done.stderr}".strip())
@@ -85,7 +85,7 @@ def run(ns: NetNS, command: str) -> None:
 class Counters:
     """The kernel's interface counters of one namespace, readable from any thread in ~20 us.
 
-    A descriptor of ``/proc/net/dev`` shows the namespace it was opened in for ever.
+    A descriptor of ``/proc/net/dev`` always shows the namespace in which it was opened.
     """
 
     def __init__(self, ns: NetNS) -> None:
@@ -96,13 +96,13 @@ class Counters:
         return self._parse(self._table()[ifname.encode()])
 
     def total(self, ifnames: Sequence[str], counter: str) -> int:
-        """One counter summed over interfaces, all looked at together; KeyError as above."""
+        """One counter summed over interfaces, from one look at all; KeyError as above."""
         table = self._table()
         return sum(self._parse(table[name.encode()])[counter] for name in ifnames)
 
     def _table(self) -> dict[bytes, bytes]:
         text = b""
-        while more := os.pread(self._fd, 65536, len(text)):  # the kernel gives a page at a time
+        while more := os.pread(self._fd, 65536, len(text)):  # the kernel returns a page at a time
             text += more
         lines = [line.partition(b":") for line in text.splitlines()]
         return {name.strip(): rest for name, colon, rest in lines if colon}
@@ -136,10 +136,10 @@ def process_cpu_ns(pid: int) -> int:
 
 @final
 class CProgram:
-    """A C yardstick in a namespace, run slice by slice over its stdin and stdout.
+    """A program in a namespace that runs slices on command, over its stdin and stdout.
 
-    ``count`` (interface name, counter) makes :meth:`slice` take the frames from the kernel, which
-    must agree with what the program says. ``patience``: seconds until it is to be ready.
+    With ``count`` (interface name, counter), :meth:`slice` takes the frames from the kernel, which
+    must agree with the program. The program must be ready within ``patience`` seconds.
     """
 
     def __init__(
@@ -170,15 +170,15 @@ class CProgram:
         return fields[1:] if word else fields
 
     def command(self, line: str, answer: str) -> list[str]:
-        """Send a command line and return the fields behind the word ``answer``."""
+        """Send a command line, and return the fields of the reply after the word ``answer``."""
         assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
         return self._reply(answer)
 
     def slice(self, seconds: float) -> Sample:
-        """One slice; RuntimeError when a frame failed or the kernel counted other than the program.
+        """Run one slice; RuntimeError when a frame failed, or kernel and program counts differ.
 
-        Counters are read before and after, outside the program's own clock.
+        The kernel's counters are read outside the time that the program measures.
         """
         assert self.process.stdin is not None
         before = self._kernel()
@@ -197,7 +197,7 @@ class CProgram:
         return self._counters.read(self._count[0])[self._count[1]]
 
     def close(self) -> None:
-        """End the program (its interfaces go with it); idempotent."""
+        """End the program, which removes its interfaces; idempotent."""
         self._counters.close()
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             self.process.communicate(timeout=2)
@@ -216,7 +216,7 @@ class CProgram:
 
 
 def end(process: subprocess.Popen[Any], grace: float = 2.0) -> None:
-    """End a process that we started: asked politely first, killed after ``grace`` seconds."""
+    """Terminate a process that we started, and kill it if it still runs ``grace`` seconds later."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -231,9 +231,9 @@ def end(process: subprocess.Popen[Any], grace: float = 2.0) -> None:
 
 
 def redirect(ns: NetNS, source: str, target: str) -> None:
-    """Send every frame that comes in on ``source`` out of ``target`` (tc ingress, mirred).
+    """Redirect every frame that comes in on ``source`` to ``target`` (tc ingress, mirred).
 
-    u32 with an empty match takes all frames; matchall is not in every kernel.
+    u32 with an empty match takes all frames; some kernels have no matchall.
     """
     run(ns, f"tc qdisc add dev {source} ingress")
     run(
@@ -244,7 +244,7 @@ def redirect(ns: NetNS, source: str, target: str) -> None:
 
 
 LOOP_FRAMES = 512
-"""Frames that go round in a closed loop: enough for full bursts, few enough for any queue."""
+"""Frames in a closed loop: enough for full bursts, and few enough for any queue."""
 
 
 def c_sender(ns: NetNS, mode: str, ifname: str, *options: str) -> CProgram:
@@ -257,7 +257,7 @@ def c_sender(ns: NetNS, mode: str, ifname: str, *options: str) -> CProgram:
 def c_forwarder(ns: NetNS, mode: str, a: str = "A", b: str = "B") -> CProgram:
     """The C closed loop in ``mode`` read, uring or uring1: built, redirected and preloaded.
 
-    The namespace must have no interfaces of these names yet. Counted by what A transmitted.
+    The namespace must not have interfaces A and B yet. A's tx_packets count the frames.
     """
     program = programs()["forward"]
     loop = CProgram(ns, [str(program), "--mode", mode, "--in", a, "--out", b], (a, "tx_packets"))
@@ -272,9 +272,9 @@ def c_forwarder(ns: NetNS, mode: str, a: str = "A", b: str = "B") -> CProgram:
 
 @final
 class BusyThread:
-    """One pure-Python thread that never waits, to measure what shares the GIL with it.
+    """A pure-Python thread that never waits, to measure code that shares the GIL with it.
 
-    It runs on the CPUs that its maker is not pinned to, so that they share nothing but the GIL.
+    It runs on CPUs other than its creator's, so that they share nothing but the GIL.
     """
 
     def __init__(self) -> None:

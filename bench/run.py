@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Run the benchmarks one after the other, each in a process of its own, and collect them.
+"""Runs the benchmarks one after the other, each in a process of its own, and collects results.
 
-Writes one JSON file with every result, the machine and the commands, and a Markdown table of the
+It writes a JSON file with every result, the machine and the commands, and a Markdown table of the
 ratios beside it. ``--quick`` takes few short slices: it shows that things run, not how fast.
 """
 
@@ -66,11 +66,11 @@ TARGETS = {
         for size in (64, 1500)
     },
 }
-"""What the project set out to reach."""
+"""The ratios that the project aims for."""
 
 
 def run_one(name: str, options: list[str]) -> dict[str, Any]:
-    """Run one benchmark; its report, or what went wrong under "error"."""
+    """Run one benchmark; return its report, or what went wrong under "error"."""
     with tempfile.TemporaryDirectory(prefix="rtap-bench-") as scratch:
         report = Path(scratch) / "report.json"
         argv = [sys.executable, "-m", f"bench.{name}", *options, "--json", str(report)]

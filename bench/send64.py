@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Sending 64-byte frames, no two alike, in bursts of 64: Python through rtap against C.
+"""Sends 64-byte frames, no two alike, in bursts of 64: Python with rtap against C.
 
-The subjects, each with a TAP of its own in one namespace, all on one core:
+The subjects each have a TAP of their own in one namespace, and all run on one core:
 
 rtap numpy      a plain Python loop; NumPy stamps a sequence number into each row of a (64, 64)
                 array, ``pool.alloc_burst(64, data=array)`` copies it, ``dev.tx_burst`` sends it
 rtap no numpy   the same over a bytearray and the standard library
-rtap send       ``dev.send(frame)``, a frame at a time
-os.write        what Python does without rtap
+rtap send       ``dev.send(frame)``, one frame at a time
+os.write        Python without rtap
 c write         write(2) from C, the baseline: non-blocking descriptor, no virtio-net header
 c write block   the same on a blocking descriptor, which takes a slower path in the kernel
-c uring         64 writes per io_uring_enter from C: what the engine itself can reach
+c uring         64 writes per io_uring_enter from C: the upper bound of rtap's engine
 net_tap         DPDK's driver, testpmd txonly (its frames are all alike)
 
-Frames are counted by the kernel (rx_packets of the interface), never by the sender. Before
-anything is measured, a packet socket checks that the frames of the rtap loops arrive whole and
-that no two are alike.
+The kernel counts the frames (rx_packets of the interface), never the sender. Before the
+measurement, a packet socket checks that the frames of the rtap loops arrive whole and that no two
+are alike.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def numpy_step(dev: Any) -> Step:
     frames[:, : len(HEADER)] = np.frombuffer(HEADER, np.uint8)
     seqs = frames[:, SEQ_OFFSET : SEQ_OFFSET + 8].view(np.uint64)[:, 0]
     seqs[:] = np.arange(BURST)
-    add, stride = np.add, np.uint64(BURST)  # an int would be converted in each call
+    add, stride = np.add, np.uint64(BURST)  # avoids converting an int in each call
     alloc, send = dev.pool.alloc_burst, dev.tx_burst
 
     def step() -> int:
@@ -113,9 +113,9 @@ def os_write_step(fd: int) -> Step:
 
 
 def counted(step: Step, counters: Counters, ifname: str) -> Subject:
-    """A subject that runs ``step`` and takes its frames from the kernel's rx_packets.
+    """A subject that runs ``step``; the kernel's rx_packets count its frames.
 
-    RuntimeError when the kernel saw other than the loop says it sent.
+    RuntimeError when the kernel counted other than the loop sent.
     """
 
     def run(seconds: float) -> Sample:
@@ -130,7 +130,7 @@ def counted(step: Step, counters: Counters, ifname: str) -> Subject:
 
 
 def check_distinct(ns: NetNS, ifname: str, step: Step, bursts: int = 10) -> None:
-    """RuntimeError unless ``bursts`` bursts arrive complete, whole, and no two frames alike."""
+    """RuntimeError unless all frames of ``bursts`` bursts arrive, whole and no two alike."""
     sock = ns.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETHERTYPE))
     with sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
@@ -144,7 +144,7 @@ def check_distinct(ns: NetNS, ifname: str, step: Step, bursts: int = 10) -> None
 
 
 def rtap_subjects(stack: ExitStack, ns: NetNS, engine: str) -> dict[str, Subject]:
-    """The Python loops over one device each, checked."""
+    """The Python loops, each over a device of its own and checked."""
     import rtap
 
     counters = stack.enter_context(Counters(ns))

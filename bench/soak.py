@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Long runs that must not lose anything: slots, descriptors, memory, or the ability to send.
+"""Long runs that must lose nothing: no slots, descriptors, memory, or the ability to send.
 
-sending     100 million 64-byte frames, no two alike, through a pool of 512 mbufs. A driver that
-            forgets to take back what was sent stops after the pool's worth of packets, one that
-            loses a slot now and then stops later. Checked on the way and in the end: every slot is
-            free, the kernel counted every frame, and so did the device.
-open        1000 times open, send, receive, close: the interface is gone after each close, and
-            neither descriptors nor memory grow.
-restart     1000 times stop and start of one device with frames sent and received in between.
-kill        a process killed with SIGKILL while it sends; the name can be opened again.
+sending     Sends 100 million 64-byte frames, no two alike, through a pool of 512 mbufs. A driver
+            that never frees sent mbufs stops after 512 frames; one that loses a slot now and then
+            stops later. Checked on the way and at the end: every slot is free, and the kernel and
+            the device counted every frame.
+open        Opens, sends, receives and closes 1000 times. The interface is gone after each close,
+            and neither descriptors nor memory grow.
+restart     Stops and starts one device 1000 times, and sends and receives frames in between.
+kill        Kills a process with SIGKILL while it sends, and opens the same name again.
 
 Ends with status 1 and one line for each check that failed.
 """
@@ -36,9 +36,9 @@ from rtap import NetNS
 
 POOL = 512
 LIMITS = {"python blocks": 0.2, "malloc bytes": 64.0, "resident bytes": 4096.0}
-"""Growth a cycle that is called a leak, see :func:`memory`. Resident memory also moves with the
-allocator's arenas, by a megabyte either way, so that a leak must be a page a cycle to show there;
-it is looked at for what is mapped past malloc."""
+"""Growth per cycle that counts as a leak, see :func:`memory`. Resident memory also moves by a
+megabyte either way with the allocator's arenas, so only a leak of a page per cycle shows there; it
+is measured to see mappings that malloc does not make."""
 
 
 class Checks:
@@ -49,14 +49,14 @@ class Checks:
         self.failures: list[str] = []
 
     def equal(self, what: str, got: object, wanted: object) -> None:
-        """Note a failure unless both are equal."""
+        """Record a failure unless both are equal."""
         if got == wanted:
             self.passed += 1
         else:
             self.failures.append(f"{what}: {got!r}, expected {wanted!r}")
 
     def at_most(self, what: str, got: float, limit: float) -> None:
-        """Note a failure when ``got`` is above ``limit``."""
+        """Record a failure when ``got`` is above ``limit``."""
         if got <= limit:
             self.passed += 1
         else:
@@ -92,7 +92,7 @@ class Mallinfo2(ctypes.Structure):
 
 
 def malloc_in_use() -> int:
-    """Bytes that malloc has given out, mappings included; 0 where the C library cannot say."""
+    """Bytes allocated by malloc, mappings included; 0 where the C library cannot say."""
     try:
         mallinfo2 = ctypes.CDLL(None).mallinfo2
     except AttributeError:
@@ -103,7 +103,7 @@ def malloc_in_use() -> int:
 
 
 def progress(line: str) -> None:
-    """Say on stderr how far it is; one line that is overwritten on a terminal."""
+    """Report progress on stderr; on a terminal, one line that is overwritten."""
     tty = sys.stderr.isatty()
     print(f"\r\x1b[K{line}" if tty else line, end="" if tty else "\n", file=sys.stderr, flush=True)
 
@@ -118,7 +118,7 @@ def exists(ns: NetNS, ifname: str) -> bool:
 
 
 def send_step(dev: Any) -> Callable[[], int]:
-    """One burst a call: stamped with NumPy where there is one."""
+    """One burst per call, stamped with NumPy if it is installed."""
     try:
         return numpy_step(dev)
     except ImportError:
@@ -176,7 +176,7 @@ def counted(counters: Counters, ifname: str, before: int) -> int:
 
 
 def exchange(ns: NetNS, dev: Any, ifname: str) -> tuple[int, int]:
-    """Send a burst, let the kernel send us a frame; how many went out and came in."""
+    """Send a burst and have the kernel send a frame; return how many went out and came in."""
     sent = dev.tx_burst(0, dev.pool.alloc_burst(BURST, data=[frame(i) for i in range(BURST)]))
     with ns.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
         ns.call(sock.bind, (ifname, ETHERTYPE))
@@ -185,7 +185,7 @@ def exchange(ns: NetNS, dev: Any, ifname: str) -> tuple[int, int]:
 
 
 def cycle(checks: Checks, name: str, cycles: int, once: Callable[[int], None]) -> dict[str, Any]:
-    """Repeat ``once``; neither descriptors nor, at last, memory may grow."""
+    """Repeat ``once``; descriptors must never grow, and memory not in the second half."""
     once(0)
     start, fds, begun = memory(), descriptors(), time.monotonic()
     half = start
@@ -200,7 +200,7 @@ def cycle(checks: Checks, name: str, cycles: int, once: Callable[[int], None]) -
     late = {what: (end[what] - half[what]) / max(1, cycles - cycles // 2) for what in end}
     checks.equal(f"{name}: descriptors", descriptors(), fds)
     for what, limit in LIMITS.items():
-        # Caches fill in the first half; few cycles show nothing but those.
+        # Caches fill in the first half; with few cycles only their growth would show.
         if cycles >= 500:
             checks.at_most(f"{name}: growth of {what} a cycle", round(late[what], 2), limit)
     grown = {what: end[what] - start[what] for what in end}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What stages cost: a worker over net_null, where nothing but bursts and stages takes time.
+"""Measures the cost of stages: a worker over net_null, where only bursts and stages take time.
 
-Each subject is a worker with one route and one stage; its frames are counted by the worker. Beside
-the built-in ones, the address swap of ``MacSwap`` once more as a native function: in C, by numba,
-in Cython (the examples' own, which also match and steer) and in Python.
+Each subject is a worker with one route and one stage, and the worker counts the frames. Beside the
+built-in stages there is the address swap of ``MacSwap`` as a user's own stage: in C, numba, Cython
+and Python.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ cdef api int swap(void *ctx, rtap_burst *burst) noexcept nogil:
 
 
 def compile_c(directory: str, source: str, name: str, *flags: str) -> str:
-    """A shared library of C code; its path."""
+    """Compile C code into a shared library and return its path."""
     import rtap
 
     path = Path(directory) / f"{name}.c"
@@ -81,7 +81,7 @@ def compile_c(directory: str, source: str, name: str, *flags: str) -> str:
 
 
 def cython_swap(directory: str) -> Any:
-    """The capsule of the function in Cython."""
+    """The capsule of the Cython function."""
     import rtap
 
     source = Path(directory) / "cython_swap.pyx"
@@ -101,7 +101,7 @@ def cython_swap(directory: str) -> Any:
 
 
 def numba_swap() -> Any:
-    """The function by numba; None without it."""
+    """The function compiled by numba; None without numba."""
     try:
         numba: Any = importlib.import_module("numba")
         extending: Any = importlib.import_module("numba.extending")
@@ -155,7 +155,7 @@ def subject(number: int, chain: list[Any], cpu: int) -> Iterator[Subject]:
     with rtap.probe(f"net_null{number},size=64") as device:
         device.configure(1, 1)
         pool = rtap.Mempool(512)
-        # What a buffer holds is what net_null hands out.
+        # net_null hands out buffers with whatever they contain.
         pool.alloc_burst(pool.available, data=udp(1, 1)).free()
         device.rx_queue_setup(0, 64, pool)
         device.tx_queue_setup(0, 64)
@@ -179,7 +179,7 @@ def subject(number: int, chain: list[Any], cpu: int) -> Iterator[Subject]:
 
 
 def all_chains(directory: str) -> dict[str, list[Any]]:
-    """The stages that are measured, by name; what they need is compiled into `directory`."""
+    """The stages to measure, by name; libraries they need are compiled into `directory`."""
     from rtap import stages
 
     mac = "02:00:00:00:00:01"

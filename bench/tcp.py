@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""TCP between two namespaces: through rtap, the kernel's veth pair, and DPDK's net_tap.
+"""Measures TCP between two namespaces through rtap, the kernel's veth pair and DPDK's net_tap.
 
-One iperf3 stream, MTU 1500, over five paths that exist side by side and are measured in turn:
+One iperf3 stream at MTU 1500 runs over five paths, which exist side by side and take turns:
 
-veth            a veth pair, nothing in between: what the kernel does by itself
+veth            a veth pair with nothing in between: the kernel by itself
 rtap            TAP - rtap.Worker - TAP with checksum and segmentation offloads (super-frames)
 rtap plain      the same without offloads: every 1500-byte frame is forwarded
-rtap frames     every 1500-byte frame is forwarded, with rx_gso and tx_gro: the kernel hands over
-                and gets super-frames, which are split and merged on either side
+rtap frames     the same with rx_gso and tx_gro: rtap splits the super-frames that the kernel hands
+                over, forwards the 1500-byte frames, and merges them again for the kernel
 net_tap         TAP - dpdk-testpmd (io forwarding on one core) - TAP
 
-Sender, receiver and forwarder share the machine's cores as the scheduler likes, as they would
-for a user. Rates are what iperf3's server received.
+The scheduler places sender, receiver and forwarder on the machine's cores, as it would for a user.
+Rates are what iperf3's server received.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ ADDRESSES = ("10.64.0.1", "10.64.0.2")
 
 
 def throughput(left: NetNS, right: NetNS) -> Subject:
-    """A subject whose units are bits: one iperf3 stream, a second at least."""
+    """A subject whose unit is bits: one iperf3 stream of at least a second."""
 
     def subject(seconds: float) -> Sample:
         if seconds < 0.5:
-            return Sample(1, 1.0)  # the warm-up of alternate(): iperf3 counts in whole seconds
+            return Sample(1, 1.0)  # the warm-up of alternate(); iperf3 counts in whole seconds
         rate = dpdk.iperf3(left, right, ADDRESSES[1], seconds)
         return Sample(round(rate * seconds), seconds)
 
@@ -60,7 +60,7 @@ def veth(stack: ExitStack) -> Subject:
 def forwarded(
     stack: ExitStack, engine: str, offload: bool, options: dict[str, Any] | None = None
 ) -> Subject:
-    """Two namespaces with a TAP each, an rtap worker between them, both directions."""
+    """Two namespaces with a TAP each; an rtap worker forwards in both directions."""
     import rtap
 
     rx: Any = 0
@@ -90,7 +90,7 @@ def forwarded(
 
 
 def net_tap(stack: ExitStack) -> Subject:
-    """Two namespaces joined by testpmd, which forwards only during the slices."""
+    """Two namespaces joined by testpmd, which forwards only during slices."""
     left, right, pmd = stack.enter_context(dpdk.tcp_path())
     plain = throughput(left, right)
 
@@ -112,8 +112,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--attempts", type=int, default=2, help="tries for a valid control")
     parser.add_argument("--engine", default="auto", help="rtap's engine: auto, uring or syscall")
     parser.add_argument("--no-rtap", action="store_true", help="only what rtap is compared with")
-    parser.add_argument("--paths", help="comma-separated names of the paths, the others left out")
-    parser.add_argument("--no-plain", action="store_true", help="leave rtap without offloads out")
+    parser.add_argument("--paths", help="comma-separated names of the paths to measure")
+    parser.add_argument("--no-plain", action="store_true", help="leave out rtap without offloads")
     parser.add_argument("--no-dpdk", action="store_true", help="leave net_tap out")
     parser.add_argument("--json", metavar="FILE", help="write JSON there ('-': print it)")
     args = parser.parse_args(argv)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What one call costs: pools, bursts, mbufs, and bursts on a device (pytest-benchmark).
+"""Measures single calls: pools, bursts, mbufs, and bursts on a device (pytest-benchmark).
 
-These are for watching one's own changes on one machine (``--benchmark-compare``); rates that are
-compared with anything else come from the other files here, by alternating slices.
+Use these to compare your own changes on one machine (``--benchmark-compare``). To compare with
+anything else, use the other files here, which alternate slices.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def test_alloc_free_burst(benchmark: Any, pool: Any) -> None:
 
 
 def test_alloc_drop_burst(benchmark: Any, pool: Any) -> None:
-    """Slots returned by dropping the last reference, as most users do."""
+    """Return slots by dropping the last reference, as most users do."""
     benchmark(lambda: pool.alloc_burst(BURST))
 
 
@@ -129,7 +129,7 @@ def test_mbuf_data_view(benchmark: Any, burst: Any) -> None:
 
 
 def test_rx_burst_empty(benchmark: Any, device: Any) -> None:
-    """What polling an idle queue costs."""
+    """Poll an idle queue."""
     benchmark(lambda: device.rx_burst(0, BURST))
 
 
@@ -149,5 +149,5 @@ def test_send_one(benchmark: Any, device: Any) -> None:
 
 
 def test_forward_burst(benchmark: Any, loop: Loop) -> None:
-    """64 frames received, sent, and through the kernel back to where they were received."""
+    """Receive and send 64 frames, which the kernel redirects back to the receiver."""
     benchmark(loop.step())

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``rtap testpmd`` and Debian's ``dpdk-testpmd`` (net_tap) with the same options on the same work.
+"""Compares ``rtap testpmd`` with Debian's ``dpdk-testpmd`` (net_tap): same options, same work.
 
-io, macswap     two ports in a namespace; what is sent on one is redirected to the other by tc, and
-                256 preloaded frames go round each way, so that only the forwarder sets the pace
-txonly          one port sends as fast as it can
-rxonly          one port, offered more than it can take: a generator on the other core sends into
-                a third interface, of whose every frame tc makes eight for the port; a slice in
-                which the kernel had to drop none is an error, the port was starved then
+io, macswap     Two ports in a namespace. tc redirects what is sent on one to the other, and 256
+                preloaded frames go round each way, so that only the forwarder sets the pace.
+txonly          One port sends as fast as it can.
+rxonly          One port gets more frames than it can take. A generator on the other core sends
+                into a third interface, and tc makes eight frames for the port of each one. A slice
+                in which the kernel drops no frame is an error: the port was starved.
 
-each at 64 and 1500 bytes. Both programs are up all the time, each in a namespace of its own, and
-forward by turns, on the same core. Frames are counted by the kernel: read from or written to the
-ports' interfaces.
+Each mode runs at 64 and 1500 bytes. Both programs run all the time, each in a namespace of its own,
+and take turns to forward on the same core. The kernel counts the frames that are read from or
+written to the ports' interfaces.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ SIZES = (64, 1500)
 ROUND = 256
 """Frames that go round each way."""
 COPIES = 8
-"""Frames that the port is offered for each one that the generator sends."""
+"""Frames that the port gets for each one that the generator sends."""
 
 Argv = Callable[[Sequence[str], Sequence[str], int], list[str]]
 
 
 def rtap_argv(engine: str) -> Argv:
-    """``rtap testpmd`` with net_rtap ports of those names, forwarding on that CPU."""
+    """``rtap testpmd`` with net_rtap ports of those names, forwarding on ``cpu``."""
 
     def argv(ifnames: Sequence[str], options: Sequence[str], cpu: int) -> list[str]:
         vdevs = [f"--vdev=net_rtap{i},iface={name}" for i, name in enumerate(ifnames)]
@@ -55,7 +55,7 @@ def rtap_argv(engine: str) -> Argv:
 
 
 class Circle:
-    """Two ports whose frames go round, and what has been lost of them."""
+    """Two ports whose frames go round, and a count of lost frames."""
 
     def __init__(self, ns: NetNS, counters: Counters, size: int) -> None:
         self._counters = counters
@@ -78,11 +78,11 @@ class Circle:
             self._sockets[name].send(frame(seq, self._size))
 
     def replace_lost(self) -> int:
-        """Put as many frames in as have been lost since the last time; their number."""
+        """Replace the frames lost since the last call; return how many."""
         there = {name: self._counters.read(name) for name in ("A", "B")}
         replaced = 0
         for name, other in (("A", "B"), ("B", "A")):
-            # Read from one and not written to the other, or refused by the queue of the first.
+            # Read from one and not written to the other, or dropped by the queue of the first.
             lost = there[name]["tx_packets"] - there[other]["rx_packets"]
             lost += there[name]["tx_dropped"]
             self._put(name, lost - self._lost[name])
@@ -96,7 +96,7 @@ class Circle:
 
 
 class Flood:
-    """More frames for interface A than anybody reads, from the core that does not forward."""
+    """Sends more frames to interface A than its reader can take, from another core."""
 
     def __init__(self, ns: NetNS, stack: ExitStack, size: int, cpu: int | None) -> None:
         dev = stack.enter_context(ns.call(rtap.open, "F"))
@@ -108,7 +108,7 @@ class Flood:
             + copy * (COPIES - 1)
             + "action mirred egress redirect dev A",
         )
-        # Not imported above: the rtap of another checkout (bench.beside) may have it elsewhere.
+        # Imported here: the rtap of another checkout (bench.beside) may keep it elsewhere.
         there = Path(rtap.__file__).with_name("_queues").is_dir()
         module = importlib.import_module("rtap._queues.generate" if there else "rtap._generate")
         pool = rtap.Mempool(256, 2048)
@@ -118,12 +118,12 @@ class Flood:
         self._dev = dev
 
     def rx_queue(self, _: int) -> GenerateRxQueue:
-        """What a worker asks a device for."""
+        """The method with which a worker asks a device for a queue."""
         return self._queue
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """It floods meanwhile."""
+        """Flood while the context is open."""
         worker = rtap.Worker(cpu=self._cpu)
         worker.forward((cast(Any, self), 0), (self._dev, 0))
         with worker:
@@ -171,13 +171,13 @@ def receiving(stack: ExitStack, argv: Argv, mode: str, size: int) -> Subject:
 
 
 def other_cpus() -> set[int]:
-    """CPUs for what is not measured."""
+    """CPUs for threads and processes that are not measured."""
     every = os.sched_getaffinity(0)
     return every - {bench_cpu()} or every
 
 
 def moving(subject: Subject) -> Subject:
-    """The same; a slice in which nothing moves, others having had the core, is taken again."""
+    """The subject, but it repeats a slice in which nothing moved because others had the core."""
 
     def again(seconds: float) -> Sample:
         for _ in range(10):
@@ -198,7 +198,7 @@ WORK: dict[str, Callable[[ExitStack, Argv, str, int], Subject]] = {
 
 
 def measure(mode: str, size: int, args: argparse.Namespace) -> Rounds:
-    """One mode at one size: rtap against net_tap."""
+    """Measure one mode at one size: rtap against net_tap."""
     with ExitStack() as stack:
         subjects = {
             name: moving(WORK[mode](stack, argv, mode, size))

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One worker over many queues of which one is busy: what the idle ones cost, and how soon they
-are served.
+"""Measures one worker with one busy and many idle queues: their cost, and how soon it serves them.
 
-The busy queue goes round a closed loop as in bench.closed_loop. Two loops alternate: in one the
-device has a single queue, in the other 128, of which the kernel gives the frames' one flow to one;
-in both the worker serves all of them on one core. Their ratio is what 127 idle queues leave of the
-rate.
+The busy queue goes round a closed loop as in bench.closed_loop. Two loops alternate. In one the
+device has a single queue. In the other it has 128, and the kernel gives the only flow to one of
+them. In both, the worker serves all queues on one core. The ratio is the share of the rate that
+remains with 127 idle queues.
 
-Then, while that loop runs, frames of other flows are put on the idle queues of another device of
-127, one at a time and some milliseconds apart, so that each queue has left the pass again. The
-worker sends them on; the latency is from before the packet socket's send to after the receive at
-the other end, both in this program on the other core, and so holds its own wake-ups as well.
+Then, while that loop runs, the idle queues of another device with 127 queues get frames of other
+flows, one at a time and some milliseconds apart, so that each queue has left the worker's pass
+before its next frame. The worker forwards them. The latency is from before the packet socket's send
+to after the receive at the other end. Both are in this program on the other core, so the latency
+includes its own wake-ups.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def packet_socket(ns: NetNS, ifname: str) -> socket.socket:
 
 
 def latencies(loop: Loop, ns: NetNS, cpu: int, wait: str, queues: int, n: int) -> list[int]:
-    """Nanoseconds that `n` frames took over queues that had left the worker's pass; sorted."""
+    """Sorted nanoseconds that `n` frames took over queues that had left the worker's pass."""
     import rtap
 
     chance = random.Random(1)

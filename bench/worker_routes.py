@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One worker with many routes that are all lightly busy: what spreading the frames costs.
+"""Measures one worker with many lightly busy routes: what it costs to spread frames over routes.
 
-Each route is a closed loop of its own as in bench.closed_loop, a pair of devices round which a few
-frames go for ever, so that each burst finds just these. Compared with one route round which as many
-frames go as round all of them. Frames are counted by the kernel, the time is the worker thread's.
+Each route is a closed loop of its own, as in bench.closed_loop: a few frames go round a pair of
+devices for ever, and each burst finds just these. It is compared with a single route that carries
+the frames of all of them. The kernel counts the frames; the time is the worker thread's.
 
-``--against`` names another checkout, built, whose worker does the same: what a change has gained.
+``--against`` names another built checkout whose worker does the same, to show what a change gained.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent.parent
 
 
 def serve(routes: int, frames: int, engine: str) -> None:
-    """The subject's own process, in its namespace: slices on command, see bench.rig.CProgram."""
+    """Run slices on command, in the subject's own process; see bench.rig.CProgram."""
     import rtap
 
     with ExitStack() as stack:
@@ -67,7 +67,7 @@ def serve(routes: int, frames: int, engine: str) -> None:
 
 
 def subject(stack: ExitStack, root: Path, engine: str, routes: int, frames: int) -> Subject:
-    """The worker of a checkout with so many routes, each of so many frames."""
+    """A checkout's worker with ``routes`` routes of ``frames`` frames each."""
     ns = stack.enter_context(namespace())
     code = (
         f"import sys, bench; sys.path.insert(0, {str(root)!r}); "  # this bench, that rtap

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a worker costs while nothing comes, and how soon it wakes: both for each way to wait.
+"""Measures what an idle worker costs and how soon it wakes, for each way to wait.
 
-Beside it: what the kernel alone takes to wake a thread that waits for an eventfd (bench/c/wake.c),
-and the same with processors kept from halting (``Worker(resume_latency=0)``) where that is allowed.
+For comparison, it measures how long the kernel takes to wake a thread that waits for an eventfd
+(bench/c/wake.c), and all of it again with processors kept from halting
+(``Worker(resume_latency=0)``) where that is allowed.
 
 The worker has one route between two devices. First nothing is sent, and the processor time of its
 thread is read. Then frames are sent one at a time, some milliseconds apart, so that it sleeps again
-before each; the latency is from before the packet socket's send to the kernel's timestamp of the
-frame at the other end (SO_TIMESTAMPNS), so the receiver's own wake-up is not in it, and the
-sender's system call is.
+before each. The latency is from before the packet socket's send to the kernel's timestamp of the
+frame at the other end (SO_TIMESTAMPNS). It includes the sender's system call, but not the
+receiver's own wake-up.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ SO_TIMESTAMPNS = 35
 
 
 def arrival(far: socket.socket, data: bytes) -> int:
-    """CLOCK_REALTIME nanoseconds at which the kernel had the frame."""
+    """CLOCK_REALTIME nanoseconds at which the frame reached the socket."""
     got, ancillary, _, _ = far.recvmsg(2048, 64)
     if got != data:
         raise RuntimeError("another frame came")
@@ -46,7 +47,7 @@ def arrival(far: socket.socket, data: bytes) -> int:
 
 
 def spread(took: list[int]) -> dict[str, float]:
-    """Microseconds within which 50, 99 and 100 % were there."""
+    """Microseconds within which 50, 99 and 100 % of frames arrived."""
     took.sort()
     return {
         f"p{p}_us": took[min(len(took) - 1, int(len(took) * p / 100))] / 1000 for p in (50, 99, 100)
@@ -54,7 +55,7 @@ def spread(took: list[int]) -> dict[str, float]:
 
 
 def kernel_alone(cpu: int, frames: int) -> dict[str, float]:
-    """The wake-up of a thread on that core by one on another."""
+    """How long a thread on the worker's core takes to wake, woken from another core."""
     others = os.sched_getaffinity(0) - {cpu} or {cpu}
     program = str(programs(["wake"])["wake"])
     done = subprocess.run(
@@ -70,7 +71,7 @@ def kernel_alone(cpu: int, frames: int) -> dict[str, float]:
 def measure(
     ns: NetNS, wait: str, cpu: int, args: argparse.Namespace, resume_latency: int | None = None
 ) -> dict[str, float]:
-    """Share of a core while idle; microseconds to the other end for 50, 99 and 100 % of frames."""
+    """Share of a core while idle, and microseconds until 50, 99 and 100 % of frames arrive."""
     import rtap
 
     chance = random.Random(1)
@@ -106,7 +107,7 @@ def measure(
 
 
 def awake() -> contextlib.AbstractContextManager[Any]:
-    """Keeps processors from halting."""
+    """Keep processors from halting."""
     from rtap._work.power import limit_resume_latency
 
     return open(limit_resume_latency(0), "wb")

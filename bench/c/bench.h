@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What the C yardsticks share: a TAP of their own, frames with a sequence number, clocks, and
- * the line protocol on stdin/stdout that lets one process run many short slices on command.
+ * Shared by the C programs: a TAP of their own, frames with a sequence number, clocks, and the line
+ * protocol on stdin/stdout by which one process runs many short slices on command.
  *
  *   go <seconds>   -> "<frames> <cpu_ns> <wall_ns> <errors>"
  *   quit or EOF    -> the process ends and its interfaces with it
@@ -52,9 +52,9 @@ static inline uint64_t clock_ns(clockid_t id)
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
-/* Opens (or creates) the TAP, brings it up and sets its queue length; with vnet the kernel wants
- * and gives a 10-byte virtio-net header, as rtap does. flags: O_NONBLOCK or 0; writes to a
- * blocking descriptor miss a faster way of building the packet in the kernel. */
+/* Opens (or creates) the TAP, brings it up and sets its queue length. With vnet, each frame has a
+ * 10-byte virtio-net header, as in rtap. flags is O_NONBLOCK or 0: on a blocking descriptor the
+ * kernel builds packets in a slower way. */
 static int tap_open(const char *name, bool vnet, int txqueuelen, int flags)
 {
 	struct ifreq ifr;
@@ -93,7 +93,7 @@ static uint8_t *arena_new(size_t n)
 	return p;
 }
 
-/* Addresses are locally administered unicast; no interface here has the destination. */
+/* The addresses are locally administered unicast; no interface has the destination. */
 static void frame_init(uint8_t *frame, uint16_t ethertype)
 {
 	static const uint8_t addresses[12] = { 2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1 };
@@ -121,7 +121,7 @@ struct slice {
 	uint64_t deadline, frames, errors;
 };
 
-/* Runs the slice commands with step(), which moves one batch and adds to the counts. */
+/* Runs slices on command with step(), which moves one batch and adds to the counts. */
 static void __attribute__((unused))
 serve(void (*step)(struct slice *, void *), void (*flush)(struct slice *, void *),
       bool (*command)(const char *, void *), void *arg)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
- * The closed loop in C: reads from TAP A, writes to TAP B. The caller redirects B's ingress to A
- * (see rig.py), so the preloaded frames go round for ever and the forwarder is never starved.
+ * The closed loop in C: it reads from TAP A and writes to TAP B. The caller redirects B's ingress
+ * to A (see rig.py), so preloaded frames go round for ever and the forwarder always has frames.
  *
  *   forward --mode read     read(2) and write(2), a frame at a time
  *   forward --mode uring    64 reads in one io_uring_enter, then the writes in a second one
@@ -59,7 +59,7 @@ static void put_writes(struct forwarder *f)
 		ring_write(&f->ring, 1, f->data[i], f->len[i]);
 }
 
-/* Takes the completions: a read gives a held frame, a completed write is always a failure. */
+/* Takes the completions: a read gives a held frame; only a failed write completes. */
 static unsigned reap(struct forwarder *f, bool reads)
 {
 	uint8_t *base = f->arena + (size_t)f->bank * BENCH_BATCH * BENCH_SLOT;

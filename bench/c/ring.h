@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The engine of rtap in plain C, as the upper bound for what a binding can reach: one ring,
- * registered files, one registered buffer for the whole arena, RWF_NOWAIT so that every
- * completion is inline, CQE_SKIP_SUCCESS on writes so that only failures come back.
+ * The engine of rtap in plain C, as the upper bound for a binding: one ring, registered files, one
+ * registered buffer for the whole arena, RWF_NOWAIT so that every completion is inline, and
+ * CQE_SKIP_SUCCESS on writes so that only failures come back.
  */
 #ifndef RTAP_BENCH_RING_H
 #define RTAP_BENCH_RING_H

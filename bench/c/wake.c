@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
- * What the kernel alone takes to wake a thread: one thread sleeps some milliseconds, writes to an
- * eventfd and notes the time, another one on another core waits in epoll_wait(2) and notes it too.
+ * Measures how long the kernel takes to wake a thread. One thread sleeps some milliseconds, notes
+ * the time and writes to an eventfd. Another, on another core, waits in epoll_wait(2) and notes the
+ * time when it returns.
  *
  *   wake COUNT CPU OTHER    -> COUNT lines, nanoseconds from before the write to after the wait
  */

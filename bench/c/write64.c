@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
- * Sends 64-byte frames, no two alike, into a TAP: what a sender in C reaches.
+ * Sends 64-byte frames, no two alike, into a TAP, as fast as C can.
  *
- *   write64 --mode write   one write(2) per frame, the baseline everybody knows
+ *   write64 --mode write   one write(2) per frame, the baseline
  *   write64 --mode uring   64 frames per io_uring_enter, the upper bound of rtap's engine
  *
  * --ifname NAME opens a TAP of its own, --fd N takes an inherited descriptor; --vnet puts a

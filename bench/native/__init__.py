@@ -34,8 +34,7 @@ setup(name=name, ext_modules=modules, script_args=["-q", "build_ext", "--inplace
 
 
 def load(name: str, *sources: str, level: str = "-O3") -> ModuleType:
-    """The compiled ``bench/native/NAME.pyx``, built against the rtap that is imported, and C files
-    beside it."""
+    """Compile ``bench/native/NAME.pyx`` and C files beside it against the imported rtap."""
     BUILT.mkdir(parents=True, exist_ok=True)
     import rtap
 

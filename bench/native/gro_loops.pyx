@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Coalescing as C would call it, beside a memcpy of the same payload."""
+"""Coalescing called without Python objects, and a memcpy of the same payload to compare."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -97,7 +97,7 @@ cdef class Train:
         return gro_burst(self.g, self.v, self.n, 0, 0, &timed_out, self.out)
 
     cdef uint32_t copied(self) noexcept nogil:
-        """The same, payload copied into one slot."""
+        """The same, with the payload copied into one slot."""
         cdef uint32_t i, got
         cdef gro_t *g = self.g
         self.restore()
@@ -115,7 +115,7 @@ cdef class Train:
         self.good = (1 << 8) if on else 0
 
     def rounds(self, str how, uint32_t count):
-        """Coalesces (how: chain or copy), or copies, the frames that often; how many groups."""
+        """Coalesces (how: chain or copy) or copies the frames `count` times; returns the groups."""
         cdef uint32_t _i, got = 0
         if how == "chain":
             with nogil:
@@ -137,7 +137,7 @@ cdef class Train:
         return got
 
     def send(self, int fd, str how, uint32_t count):
-        """Coalesces and writes to a TAP device with virtio-net headers, or writes one by one."""
+        """Coalesces and writes to a TAP device with virtio-net headers, or writes each frame."""
         cdef iovec iov[600]
         cdef uint8_t hdr[HDR]
         cdef uint32_t _i, j, k

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Loops around the offload kernels, without Python objects in them; built by ``bench.offload``."""
+"""Loops over the offload kernels, without Python objects; ``bench.offload`` builds them."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
@@ -38,7 +38,7 @@ def checksum_loop(Burst burst not None, bint plain, uint32_t rounds):
 
 
 def segment_loop(Mbuf frame not None, Mempool pool not None, uint32_t rounds):
-    """Splits a super-frame and frees what comes of it ``rounds`` times; the number of bytes."""
+    """Splits a super-frame and frees the segments ``rounds`` times; returns the number of bytes."""
     cdef mbuf_t *out[2048]
     cdef uint32_t _round
     cdef uint64_t n = 0
@@ -57,8 +57,8 @@ def segment_loop(Mbuf frame not None, Mempool pool not None, uint32_t rounds):
 
 
 def copy_loop(uint32_t size, uint32_t rounds):
-    """memcpy of ``size`` bytes that are in the cache, from one aligned place to another (not
-    aligned, a repeated string move is many times slower on some processors)."""
+    """memcpy of ``size`` bytes in the cache between two aligned places. Without alignment, a
+    repeated string move is many times slower on some processors."""
     cdef size_t room = (<size_t>size + 8191) / 4096 * 4096
     cdef uint8_t *a = <uint8_t *>aligned_alloc(4096, 2 * room)
     cdef uint32_t round_
@@ -69,7 +69,7 @@ def copy_loop(uint32_t size, uint32_t rounds):
         for round_ in range(2 * <uint32_t>room):
             a[round_] = <uint8_t>round_
         for round_ in range(rounds):
-            a[round_ % size] += 1   # so that no copy is like the one before
+            a[round_ % size] += 1   # so that no copy is like the one before it
             memcpy(a + room, a, size)
             seen += a[room + round_ % size]
         free(a)

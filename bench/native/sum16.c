@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The Internet checksum as one writes it down: a loop over 16-bit words. Compiled with -O2.
+ * The Internet checksum in its simplest form: a loop over 16-bit words. Compiled with -O2.
  */
 #include "sum16.h"
 
