@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What tcpdump sees on an interface, and which frames tcpdump and tshark say a filter takes."""
+"""Captures with tcpdump, and which frames a filter takes according to tcpdump and tshark."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from pathlib import Path
 from rtap import NetNS
 
 _MAGIC, _LITTLE = 0xA1B2C3D4, struct.Struct("<IIII")
-#: A frame's own bytes decide, not what came before it.
+#: A frame is judged by its own bytes, not by earlier frames.
 _PREFERENCES = ("ip.defragment:FALSE", "ipv6.defragment:FALSE", "tcp.desegment_tcp_streams:FALSE")
 
 
 def records(path: Path) -> Iterator[tuple[bytes, bytes]]:
-    """The frames of a pcap file, each as it is there and by itself; a file that is being written
-    ends with its last whole one."""
+    """The frames of a pcap file: each whole record, and the frame in it.
+
+    While the file is being written, its last complete frame is the end.
+    """
     data = path.read_bytes()
     if len(data) < 24:
         return
@@ -38,7 +40,7 @@ def frames_of(path: Path) -> list[bytes]:
 
 
 class Capture:
-    """tcpdump on an interface, of what goes "out" of the kernel's stack or comes "in"."""
+    """tcpdump on an interface, of frames that go "out" of the kernel's stack or come "in"."""
 
     def __init__(self, ns: NetNS, ifname: str, way: str, path: Path) -> None:
         self.path = path
@@ -54,7 +56,7 @@ class Capture:
             said += line
 
     def frames(self) -> list[bytes]:
-        """All that came until now."""
+        """All frames captured until now."""
         return frames_of(self.path)
 
     def close(self) -> None:
@@ -70,10 +72,10 @@ def _run(*command: str) -> str:
 
 
 def tcpdump_says(path: Path, expression: str) -> set[int]:
-    """Positions of the frames in a capture that a pcap-filter(7) expression takes."""
+    """Positions in a capture of the frames that a pcap-filter(7) expression takes."""
     taken = path.with_suffix(".taken")
     _run("tcpdump", "-n", "-Z", "root", "-r", str(path), "-w", str(taken), expression)
-    # With its time a frame is its own only double.
+    # Records are compared with their times, so no two frames are the same.
     left = [record for record, _ in records(taken)][::-1]
     found = set()
     for n, (record, _) in enumerate(records(path)):
@@ -85,7 +87,7 @@ def tcpdump_says(path: Path, expression: str) -> set[int]:
 
 
 def tshark_says(path: Path, expression: str) -> set[int]:
-    """The same of a wireshark-filter(4) expression."""
+    """The same for a wireshark-filter(4) expression."""
     options = [word for preference in _PREFERENCES for word in ("-o", preference)]
     out = _run(
         *("tshark", "-n", "-r", str(path), *options),

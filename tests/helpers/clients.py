@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Real programs between network namespaces, and what the kernel counted of them."""
+"""Real programs between network namespaces, and the kernel's counters for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IPERF3_PORT = 5201
 
 
 def proc_net(ns: NetNS, name: str) -> str:
-    """A file of /proc/net as the namespace has it."""
+    """A file of /proc/net in the namespace."""
 
     def read() -> str:
         with open(f"/proc/thread-self/net/{name}") as f:
@@ -28,12 +28,12 @@ def proc_net(ns: NetNS, name: str) -> str:
 
 
 def netstat(ns: NetNS) -> dict[str, int]:
-    """What nstat(8) shows of TCP and IP beyond their MIBs: "TcpExtTCPOFOQueue" and so on."""
+    """The counters of TCP and IP beyond their MIBs, as in nstat(8): "TcpExtTCPOFOQueue" etc."""
     return _figures(proc_net(ns, "netstat"))
 
 
 def snmp(ns: NetNS) -> dict[str, int]:
-    """The MIBs of IPv4, ICMP, TCP and UDP: "UdpInDatagrams" and so on."""
+    """The MIB counters of IPv4, ICMP, TCP and UDP: "UdpInDatagrams" etc."""
     return _figures(proc_net(ns, "snmp"))
 
 
@@ -52,21 +52,21 @@ def enable_ipv6(ns: NetNS, *ifnames: str) -> None:
 
 
 def six(w: Wire) -> None:
-    """Addresses fd09::1 and fd09::2 for the ends of a wire."""
+    """Give the ends of a wire the addresses fd09::1 and fd09::2."""
     for ns, dev, address in ((w.left, w.a, "fd09::1"), (w.right, w.b, "fd09::2")):
         enable_ipv6(ns, dev.ifname)
         add_ipv6(ns, dev.ifname, address)
 
 
-#: The most of a flow that is on its way after `at_any_speed`: what two buffers hold, twice.
+#: The most bytes of a flow in flight after `at_any_speed`: twice the size of both buffers.
 ON_ITS_WAY = 4 << 20
 
 
 def at_any_speed(w: Wire) -> None:
-    """TCP at the ends of a wire does on a slow machine what it does on a fast one.
+    """Make TCP at the ends of a wire behave the same on slow and fast machines.
 
-    It makes super-frames as long as they may be, not such as fit the rate of the flow, and its
-    buffers hold a megabyte each.
+    It sends super-frames of full length, whatever the rate of the flow, and its buffers hold a
+    megabyte each.
     """
     for ns in (w.left, w.right):
         for name, value in (
@@ -78,7 +78,7 @@ def at_any_speed(w: Wire) -> None:
 
 
 def assert_nothing_lost(w: Wire) -> None:
-    """What one device of a wire received, the other one sent, to the byte; nothing was dropped."""
+    """Each device of a wire sent exactly what the other received, and nothing was dropped."""
 
     def passed_on(there: EthDev, back: EthDev) -> bool:
         came, left = there.stats(), back.stats()
@@ -100,7 +100,7 @@ def listening(ns: NetNS, port: int) -> bool:
 def iperf3(
     client: NetNS, server: NetNS, address: str, *options: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the client reports at the end, and what the server does."""
+    """The final reports of the client and of the server."""
     process = server.popen(["iperf3", "-s", "-1", "-J"], stdout=subprocess.PIPE, text=True)
     try:
         eventually(lambda: listening(server, IPERF3_PORT), "iperf3 listens", 20)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Frames for ``Gro`` in bursts: what goes in, what came out, and what has to."""
+"""Frames for ``Gro`` in bursts: the input, the output, and the expected output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rtap.offload import coalesce
 
 
 def frames_of(first: F, count: int = 6, size: int = 100, *, at: int = 0) -> list[bytes]:
-    """``count`` frames of a flow, from its frame ``at`` on."""
+    """``count`` frames of a flow, starting with its frame ``at``."""
     flow = list(regular(first, [size] * (at + count), random.Random(size)))
     return [f.build() for f in flow[at:]]
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Preloaded by test_worker_joint.py and test_ring_cut.py: tells of how many queues' writes an
- * io_uring_enter has, and makes a kernel that does not take all writes, or all reads.
+ * Preloaded by test_worker_joint.py and test_ring_cut.py. It reports how many queues have writes in
+ * one io_uring_enter, and imitates a kernel that does not take all writes, or all reads.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -39,7 +39,7 @@ static void fill(void)
 	full = ends[0];
 }
 
-/* Starts to count; the fault is for the first so many enters with writes (or reads) of several
+/* Starts to count. The fault strikes the given number of first enters that write (or read) several
  * frames. */
 void watch(int kind, int enters)
 {
@@ -50,13 +50,13 @@ void watch(int kind, int enters)
 	fault = kind;
 }
 
-/* Files written to in one enter, at most. */
+/* The most files written to in one enter. */
 int most_files(void)
 {
 	return most;
 }
 
-/* Writes, or enters, that were tampered with. */
+/* The number of writes, or enters, that were changed. */
 int hit(void)
 {
 	return hits;

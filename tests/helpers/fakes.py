@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A driver that only notes what it is asked to do, and devices of it."""
+"""A driver that only records its calls, and devices of it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class FakeTxQueue:
 
 
 class FakeOps(EthDevOps):
-    """An ops table that notes its calls; ``fail`` names one that raises."""
+    """An ops table that records its calls; ``fail`` names one that raises."""
 
     ifname = "fake0"
 
@@ -187,7 +187,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> None:
 def dev(driver: None) -> Iterator[EthDev]:
     with rtap.probe("fake0") as dev:
         yield dev
-    registry.release(dev.name, dev.port_id)  # of one made to look inherited
+    registry.release(dev.name, dev.port_id)  # also for a device that a test made look inherited
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def ops_of(dev: EthDev) -> FakeOps:
 
 
 def bring(dev: EthDev, state: str, pool: Mempool) -> None:
-    """Takes a fresh device of one queue pair to a state."""
+    """Brings a fresh device with one queue pair to a state."""
     if state == "inherited":
         dev._in_child()
         dev._forked()

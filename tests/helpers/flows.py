@@ -9,7 +9,7 @@ from support import LOCAL, REMOTE
 
 
 def flow(n: int, back: bool = False, dst: bytes = LOCAL) -> bytes:
-    """A UDP frame of flow `n`, or of its other direction, to that Ethernet address."""
+    """A UDP frame of flow `n`, or of its reverse direction, to an Ethernet address."""
     ends = [bytes((10, 0, n >> 8, n & 0xFF)), bytes((10, 1, 0, 1))]
     ports = [1024 + n, 7]
     if back:
@@ -22,6 +22,6 @@ def flow(n: int, back: bool = False, dst: bytes = LOCAL) -> bytes:
 
 
 def flow_of(data: bytes) -> int:
-    """The number that :func:`flow` put in."""
+    """The flow number that :func:`flow` put into the frame."""
     number: int = struct.unpack_from("!Q", data, 42)[0]
     return number

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Forked children that tell what went wrong in them, and hang for no longer than they may."""
+"""Forked children that report what went wrong in them, with a time limit."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from rtap._ring import RxQueue, TxQueue
 
 def fork() -> int:
     with warnings.catch_warnings():
-        # From Python 3.12 on a fork beside other threads warns; those here are ours.
+        # Python 3.12 and later warn about a fork while other threads run; these are intended.
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 
 
 class Child:
-    """A forked child that runs a function; it may be told to wait first."""
+    """A forked child that runs a function, at once or when told to."""
 
     def __init__(self, fn: Callable[[], object], wait: bool = False, timeout: float = 20) -> None:
         self._timeout = timeout
@@ -43,7 +43,7 @@ class Child:
                 faulthandler.register(signal.SIGUSR1, file=report)
                 fn()
                 status = 0
-            except BaseException:  # noqa: BLE001 - the parent shows it
+            except BaseException:  # noqa: BLE001 - the parent reports it
                 os.write(report, traceback.format_exc().encode()[-4000:])
             finally:
                 os._exit(status)
@@ -51,8 +51,8 @@ class Child:
         os.close(go)
 
     def finish(self) -> None:
-        """Lets it run, and fails with its traceback unless it ends well and in time."""
-        # Not by closing: later children have this end too.
+        """Lets the child run, and fails with its traceback unless it succeeds in time."""
+        # Closing the pipe would not do: later children inherit this end.
         with contextlib.suppress(BrokenPipeError):
             os.write(self._go, b"x")
         os.close(self._go)
@@ -79,7 +79,7 @@ def in_child(fn: Callable[[], object], timeout: float = 20) -> None:
 
 
 def warm_up(rx: RxQueue, tx: TxQueue, pool: Mempool, tap: Tap) -> None:
-    """Enough bursts for the ring to have registered the descriptor and the arena."""
+    """Sends enough bursts that the ring registers the descriptor and the arena."""
     packets = tap.packets()
     for i in range(40):
         assert tx.tx_burst(pool.alloc_burst(8, frame(i))) == 8

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Frames in bursts against a model: what is done to them without a stage.
+"""A state machine that compares operations on frames in bursts, without stages, with a model.
 
-The model knows each slot: whose bytes it shows, its window, and what comes next in the frame. From
-that follow the bytes of every frame, the references to it, and how many slots of a pool are in use.
+The model knows each slot: whose bytes it shows, its window, and the next slot of the frame. This
+gives the bytes of every frame, the references to it, and how many slots of each pool are in use.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ offsets = st.integers(0, 90) | st.sampled_from([0, 6, 14, 63, 64, 255, 1000])
 
 
 class FrameMachine(RuleBasedStateMachine):
-    """Bursts, frames taken from them, and views, at random."""
+    """Random operations on bursts, on frames taken from them, and on views."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pools = [Mempool(n, room, head, memfd=fd) for n, room, head, fd in POOLS]
         self.held: list[Held] = []
         self.mbufs: list[tuple[Mbuf, Slot]] = []
-        self.rests: list[tuple[Mbuf, Slot]] = []  # from a later segment of a frame on
+        self.rests: list[tuple[Mbuf, Slot]] = []  # frames from a later segment on
         self.views: list[tuple[memoryview, Slot, int, int]] = []
         self.fill = 0
 
@@ -83,7 +83,7 @@ class FrameMachine(RuleBasedStateMachine):
             yield slot
 
     def references(self, extra: Iterable[Slot] = ()) -> Counter[Slot]:
-        """How many there are to each slot in use."""
+        """The number of references to each slot in use."""
         counts: Counter[Slot] = Counter()
         todo = [*self.roots(), *extra]
         while todo:
@@ -103,7 +103,7 @@ class FrameMachine(RuleBasedStateMachine):
         return pattern(self.fill, n)
 
     def adopt(self, mbuf: Mbuf, head: Slot) -> Slot:
-        """Notes which real slots are the model's."""
+        """Records which real slots belong to which slots of the model."""
         for seg, slot in zip(real_segments(mbuf), segments(head), strict=True):
             slot.number = hash(seg)
         return head
@@ -117,7 +117,7 @@ class FrameMachine(RuleBasedStateMachine):
         self.held.append(held)
 
     def pick(self, i: int, least: int = 0, *, is_split: bool = False) -> Held:
-        """One of the bursts: with so many frames, or with one to split, if there is such a one."""
+        """One of the bursts: with that many frames, or with one to split, if there is one."""
         some = [h for h in self.held if len(h.heads) >= least]
         if is_split:
             some = [h for h in some if any(f.is_super or f.flags & SEGS for f in h.heads)]
@@ -135,7 +135,7 @@ class FrameMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.held) < 6)
     @rule(pool=pool_numbers, seed=seeds, n=st.integers(0, 8))
     def train_arrives(self, pool: int, seed: int, n: int) -> None:
-        """As many frames as there is room for."""
+        """As many frames of a train as there is room for."""
         burst = Burst()
         heads: list[Slot] = []
         for data in train(seed)[:n]:
@@ -162,7 +162,7 @@ class FrameMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.held) < 6)
     @rule(pool=pool_numbers, seed=seeds, size=st.sampled_from([1, 100, 700, 1400, 3000]))
     def request(self, pool: int, seed: int, size: int) -> None:
-        """One frame that is to be split."""
+        """One frame with a request to split it."""
         f, data = to_be_split(seed)
         head = fresh(pool, data)
         if not self.fits(pool for _ in segments(head)):

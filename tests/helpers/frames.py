@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Frames of every kind that rtap parses, built by scapy, and where their headers are."""
+"""Frames of every kind that rtap parses, built by scapy, with the positions of their headers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Case:
     lengths: tuple[int, ...]  # l2, l3, l4, outer_l2, outer_l3
     status: ChecksumStatus = GOOD
     fragment: bool = False
-    checksums: bool = True  # scapy can compute them all
+    checksums: bool = True  # whether scapy can compute all checksums
 
     @property
     def frame(self) -> bytes:

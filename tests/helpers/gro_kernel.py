@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The kernel's own GRO as an oracle.
 
-Frames are written one by one to a TAP device with IFF_NAPI, whose stack coalesces them, and read
-back as super-frames, with virtio-net headers, from another one on the same bridge.
+Frames are written one by one to a TAP device with IFF_NAPI, where the kernel coalesces them. They
+are read back as super-frames, with virtio-net headers, from another device on the same bridge.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from rtap import NetNS
 from rtap.control import tun
 from rtap.control.tun import QueueFlag, TunFeature
 
-#: How long the kernel holds a super-frame that waits for more. A frame that comes later than this
-#: after the one before it, or in another tick of the kernel's clock than the first of its train,
-#: does not find it any more.
+#: How long the kernel holds a super-frame that waits for more frames. A frame that comes later than
+#: this after the one before it, or in another tick of the kernel's clock than the first frame of
+#: its train, starts a new one.
 HOLD_NS = 1_000_000
 
 FEATURES = (
@@ -44,7 +44,7 @@ ethtool -K a0 gro on rx-udp-gro-forwarding on
 
 
 class KernelGro:
-    """``a`` takes plain frames, ``b`` gives what the kernel made of them."""
+    """``a`` takes plain frames, and ``b`` returns what the kernel made of them."""
 
     def __init__(self, ns: NetNS, a: int, b: int) -> None:
         self.ns, self.a, self.b = ns, a, b
@@ -56,9 +56,10 @@ class KernelGro:
         return data[: tun.VNET_HDR_LEN], data[tun.VNET_HDR_LEN :]
 
     def coalesce(self, frames: list[bytes], timeout: float = 5) -> list[tuple[bytes, bytes]]:
-        """(virtio-net header, frame) for each frame or super-frame that came of ``frames``.
+        """(virtio-net header, frame) for each frame or super-frame that the kernel returns.
 
-        TimeoutError when some of them never come out."""
+        TimeoutError when some of ``frames`` do not come out.
+        """
         write, a = os.write, self.a
         with uninterrupted():
             for frame in frames:
@@ -77,7 +78,7 @@ class KernelGro:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ahead of all ordinary threads, if that is allowed."""
+    """Runs this thread ahead of all ordinary ones, if that is allowed."""
     with contextlib.suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Bytes that end where the readable memory ends: a read past them kills the process."""
+"""Bytes at the very end of readable memory: a read past them kills the process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Guard:
-    """A region of up to `n` bytes in front of a page that nobody may touch."""
+    """A region of up to `n` bytes in front of an inaccessible page."""
 
     def __init__(self, n: int = 1 << 17) -> None:
         self.room = -(-n // _PAGE) * _PAGE
@@ -23,7 +23,7 @@ class Guard:
             raise OSError(ctypes.get_errno(), "mprotect")
 
     def put(self, data: bytes) -> memoryview:
-        """The same bytes, the last one just before the forbidden page. The next put overwrites."""
+        """The same bytes, ending just before that page. The next put overwrites them."""
         start = self.room - len(data)
         self._view[start : self.room] = data
         return self._view[start : self.room]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What may be left behind: memory, descriptors, interfaces; and a little use of a device."""
+"""Checks for leftovers (memory, descriptors, interfaces), and a short use of a device."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MB = 1 << 20
 
 
 def memory() -> tuple[int, int]:
-    """Bytes of mapped and of resident memory of this process.
+    """Bytes of mapped and of resident memory in this process.
 
-    Without what is reserved and no more: malloc sets 64 MiB of it aside for a new thread now and
-    then, which says nothing about us.
+    Memory that is only reserved does not count: malloc reserves 64 MiB for a new thread now and
+    then.
     """
     size = 0
     with open("/proc/self/maps") as maps:
@@ -33,12 +33,12 @@ def memory() -> tuple[int, int]:
 
 
 def names(ns: NetNS) -> list[str]:
-    """The interfaces there are."""
+    """The names of all interfaces."""
     return [name for _, name in ns.call(socket.if_nameindex)]
 
 
 def assert_nothing(ns: NetNS, descriptors: Mapping[int, str], *stays: str) -> None:
-    """No device, no descriptor, and no interface but those that stay."""
+    """Fails if a device, a new descriptor, or an interface not named in ``stays`` is left."""
     assert names(ns) == ["lo", *stays]
     assert registry._devices == {}
     assert registry._ports == {}

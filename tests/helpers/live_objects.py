@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Fails a test that leaves native objects behind, on builds that count them: the checked ones.
+"""Fails a test that leaves native objects behind. Only checked builds count them.
 
-Loaded as a plugin by conftest.py. What fixtures of a module or a class hold was there before the
-test, and stays.
+conftest.py loads this as a plugin. Objects that fixtures of a module or a class hold were there
+before the test, so they may stay.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import pytest
 import rtap
 from rtap._core import live
 
-#: For what ends on another thread a moment after the test that asked for it.
+#: Seconds for objects that another thread removes shortly after the test.
 GRACE_S = 5.0
 
 FAILED = pytest.StashKey[bool]()
 
 
 def there() -> dict[str, int]:
-    """Objects by kind."""
+    """The number of live objects of each kind."""
     numbers = live.counts()
-    # The main thread has one from its first burst on, for good.
+    # The main thread keeps its ring from its first burst on.
     numbers["threads with a ring"] = max(1, numbers["threads with a ring"])
-    # What a module's queue and pool have registered there, the first test to use them has.
+    # The first test that uses a module's queue and pool registers them in the ring; they stay.
     if numbers["rx queues"] + numbers["tx queues"]:
         numbers["descriptors in rings"] = 0
     if numbers["arenas"]:
@@ -46,7 +46,7 @@ if live.counts():
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
         report = yield
-        # The traceback of a failure keeps what the test had.
+        # The traceback of a failure keeps the test's objects alive.
         if report.failed or hasattr(report, "wasxfail"):
             item.stash[FAILED] = True
         return report
@@ -60,9 +60,9 @@ if live.counts():
         yield
         if request.node.stash.get(FAILED, False):
             return
-        # All fixtures have ended by now, and their values are nobody's but pytest's.
+        # All fixtures have ended by now, and only pytest still holds their values.
         request.node.funcargs.clear()
-        for phase in ("setup", "call"):  # a traceback in the log keeps its frames
+        for phase in ("setup", "call"):  # a traceback in the log keeps its frames alive
             caplog.get_records(phase).clear()
         deadline = time.monotonic() + GRACE_S
         while left_since(before):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Frames that make steering hard: built by scapy, meant for the rules of steering.py."""
+"""Frames that are hard to steer, built by scapy for the rules of steering.py."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _fragments() -> list[Packet]:
         for body in (QUERY, PAGE, ICMPv6EchoRequest()):
             whole = ip / IPv6ExtHdrFragment(id=9) / body / LONG
             found += [ETHER / part for part in fragment6(whole, 800)]
-            # RFC 6946: one that is whole.
+            # RFC 6946: an atomic fragment, which holds the whole packet.
             found += [
                 ETHER / head / IPv6ExtHdrFragment(id=9) / body / DATA for head in (ip, ip / HOP)
             ]
@@ -87,7 +87,7 @@ def _fragments() -> list[Packet]:
 
 
 def _inside() -> list[Packet]:
-    """What a rule is meant for, in something that it is not."""
+    """Packets that a rule would take, inside others that it must not take."""
     inner = [V4 / QUERY, UNHEARD / OWN, V6 / QUERY, PREFIX / PAGE, V4 / TELNET]
     found: list[Packet] = []
     for outer in (IP(src="10.9.0.1", dst="10.9.0.2"), V6):
@@ -102,11 +102,11 @@ def _inside() -> list[Packet]:
 
 
 def _contradictions() -> list[Packet]:
-    """Headers that are cut off, too long or too short."""
+    """Headers that are truncated, too long or too short."""
     found = [ETHER / V4 / TCP(sport=1080, dport=80, dataofs=n) for n in (0, 4, 15)]
     found += [ETHER / UNHEARD / TCP(sport=1080, dport=99, dataofs=n) for n in (0, 4, 15)]
     found += [ETHER / PREFIX / TCP(sport=1080, dport=99, dataofs=n) for n in (0, 4, 15)]
-    for length in (20, 22, 24, 27, 28, 40, 2000):  # of the packet; the frame has all bytes
+    for length in (20, 22, 24, 27, 28, 40, 2000):  # the stated length; the frame has all bytes
         found.append(ETHER / IP(src=V4.src, dst=V4.dst, proto=17, len=length) / QUERY)
         found.append(ETHER / IP(src=UNHEARD.src, dst=V4.dst, proto=17, len=length) / QUERY)
     for length in (0, 2, 4, 8, 40, 2000):
@@ -120,8 +120,7 @@ def _contradictions() -> list[Packet]:
 
 
 def _cut(whole: bool) -> list[bytes]:
-    """The first bytes of frames, to each length that the kernel lets through: those that have the
-    whole IP header, or the others."""
+    """Frames cut to each length that the kernel passes on, with the whole IP header or without."""
     frames = [(34, 14, ETHER / ip / QUERY) for ip in (V4, UNHEARD)]
     frames += [(54, 14, ETHER / ip / QUERY) for ip in (V6 / HOP, PREFIX)]
     frames += [(38, 20, ETHER / Dot1Q(vlan=7) / V4 / PAGE)]
@@ -138,7 +137,7 @@ ODD: list[bytes] = [
     *(case.frame for case in CASES.values()),
 ]
 
-#: Frames with an IP header that is cut off or contradicts itself. Wireshark shows what there is.
+#: Frames whose IP header is truncated or contradicts itself. Wireshark shows what there is.
 HEADLESS: list[bytes] = [
     *_cut(False),
     *(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The kernel's own segmentation as the judge of rtap's, and the frames to judge it by.
+"""The kernel's segmentation as the oracle for rtap's, and the frames to compare them with.
 
-What is written to a TAP with virtio-net headers comes out of another one on the same bridge, which
-has none: the kernel has to split super-frames and to finish checksums in between.
+Frames are written to a TAP with virtio-net headers and read from another one on the same bridge,
+which has none. So the kernel must split super-frames and finish checksums in between.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ TCP, UDP = 6, 17
 HOPOPTS, ROUTING, DSTOPTS = 0, 43, 60
 MTU = 65521
 LARGEST = 65535
-#: How many the suite asks of.
+#: How many frames the suite tries.
 SUPER_FRAMES = 6000
 PARTIAL_FRAMES = 3000
 
 
 def ones_sum(data: bytes) -> int:
-    """RFC 1071, not complemented, without any code of rtap's."""
+    """The Internet checksum (RFC 1071), not complemented, without rtap's code."""
     if len(data) & 1:
         data += b"\0"
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
@@ -43,7 +43,7 @@ def ones_sum(data: bytes) -> int:
 
 @dataclass(frozen=True)
 class Super:
-    """A frame, the header it goes under, and how it was made (for messages)."""
+    """A frame, its virtio-net header, and how it was made (for messages)."""
 
     frame: bytes
     hdr: VnetHdr
@@ -62,7 +62,7 @@ class Maker:
         return self.bytes[start : start + n]
 
     def tags(self) -> tuple[bytes, bytes]:
-        """VLAN tags without the last ethertype, and how many bytes they are."""
+        """The first ethertype, and the rest of the VLAN tags without the last ethertype."""
         tci = struct.pack("!H", self.dice.randrange(1, 4095) | self.dice.randrange(8) << 13)
         kind = self.dice.choice(["", "", "vlan", "qinq", "double"])
         if kind == "vlan":
@@ -74,7 +74,7 @@ class Maker:
         return b"", b""
 
     def extensions(self, last: int, destination: bytes) -> tuple[int, bytes, bytes]:
-        """First next-header value, the headers, and the destination for the pseudo-header."""
+        """The first next-header value, the headers, and the pseudo-header's destination."""
         dice = self.dice
         kinds = dice.choice([[], [], [DSTOPTS], [HOPOPTS], [HOPOPTS, ROUTING, DSTOPTS], [ROUTING]])
         out, final = b"", destination
@@ -93,7 +93,7 @@ class Maker:
         return kinds[0] if kinds else last, out, final
 
     def network(self, version: int, protocol: int, l4_len: int) -> tuple[bytes, int]:
-        """An IP header in front of so many bytes, and the sum of the pseudo-header."""
+        """An IP header for `l4_len` bytes, and the sum of the pseudo-header."""
         dice = self.dice
         if version == 4:
             options = self.ip_options()
@@ -151,7 +151,7 @@ class Maker:
         )
 
     def frame(self, version: int, protocol: int, payload: int) -> tuple[bytes, int, int]:
-        """A frame with the pseudo-header's sum for a checksum; where L4 and the payload start."""
+        """A frame with the pseudo-header's sum as checksum, and where L4 and payload start."""
         l4 = self.transport(protocol, payload)
         network, seed = self.network(version, protocol, len(l4) + payload)
         at = 6 if protocol == UDP else 16
@@ -170,8 +170,8 @@ class Maker:
             dice.choice([1, 536, 1000, 1220, 1448, 1460, 8948, dice.randrange(1, 9000)]),
             room // count,
         )
-        # More than gso_size and the longest options: the kernel takes less for no super-frame, or
-        # drops it.
+        # More than gso_size and the longest options: with less, the kernel drops the frame or does
+        # not take it for a super-frame.
         least = gso_size + 41
         payload = max(least, (count - 1) * gso_size + dice.choice([1, gso_size, 1, gso_size // 2]))
         frame, l4, start = self.frame(version, protocol, payload)
@@ -181,12 +181,12 @@ class Maker:
         if protocol == TCP:
             kind = VnetHdr.GSO_TCPV4 if version == 4 else VnetHdr.GSO_TCPV6
             kind |= dice.choice([0, 0, VnetHdr.GSO_ECN])
-        hdr_len = dice.choice([start, 0, l4, len(frame)])  # a hint: it may lie
+        hdr_len = dice.choice([start, 0, l4, len(frame)])  # only a hint, which may be wrong
         hdr = VnetHdr(1, kind, hdr_len, gso_size, l4, 6 if protocol == UDP else 16)
         return Super(frame, hdr, f"IPv{version}, protocol {protocol}, {payload} bytes, {hdr}")
 
     def partial_frame(self) -> Super:
-        """A plain frame with its checksum left to do, sometimes padded."""
+        """A plain frame with an unfinished checksum, sometimes padded."""
         dice = self.dice
         version, protocol = dice.choice([4, 6]), dice.choice([TCP, UDP])
         payload = dice.choice([0, 1, 2, 17, 64, 1400, dice.randrange(1, 9000), dice.randrange(64)])
@@ -198,19 +198,19 @@ class Maker:
 
 
 class Oracle:
-    """Writes to `a`, reads what the kernel made of it from `b`."""
+    """Writes to `a`, and reads from `b` what the kernel made of it."""
 
     def __init__(self, a: Tap, b: Tap) -> None:
         self.a, self.b = a, b
         os.set_blocking(b.fd, False)
         self.patience = 0.05
         probe = Super(DST + SRC + b"\x88\xb5" + bytes(46), VnetHdr(), "probe")
-        # The bridge forwards a moment after its ports are up.
+        # The bridge starts to forward a moment after its ports are up.
         eventually(lambda: self.ask(probe, 1) == [probe.frame], "a frame over the bridge")
         self.patience = 5.0
 
     def ask(self, question: Super, expected: int) -> list[bytes]:
-        """What comes of a frame: `expected` frames, or what is there after seconds without more."""
+        """What the kernel makes of a frame: `expected` frames, or those that come in time."""
         os.write(self.a.fd, question.hdr.pack() + question.frame)
         got: list[bytes] = []
         while True:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the C driver's test suite sets up: a port made from device arguments, and its pool."""
+"""The setup of the C driver's test suite: a port from device arguments, and its pool."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Port:
         pool: Mempool | None = None,
         **conf: Any,
     ) -> None:
-        """Stops it where it runs, configures it anew and starts it; `conf` is for EthConf."""
+        """Stops the port if it runs, configures it again and starts it; `conf` goes to EthConf."""
         if self.dev.state == "started":
             self.dev.stop()
         self.dev.configure(queues, queues, EthConf(engine=self.engine, **conf))
@@ -43,12 +43,12 @@ class Port:
 
     @contextlib.contextmanager
     def kernel(self) -> Iterator[PacketSocket]:
-        """The kernel's end of the port."""
+        """A packet socket at the kernel's end of the port."""
         with PacketSocket(self.ns, self.dev.ifname, rcvbuf=1 << 22) as packets:
             yield packets
 
     def send(self, *frames: bytes, queue: int = 0) -> int:
-        """Sends them in one burst; how many were taken."""
+        """Sends frames in one burst; returns how many were taken."""
         return self.dev.tx_burst(queue, self.pool.alloc_burst(len(frames), list(frames)))
 
     def receive(self, n: int, queue: int = 0) -> Burst:
@@ -63,11 +63,11 @@ class Port:
         return not any(self.dev.rx_burst(q) for q in range(self.dev.info().nb_rx_queues))
 
     def counters(self) -> dict[str, int]:
-        """The kernel's."""
+        """The kernel's counters."""
         return netdev(self.ns, self.dev.ifname)
 
     def flows_arrive(self, n: int = 64) -> None:
-        """The kernel sends a frame of each of `n` flows: all are received, once, on some queue."""
+        """Checks that one frame of each of `n` flows is received exactly once, on any queue."""
         queues = self.dev.info().nb_rx_queues
         before = self.dev.stats()
         with PacketSocket(self.ns, self.dev.ifname, 0x0800) as packets:
@@ -91,5 +91,5 @@ def port(ns: NetNS, engine: str, number: int = 0) -> Iterator[Port]:
 
 
 def readable(fd: int, timeout: float) -> bool:
-    """Whether a descriptor signals within so many seconds."""
+    """Whether a descriptor becomes readable within the time-out."""
     return bool(select.select([fd], [], [], timeout)[0])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Processes with a library of ours in front of liburing: a kernel that answers as a test wants."""
+"""Processes with a preloaded library before liburing, which fakes the kernel's answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support import child_place, skip_without_devices, skip_without_engine
 
 
 def build(name: str, where: Path) -> Path:
-    """A C file of this directory, compiled."""
+    """Compiles a C file of this directory."""
     if shutil.which("cc") is None:
         pytest.skip("needs a C compiler")
     out = where / f"{name}.so"
@@ -29,7 +29,7 @@ def build(name: str, where: Path) -> Path:
 
 
 def run(shim: Path, engine: str, prelude: str, code: str) -> Any:
-    """What the code prints last as JSON; it has the library as sys.argv[1], and the engine."""
+    """Runs code with the library and the engine as arguments; returns the JSON it prints last."""
     skip_without_devices()
     skip_without_engine(engine)
     place = child_place()

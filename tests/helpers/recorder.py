@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a device tells, kept in order."""
+"""Records the events of a device in order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OTHER_MAC = "02:00:00:00:00:77"
 
 
 class Recorder:
-    """Registers for events of a device and keeps what it is told."""
+    """Registers callbacks for a device's events and records them."""
 
     def __init__(self, dev: EthDev, *events: EthEvent) -> None:
         self.dev = dev
@@ -32,11 +32,11 @@ class Recorder:
         return self.told.get(timeout=timeout)
 
     def expect(self, *wanted: tuple[EthEvent, Any]) -> None:
-        """These are the next ones, in that order."""
+        """Fails unless these are the next events, in that order."""
         assert [self.next() for _ in wanted] == list(wanted)
 
     def nothing_more(self) -> None:
-        """All that has happened is told; a change that is seen comes after it."""
+        """Fails unless the next event is that of a change made now: nothing came before it."""
         mtu = self.dev.mtu - 1
         ip(self.ns, "link", "set", self.dev.ifname, "mtu", str(mtu))
         self.expect((EthEvent.MTU, mtu))

@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Preloaded by test_gso_fallback.py and others: makes a kernel that splits every kind of super-frame one that
- * does not. A write to a TAP device of a super-frame of a refused kind is shortened until nothing
- * is left of the frame but its virtio-net header, to which the kernel itself answers EINVAL.
- * And a kernel without RWF_NOWAIT, one on which a system call is slow, and one that is full for a
- * moment.
+ * Preloaded by test_gso_fallback.py and others. It imitates a kernel that does not split some kinds
+ * of super-frame. When a super-frame of a refused kind is written to a TAP device, the write is
+ * shortened to the virtio-net header, for which the kernel itself returns EINVAL. It also imitates
+ * a kernel without RWF_NOWAIT, one with a slow system call, and one that is full for a moment.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -34,8 +33,8 @@ void slow_writes(int on)
 	slow = on;
 }
 
-/* The n-th write to a TAP device from now on finds no room, nor does the one after it: pieces are
- * tried once more. */
+/* The n-th write to a TAP device from now on finds no room, and neither does the next: pieces are
+ * retried once. */
 void full_at_write(int n)
 {
 	full_at = n + 1;

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Arrangements of devices around a real kernel, and what scapy says of frames.
+"""Arrangements of devices around a real kernel, and checks of frames with scapy.
 
-The oracle for offloads is the kernel: device A asks for them, a bridge leads to device B, which
-has none, so what B reads is what the kernel made of it.
+The oracle for offloads is the kernel. Device A requests them, and a bridge leads to device B, which
+has none, so B reads what the kernel made of the frames.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rtap import EthDev, MacAddr, Mbuf, MbufFlag, NetNS
 
 MAC_A = "02:00:00:00:00:0a"
 MAC_B = "02:00:00:00:00:0b"
-#: Hosts that a bridge does not know: it floods what is for them.
+#: Hosts that a bridge does not know, so it floods their frames.
 HOST_A = "02:00:00:00:01:0a"
 HOST_B = "02:00:00:00:01:0b"
 
@@ -52,7 +52,7 @@ def write_in(ns: NetNS, path: str, value: str) -> None:
 def talk(
     ns: NetNS, dev: EthDev, payload: bytes, source: str = "10.9.0.1", *, segment: int = 0
 ) -> None:
-    """A UDP datagram (or several, cut by the kernel) out of the namespace through the device."""
+    """Sends a UDP datagram, or several that the kernel cuts, from the namespace by the device."""
     peer = source.rpartition(".")[0] + ".99"
     ip(ns, "addr", "replace", f"{source}/24", "dev", dev.ifname)
     if dev.info().mode == "tap":
@@ -64,13 +64,13 @@ def talk(
 
 
 def redirect(ns: NetNS, source: str, target: str, rate: str = "") -> None:
-    """What enters the kernel on one interface leaves it on another, at most at that rate.
+    """Redirects frames that enter the kernel on one interface to another, at a limited rate.
 
-    Until then it counts against the send buffer of the device that sent it.
+    Until a frame leaves, it counts against the send buffer of the device that sent it.
     """
     commands = [
         f"qdisc add dev {source} ingress",
-        # matchall is not in every kernel
+        # some kernels have no matchall
         f"filter add dev {source} parent ffff: protocol all u32 match u32 0 0 "
         f"action mirred egress redirect dev {target}",
     ]
@@ -90,7 +90,7 @@ class Bridge:
         self.ns, self.a, self.b = ns, a, b
 
     def arriving(self, n: int, timeout: float = 5) -> list[bytes]:
-        """The next ``n`` frames at ``b``, or what came of them before ``timeout`` seconds."""
+        """The next ``n`` frames at ``b``, or those that came within ``timeout`` seconds."""
         got: list[bytes] = []
         deadline = time.monotonic() + timeout
         while len(got) < n and (left := deadline - time.monotonic()) > 0:
@@ -98,14 +98,14 @@ class Bridge:
         return got
 
     def nothing_arrives(self) -> bool:
-        """Whether ``b`` has nothing: a frame sent now is the first that it sees."""
+        """Whether ``b`` has received nothing: a frame sent now is the first that it sees."""
         mark = bytes(MacAddr(HOST_B)) + bytes(MacAddr(HOST_A)) + b"\x88\xb6" + bytes(46)
         assert self.a.send(mark)
         return self.arriving(1) == [mark]
 
 
 def add_bridge(ns: NetNS, name: str = "br0") -> None:
-    """A bridge that forwards at once and everything."""
+    """A bridge that forwards all frames, without a delay at the start."""
     iproute(ns, f"link add {name} type bridge stp_state 0 forward_delay 0 mcast_snooping 0")
     for table in ("iptables", "ip6tables"):
         with contextlib.suppress(FileNotFoundError):  # present where br_netfilter is loaded
@@ -117,7 +117,7 @@ def add_bridge(ns: NetNS, name: str = "br0") -> None:
 def bridged(
     *, a: dict[str, Any] | None = None, b: dict[str, Any] | None = None
 ) -> Iterator[Bridge]:
-    """A namespace with devices a and b on a bridge, opened with those options."""
+    """A namespace with devices a and b on a bridge, opened with these options."""
     with quiet_netns() as ns:
         add_bridge(ns)
         with (
@@ -133,13 +133,13 @@ def bridged(
 
 
 class Wire:
-    """Two namespaces with an address each, and a device in each to be forwarded between."""
+    """Two namespaces, each with an address and a device; a worker may forward between them."""
 
     def __init__(self, left: NetNS, right: NetNS, a: EthDev, b: EthDev) -> None:
         self.left, self.right, self.a, self.b = left, right, a, b
 
     def transfer(self, n_bytes: int, *, back: bool = False, timeout: float = 20) -> None:
-        """Sends that much over one TCP connection and compares what arrives."""
+        """Sends this many bytes over one TCP connection and compares what arrives."""
         sender, receiver = (self.right, self.left) if back else (self.left, self.right)
         address = "10.9.0.1" if back else "10.9.0.2"
         data = hashlib.shake_128(str(n_bytes).encode()).digest(1 << 16)
@@ -169,7 +169,7 @@ class Wire:
 
 @contextlib.contextmanager
 def wire(*, a: dict[str, Any] | None = None, b: dict[str, Any] | None = None) -> Iterator[Wire]:
-    """Devices with the options ``a`` and ``b``, up and with addresses 10.9.0.1 and 10.9.0.2."""
+    """Two devices with options ``a`` and ``b``, up, with addresses 10.9.0.1 and 10.9.0.2."""
     with (
         quiet_netns() as left,
         quiet_netns() as right,
@@ -181,7 +181,7 @@ def wire(*, a: dict[str, Any] | None = None, b: dict[str, Any] | None = None) ->
         yield Wire(left, right, dev_a, dev_b)
 
 
-# ---- frames to be finished
+# ---- frames to finish
 
 TX_L4 = {"tcp": MbufFlag.TX_TCP_CKSUM, "udp": MbufFlag.TX_UDP_CKSUM}
 TX_SEG = {"tcp": MbufFlag.TX_TCP_SEG, "udp": MbufFlag.TX_UDP_SEG}
@@ -224,11 +224,11 @@ class Shape:
         return packet
 
     def finished(self, payload: bytes) -> bytes:
-        """The frame as it has to arrive."""
+        """The frame as it must arrive."""
         return bytes(self.packet(payload))
 
     def unfinished(self, payload: bytes) -> bytes:
-        """The same with nonsense in place of its checksums."""
+        """The same frame with wrong checksums."""
         packet = Ether(self.finished(payload))
         for layer in (IP, TCP, UDP):
             if layer in packet:
@@ -262,7 +262,7 @@ class Shape:
         return mbuf
 
     def segments(self, payload: bytes, segsz: int) -> list[bytes]:
-        """What splitting at ``segsz`` gives."""
+        """The segments after splitting at ``segsz``."""
         pieces = [payload[i : i + segsz] for i in range(0, len(payload), segsz)]
         out = []
         for n, piece in enumerate(pieces):
@@ -302,7 +302,7 @@ def parse(frame: bytes, l2: bool = True) -> Packet:
 def wrong_checksums(frame: bytes, l2: bool = True) -> list[str]:
     """Checksums that differ from what scapy computes for the same frame, as readable text.
 
-    For a TCP sum of zero Linux writes 0xffff, as for UDP: in ones' complement they are one number.
+    Linux writes 0xffff for a TCP sum of zero, as for UDP: in ones' complement they are equal.
     """
     packet = parse(frame, l2)
     stated = {

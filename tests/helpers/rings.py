@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the tests of single queues have in common."""
+"""Helpers for tests of single queues."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import struct
 from rtap import Burst
 from rtap._ring import RxQueue, TxQueue
 
-#: For a packet socket that must not lose anything.
+#: Receive buffer of a packet socket that must not lose frames.
 BIG = 64 << 20
-#: Of a virtio-net header: its flag, its kind of super-frame.
+#: Fields of a virtio-net header: the checksum flag, and the kind of super-frame.
 NEEDS_CSUM, GSO_TCPV4 = 1, 1
 
 
@@ -30,7 +30,7 @@ class Ends:
 
 
 def header(flags: int, gso: int, size: int, start: int = 34, offset: int = 16) -> bytes:
-    """A virtio-net header, whatever it says."""
+    """A virtio-net header with any contents."""
     return struct.pack("<BBHHHH", flags, gso, 0, size, start, offset)
 
 
@@ -50,7 +50,7 @@ def receive(rx: RxQueue, n: int, at_once: int = 64, timeout: float = 5) -> list[
 
 
 def drained(peer: socket.socket) -> list[bytes]:
-    """All that is there now, of a socket that does not block."""
+    """All frames that wait now in a non-blocking socket."""
     got = []
     with contextlib.suppress(BlockingIOError):
         while True:

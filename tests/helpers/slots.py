@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Frames as a model has them: slots, whose bytes they show, and what comes next."""
+"""The model's frames: slots, whose bytes they show, and the next slot of each."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Slot:
     store: bytearray
     owner: Slot | None = None
     next: Slot | None = None
-    number: int = 0  # by which the real one is known
-    # What a head says of its frame.
+    number: int = 0  # identifies the real slot
+    # The head's request for its frame.
     flags: int = 0
     size: int = 0
     csum_at: int = 0
@@ -34,7 +34,7 @@ class Slot:
     gso_type: int = 0
 
     def say(self, other: Slot) -> None:
-        """As the other's frame, whose checksum is as far behind the start."""
+        """Copies the other head's request; the checksum stays at the same place in the frame."""
         self.flags, self.size, self.gso_type = other.flags, other.size, other.gso_type
         self.csum_at = other.csum_at - other.off + self.off
         self.csum_offset = other.csum_offset
@@ -93,7 +93,7 @@ def fresh(pool: int, data: bytes) -> Slot:
 
 
 def copy_of(head: Slot) -> Slot:
-    """What somebody gets who is to write to a frame that others see."""
+    """The copy that a writer gets of a frame that others share."""
     slots = []
     for s in segments(head):
         _, room, headroom, _ = POOLS[s.pool]
@@ -118,7 +118,7 @@ def clone_of(head: Slot) -> Slot:
 
 
 def header_of(head: Slot, data: bytes) -> VnetHdr:
-    """What a frame says of itself; ValueError when it cannot be read."""
+    """The virtio-net header for a frame's request; ValueError when the frame cannot be parsed."""
     if head.is_super:
         start = max(head.csum_at - head.off, 0)
         return VnetHdr(1, head.gso_type, 0, head.size, start, head.csum_offset)
@@ -131,7 +131,7 @@ def header_of(head: Slot, data: bytes) -> VnetHdr:
 
 
 def parts_of(head: Slot) -> list[bytes]:
-    """What splitting gives; ValueError when the frame is not what it says."""
+    """The frames after splitting; ValueError when the request does not fit the frame."""
     data = content(head)
     if not head.is_super and not head.flags & SEGS:
         return [data]

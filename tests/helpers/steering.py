@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Hosts that share an address, a worker that deals their traffic out, and the rules it goes by.
+"""Hosts that share an address, a worker that steers their traffic, and its rules.
 
-Each rule is written three times: as a Match stage, and as what tcpdump and tshark understand.
+Each rule is written three times: as a Match stage, and as filters for tcpdump and tshark.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from rtap.stages import DROP
 
 MAIN, NAMES, WEB = range(3)
 CLIENT, SERVER, CLIENT6, SERVER6 = "10.9.0.1", "10.9.0.2", "fd09::1", "fd09::2"
-#: The same on VLAN 7, where nobody answers.
+#: The same on VLAN 7, where no host answers.
 TAGGED, TAGGED_SERVER = "10.7.0.1", "10.7.0.2"
-#: Addresses of NAMES and of WEB alone, and one of the client that nobody hears from.
+#: Addresses of NAMES and of WEB alone, and one of the client that no host answers.
 OTHER6, PREFIX6, UNHEARD = "fd09::3", "fd09:0:0:1", "10.66.0.1"
 
-# Wireshark's names of the layers of a frame, from the outside.
+# Wireshark's names for the layers of a frame, from the outside.
 _L2 = r"^eth:ethertype:((vlan|ieee8021ad):ethertype:)*"
 _V6 = r"ipv6(:(ipv6\.[a-z]+|ah))*"
 
@@ -40,7 +40,7 @@ def _layers(pattern: str) -> str:
 
 
 def _ports(proto: str, condition: str) -> str:
-    """Fragments have none: not even the first, for which wireshark shows them."""
+    """Fragments have no ports, not even the first, for which Wireshark shows them."""
     fragment = "ip.flags.mf#1 == 1 || ip.frag_offset#1 > 0 || ipv6.fraghdr"
     return f"{_layers(f'(ip|{_V6}):{proto}')} && {condition} && !({fragment})"
 
@@ -62,7 +62,7 @@ class Rule:
 
     @property
     def with_tags(self) -> str:
-        """tcpdump looks behind a tag when told to."""
+        """tcpdump looks behind a VLAN tag only when told to."""
         return f"({self.tcpdump}) or (vlan and ({self.tcpdump}))"
 
 
@@ -131,8 +131,10 @@ RULES = [
 
 
 def dealt_out(says: list[set[int]], frames: list[bytes]) -> list[list[bytes]]:
-    """The frames for each target, in order: the last rule that takes a frame decides, and what one
-    has dropped no later one sees."""
+    """The frames for each target, in order.
+
+    The last rule that takes a frame decides, but no later rule sees a frame that was dropped.
+    """
     targets: list[list[bytes]] = [[], [], []]
     for n, frame in enumerate(frames):
         target = MAIN
@@ -152,8 +154,10 @@ def neighbour(ns: NetNS, address: str, mac: str, ifname: str) -> None:
 
 @contextmanager
 def tagged(ns: NetNS, ifname: str) -> Iterator[None]:
-    """An interface of its own for VLAN 7, as not every kernel has such: what goes out by it leaves
-    by the other one, tagged."""
+    """An interface for VLAN 7, since some kernels have no VLAN devices.
+
+    Frames that are sent on it leave by the other interface, tagged.
+    """
     with rtap.open("vlan7", netns=ns, mac=MAC_A) as dev, PacketSocket(ns, ifname) as out:
         iproute(ns, f"addr add {TAGGED}/24 dev vlan7")
         neighbour(ns, TAGGED_SERVER, MAC_B, "vlan7")
@@ -176,9 +180,9 @@ def tagged(ns: NetNS, ifname: str) -> Iterator[None]:
 
 
 class Steered:
-    """A client behind ``a0``, and three hosts of one address to which a worker sends its frames.
+    """A client behind ``a0``, and three hosts with one address to which a worker sends its frames.
 
-    What is said of no frame goes to MAIN, which so answers ARP and neighbour requests.
+    Frames that no rule takes go to MAIN, which therefore answers ARP and neighbour requests.
     """
 
     def __init__(self, stack: ExitStack, engine: str, directory: Path) -> None:
@@ -211,12 +215,12 @@ class Steered:
         stack.enter_context(self.worker)
 
     def give_addresses(self) -> None:
-        """IPv4 and IPv6 everywhere."""
+        """Gives all interfaces IPv4 and IPv6 addresses."""
         self._interface(self.client, "a0", [CLIENT, CLIENT6, f"{PREFIX6}::1"])
         iproute(self.client, f"addr add {UNHEARD}/32 dev a0")
         for n, ns in enumerate(self.hosts):
             self._interface(ns, f"b{n}", [SERVER, SERVER6])
-        # What the client answers about its neighbours goes to MAIN: the others are told before.
+        # The client's answers about its neighbours go to MAIN, so the others get static entries.
         for n in (NAMES, WEB):
             for address in (CLIENT, CLIENT6, f"{PREFIX6}::1"):
                 neighbour(self.hosts[n], address, MAC_A, f"b{n}")
@@ -235,8 +239,10 @@ class Steered:
                 iproute(ns, f"addr add {address}/24 dev {ifname}")
 
     def captured(self, path: Path) -> tuple[list[bytes], list[list[bytes]]]:
-        """Frames before the stages, and those that came to each target, once all that left the
-        client is in both; what was before is in a file of that name too."""
+        """Frames before the stages and frames at each target, once both have all the client sent.
+
+        The frames before the stages are also written to ``path``.
+        """
         found: list[Any] = []
 
         def complete() -> bool:
@@ -257,5 +263,5 @@ class Steered:
 
 
 def in_words(frame: bytes) -> str:
-    """For a report: the frame's first bytes."""
+    """The frame's first bytes, for a report."""
     return re.sub("(.{8})", r"\1 ", frame[:96].hex())

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Frames of many flows by the million, each with a number, and what became of their order.
+"""Millions of numbered frames of many flows, and a check of their order.
 
-A flow is two streams, 2 n and 2 n + 1, its directions. A frame has at :data:`RECORD` the number of
-its stream, its own number within that, and the complement of this one: whatever the number is, the
-checksums are those of the template.
+Flow n has two streams, 2 n and 2 n + 1, one for each direction. At :data:`RECORD`, a frame has the
+number of its stream, its own number in the stream, and the complement of that. So the checksums
+are those of the template, whatever the number is.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from trains import TCP, UDP, V6, F
 
 from rtap import Burst, Mempool
 
-#: Behind the longest headers, and even, as checksums want it.
+#: Behind the longest headers, and even, as the checksums need it.
 RECORD = 84
 SIZES = (96, 128, 300, 1000)
 SHARES = (0.5, 0.3, 0.15, 0.05)
-#: Where the last byte of the source address is: a hop says there which way a frame came.
+#: Offset of the source address's last byte, where a hop marks which way a frame came.
 MARK = 11
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def _ends(flow: int, chance: random.Random) -> F:
-    """One direction of a flow: some flows differ in a port only, some in everything."""
+    """One direction of a flow; some flows differ only in a port, some in everything."""
     host, peer = flow // 3, chance.randrange(4)
     proto, port = chance.choice((TCP, UDP)), chance.choice((53, 443))
     tags = chance.choice(((), (), ((0x8100, 7),), ((0x88A8, 7), (0x8100, 8))))
@@ -54,7 +54,7 @@ def _template(f: F, stream: int, size: int) -> bytes:
 
 
 class Streams:
-    """``total`` frames of that many flows, in an order and of lengths by chance."""
+    """``total`` frames of that many flows, in random order and of random lengths."""
 
     def __init__(self, flows: int, total: int, seed: int = 1) -> None:
         chance = random.Random(seed)
@@ -69,7 +69,7 @@ class Streams:
         draw = np.random.default_rng(seed)
         self.stream = draw.integers(0, self.n, total, np.uint16)
         self._size = draw.choice(len(SIZES), total, p=SHARES).astype(np.uint8)
-        #: How many frames each stream has.
+        #: The number of frames of each stream.
         self.counts = np.bincount(self.stream, minlength=self.n)
         starts = np.cumsum(self.counts) - self.counts
         order = np.argsort(self.stream, kind="stable")
@@ -77,7 +77,7 @@ class Streams:
         self.number[order] = np.arange(total) - starts[self.stream[order]]
 
     def burst(self, pool: Mempool, start: int, end: int) -> Burst:
-        """The frames from ``start`` to ``end``."""
+        """The frames from ``start`` up to ``end``."""
         sizes = self._size[start:end]
         burst, places = Burst(), []
         for size, templates in enumerate(self._templates):
@@ -92,7 +92,7 @@ class Streams:
 
 
 class Arrivals:
-    """What came, in the order in which it did: stream, number and mark of each frame."""
+    """Stream, number and mark of each frame, in order of arrival."""
 
     def __init__(self) -> None:
         self.n = 0
@@ -111,9 +111,9 @@ class Arrivals:
 
 
 def faults(streams: Streams, stream: Numbers, number: Numbers, mark: Numbers) -> list[str]:
-    """What is wrong with frames that arrived in this order; missing ones are not.
+    """What is wrong with the order of arrival; missing frames are not a fault.
 
-    Without faults, as many are missing as were sent more than arrived.
+    When there are no faults, the number of missing frames is the number sent less those arrived.
     """
     strange = (stream >= streams.n) | (number >= streams.counts[stream % streams.n])
     order = np.argsort(stream, kind="stable")

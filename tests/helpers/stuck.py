@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Children that hang when a wait is wrong: devices of net_null, and workers whose stages wait."""
+"""Children that hang when a wait is wrong: net_null devices, and workers whose stages wait."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ PREPARE = """
 
 
 def child(code: str, *args: str) -> subprocess.CompletedProcess[str]:
-    """Runs code after PREPARE; fails when it hangs, fails or says something."""
+    """Runs code after PREPARE; fails when the code hangs, fails or prints something."""
     whole = textwrap.dedent(PREPARE) + textwrap.dedent(code)
     done = python(whole, *args, timeout=20, warnings="ignore")
     assert (done.returncode, done.stderr) == (0, "")

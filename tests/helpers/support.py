@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What several test modules share: namespaces, TAP devices, packet sockets, frames.
+"""Shared by many test modules: namespaces, TAP devices, packet sockets, frames.
 
-Loaded as a plugin by conftest.py, so its fixtures are there without an import; the rest is
-imported: ``from support import Tap, frame``.
+conftest.py loads this as a plugin, so its fixtures need no import. Import the rest:
+``from support import Tap, frame``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from rtap.control import tun
 from rtap.control.netns import NetNS
 from rtap.control.tun import TunFeature
 
-#: Local experimental ethertype 1 (IEEE 802): no protocol of the kernel wants it.
+#: Local experimental ethertype 1 (IEEE 802), which no protocol of the kernel takes.
 ETHERTYPE = 0x88B5
 ETH_P_ALL = 0x0003
 VNET_HDR_LEN = 10
@@ -57,7 +57,7 @@ BROADCAST = b"\xff" * 6
 
 
 def pytest_collection_finish() -> None:
-    """Full collections are then quick: tests that force one need not walk all of pytest."""
+    """Makes full collections quick: tests that force one need not walk all of pytest."""
     gc.collect()
     gc.freeze()
 
@@ -67,7 +67,7 @@ def pytest_collection_finish() -> None:
 
 @functools.cache
 def no_devices() -> str:
-    """Why TAP devices in namespaces cannot be made here, in one sentence; "" when they can."""
+    """Why TAP devices in namespaces cannot be made here, in one phrase; "" when they can."""
     if os.geteuid() != 0:
         return "needs root to make network namespaces and TAP devices"
     if not os.path.exists("/dev/net/tun"):
@@ -81,7 +81,7 @@ def no_devices() -> str:
 
 @functools.cache
 def no_io_uring() -> str:
-    """Why io_uring cannot be used here, in one sentence; "" when it can."""
+    """Why io_uring cannot be used here, in one phrase; "" when it can."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long
     libc.syscall(ctypes.c_long(_IO_URING_SETUP), ctypes.c_uint(1), None)
@@ -99,7 +99,7 @@ def skip_without_engine(engine: str) -> None:
         pytest.skip(no_io_uring())
 
 
-#: ``@both_engines`` on a test that takes ``engine``, where the fixture does not fit.
+#: Use ``@both_engines`` on a test that takes ``engine`` where the fixture does not fit.
 both_engines = pytest.mark.parametrize("engine", ENGINES)
 
 
@@ -123,7 +123,7 @@ def _disable_ipv6() -> None:
 
 
 def quiet_netns() -> NetNS:
-    """A namespace without IPv6, in which no interface sends a frame of its own accord."""
+    """A namespace without IPv6, in which the kernel sends no frames of its own."""
     ns = NetNS()
     try:
         ns.call(_disable_ipv6)
@@ -135,7 +135,7 @@ def quiet_netns() -> NetNS:
 
 @pytest.fixture
 def netns() -> Iterator[NetNS]:
-    """A private network namespace with IPv6 off."""
+    """A private network namespace without IPv6."""
     skip_without_devices()
     with quiet_netns() as ns:
         yield ns
@@ -151,7 +151,7 @@ def netns2() -> Iterator[NetNS]:
 
 def ip(ns: NetNS, *args: str) -> str:
     """Runs ip(8) in a namespace and returns what it printed."""
-    # Without the sanitizer's library: it would look for faults of ip(8), and finds some.
+    # Without the sanitizer's library, which would report faults of ip(8) itself.
     env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     done = ns.run(["ip", *args], capture_output=True, text=True, env=env)
     if done.returncode != 0:
@@ -163,7 +163,7 @@ def ip(ns: NetNS, *args: str) -> str:
 def add_ipv6(ns: NetNS, ifname: str, address: str) -> None:
     """Gives an interface ``address``/64 and waits until the kernel receives packets for it.
 
-    The kernel adds the local route that this takes in a work queue, some time after the address.
+    The kernel adds the local route for this in a work queue, some time after the address.
     """
     ip(ns, "addr", "add", f"{address}/64", "dev", ifname, "nodad")
     eventually(
@@ -173,10 +173,10 @@ def add_ipv6(ns: NetNS, ifname: str, address: str) -> None:
 
 
 def ping(ns: NetNS, address: str, *options: str) -> None:
-    """Has an answer to each of five requests, within 5 s each.
+    """Fails unless each of five requests is answered within 5 s.
 
-    One at a time: a ping that has had one answer waits for the last only twice as long as that
-    took, which on a busy machine says little.
+    Each request is a ping(8) of its own. After a first answer, ping waits for the last one only
+    twice as long as that took, which is too short on a busy machine.
     """
     if shutil.which("ping") is None:
         pytest.skip("needs ping")
@@ -206,7 +206,7 @@ def link(ns: NetNS, ifname: str) -> dict[str, Any]:
 
 
 def netdev(ns: NetNS, ifname: str) -> dict[str, int]:
-    """The kernel's counters, seen from the kernel: what rtap sends is in ``rx_packets``."""
+    """The kernel's counters, from its own view: frames that rtap sends are in ``rx_packets``."""
     stats = link(ns, ifname)["stats64"]
     return {f"{way}_{name}": n for way in ("rx", "tx") for name, n in stats[way].items()}
 
@@ -221,7 +221,7 @@ def links(ns: NetNS) -> list[str]:
 class PacketSocket(socket.socket):
     """AF_PACKET, SOCK_RAW on one interface: the kernel's end of a TAP device.
 
-    Deaf to what goes out through the same interface.
+    It ignores frames that go out through the same interface.
     """
 
     def __init__(self, ns: NetNS, ifname: str, protocol: int = ETHERTYPE, rcvbuf: int = 0) -> None:
@@ -251,7 +251,7 @@ class PacketSocket(socket.socket):
         return got
 
     def drain(self) -> list[bytes]:
-        """All frames that are there now."""
+        """All frames that wait now."""
         got: list[bytes] = []
         self.settimeout(0)
         with contextlib.suppress(BlockingIOError):
@@ -264,7 +264,7 @@ class PacketSocket(socket.socket):
 
 
 class Tap:
-    """One TAP descriptor on an interface of a namespace, up, and the queues on it."""
+    """A TAP descriptor on an interface of a namespace that is up, and the queues on it."""
 
     def __init__(
         self,
@@ -305,7 +305,7 @@ class Tap:
             os.close(fd)
 
     def rx(self, pool: Mempool, *, start: bool = True, **options: Any) -> RxQueue:
-        """A receive queue on the descriptor, closed before it."""
+        """A receive queue on the descriptor; it closes before the descriptor does."""
         options.setdefault("vnet_hdr", self.vnet_hdr)
         options.setdefault("l2", self.l2)
         queue = RxQueue(self.fd, pool, name=self.name, **options)
@@ -315,7 +315,7 @@ class Tap:
         return queue
 
     def tx(self, *, start: bool = True, **options: Any) -> TxQueue:
-        """A send queue on the descriptor, closed before it."""
+        """A send queue on the descriptor; it closes before the descriptor does."""
         options.setdefault("vnet_hdr", self.vnet_hdr)
         queue = TxQueue(self.fd, name=self.name, **options)
         self._stack.callback(queue.close)
@@ -364,7 +364,7 @@ def tap(netns: NetNS) -> Iterator[Tap]:
 
 
 def frame(seq: int = 0, length: int = 64, dst: bytes = LOCAL, src: bytes = REMOTE) -> bytes:
-    """An Ethernet frame of ``length`` (at least 14) bytes, unlike that of any other ``seq``."""
+    """An Ethernet frame of ``length`` (at least 14) bytes, different for each ``seq``."""
     head = dst + src + struct.pack("!H", ETHERTYPE)
     number = struct.pack("!Q", seq)
     body = length - len(head)
@@ -382,7 +382,7 @@ def pattern(seed: int, n: int) -> bytes:
 
 
 def seq_of(data: bytes) -> int:
-    """The number that :func:`frame` put in."""
+    """The number that :func:`frame` put into the frame."""
     number: int = struct.unpack_from("!Q", data, 14)[0]
     return number
 
@@ -400,7 +400,7 @@ def eventually(check: Callable[[], bool], what: str, timeout: float = 5.0) -> No
 
 
 class Task(threading.Thread, Generic[T]):
-    """A started thread with a result."""
+    """A thread that has started, and its result."""
 
     def __init__(self, fn: Callable[..., T], *args: Any) -> None:
         super().__init__(daemon=True)
@@ -414,7 +414,7 @@ class Task(threading.Thread, Generic[T]):
     def run(self) -> None:
         try:
             self._result.append(self._fn(*self._args))
-        except BaseException as exc:  # noqa: BLE001 - handed to who asks for the result
+        except BaseException as exc:  # noqa: BLE001 - result() raises it
             self._failure = exc
         self.ended = time.monotonic()
 
@@ -432,7 +432,7 @@ class Task(threading.Thread, Generic[T]):
 def python(
     code: str, *args: str, timeout: float = 60, warnings: str = "always"
 ) -> subprocess.CompletedProcess[str]:
-    """Runs Python code in a process of its own, every warning shown unless told otherwise."""
+    """Runs Python code in a process of its own, by default with every warning shown."""
     return subprocess.run(
         [sys.executable, "-W", warnings, "-X", "faulthandler", "-c", textwrap.dedent(code), *args],
         capture_output=True,
@@ -444,8 +444,10 @@ def python(
 
 
 def with_open_tun(directory: Path, *command: str) -> list[str]:
-    """`command` where ``/dev/net/tun`` is for everybody (mode 0666), as distributions have it: a
-    mount namespace of its own with a device node from `directory`."""
+    """`command`, wrapped so that ``/dev/net/tun`` has mode 0666, as distributions set it.
+
+    It runs in a mount namespace of its own with a device node made in `directory`.
+    """
     script = (
         'node="$1"; shift; mknod -m 666 "$node" c 10 200 && mount --bind "$node" /dev/net/tun'
         ' && exec "$@"'
@@ -454,29 +456,30 @@ def with_open_tun(directory: Path, *command: str) -> list[str]:
 
 
 def child_environment() -> dict[str, str]:
-    """An environment in which a child imports the rtap and the helpers of this process."""
+    """An environment in which a child imports this process's rtap and helpers."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
 
 def child_place() -> dict[str, Any]:
-    """Options of subprocess with which ``python -c`` imports what this process did.
+    """Options of subprocess with which ``python -c`` imports the same modules as this process.
 
-    With ``-c`` and ``-m`` Python looks into the current directory before anything else.
+    With ``-c`` and ``-m``, Python searches the current directory first.
     """
     package = os.path.dirname(rtap.__file__)
     return {"cwd": os.path.dirname(package), "env": child_environment()}
 
 
 def settle(pool: Mempool) -> int:
-    """Slots in use once all garbage is collected."""
+    """The slots in use after a garbage collection."""
     gc.collect()
     return pool.in_use
 
 
 def open_fds() -> dict[int, str]:
-    """The descriptors that this process has for more than a moment, and what each is of.
+    """The descriptors that stay open in this process, and what each refers to.
 
-    The netlink thread has one of its own for as long as it looks at news, hence several looks."""
+    It looks several times, because the netlink thread opens one briefly when it handles news.
+    """
     found = _look_at_fds()
     for _ in range(7):
         time.sleep(0.004)
@@ -488,19 +491,21 @@ def open_fds() -> dict[int, str]:
 def _look_at_fds() -> dict[int, str]:
     found = {}
     for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # that of the look itself, for one
+        with contextlib.suppress(FileNotFoundError):  # such as the descriptor of this listdir
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
     return found
 
 
 def opened_since(before: Mapping[int, str]) -> dict[int, str]:
-    """What was opened since :func:`open_fds`.  What an earlier test's threads close meanwhile is
-    not to be seen here, as it would be in a count."""
+    """The descriptors opened since :func:`open_fds`.
+
+    Unlike a count, this does not change when threads of an earlier test close theirs meanwhile.
+    """
     return dict(open_fds().items() - before.items())
 
 
 def none_left(before: Mapping[int, str], but: int = 0) -> None:
-    """Waits until no more than ``but`` descriptors are open that were not at :func:`open_fds`."""
+    """Waits until at most ``but`` descriptors are open that :func:`open_fds` did not see."""
     deadline = time.monotonic() + 5
     while len(left := _look_at_fds().items() - before.items()) > but:
         if time.monotonic() > deadline:
@@ -514,7 +519,7 @@ def threads_end(number: int) -> None:
 
 
 def drop_capabilities() -> None:
-    """Leaves this process its user and no privilege at all, for ever (capset(2))."""
+    """Takes all capabilities from this process for good (capset(2)); its user stays."""
     libc = ctypes.CDLL(None, use_errno=True)
     header = struct.pack("Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3
     if libc.capset(header, bytes(24)):
@@ -522,8 +527,10 @@ def drop_capabilities() -> None:
 
 
 def block_io_uring(code: int, only_enter: bool = False) -> None:
-    """Makes system calls 425 to 427, or 426 alone, fail with ``code`` in this thread and those it
-    starts, for ever (seccomp(2))."""
+    """Makes system calls 425 to 427, or 426 alone, fail with ``code`` (seccomp(2)).
+
+    This lasts for good, in this thread and those it starts.
+    """
     first = _IO_URING_SETUP + only_enter
     last = _IO_URING_SETUP + (1 if only_enter else 2)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``rtap testpmd`` as a process of its own, talked to at its prompt."""
+"""``rtap testpmd`` as a process of its own, driven at its prompt."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def argv(*options: str) -> list[str]:
 def run(
     *options: str, ns: NetNS | None = None, script: str = "", timeout: float = 30
 ) -> subprocess.CompletedProcess[str]:
-    """To its end, with a script on standard input."""
+    """Runs testpmd to its end, with a script on standard input."""
     place: dict[str, Any] = {
         "input": script,
         "capture_output": True,
@@ -54,7 +54,7 @@ def run(
 
 
 def report(*options: str, ns: NetNS | None = None) -> dict[str, Any]:
-    """What ``--json`` prints, of a run that succeeds and says nothing else."""
+    """The output of ``--json``, from a run that succeeds and prints nothing else."""
     done = run(*options, "--json", ns=ns)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 1
@@ -63,7 +63,7 @@ def report(*options: str, ns: NetNS | None = None) -> dict[str, Any]:
 
 
 class Testpmd:
-    """A running one; what it prints to either output is read together."""
+    """A running testpmd; standard output and standard error are read together."""
 
     __test__ = False
 
@@ -78,7 +78,7 @@ class Testpmd:
         self.process: subprocess.Popen[bytes] = start(argv(*options), **place)
 
     def until(self, pattern: str, timeout: float = 20) -> str:
-        """What it prints up to a match of the pattern."""
+        """The output up to a match of the pattern."""
         assert self.process.stdout is not None
         seen, deadline = b"", time.monotonic() + timeout
         while not re.search(pattern.encode(), seen):
@@ -93,14 +93,14 @@ class Testpmd:
         return self.until(re.escape(PROMPT) + "$").removesuffix(PROMPT)
 
     def say(self, line: str) -> str:
-        """Gives a command and returns what comes of it."""
+        """Gives a command and returns its output."""
         assert self.process.stdin is not None
         self.process.stdin.write(line.encode() + b"\n")
         self.process.stdin.flush()
         return self.prompt()
 
     def end(self, signum: int = signal.SIGINT, timeout: float = 20) -> tuple[int, str]:
-        """Its status and last words after a signal."""
+        """Sends a signal; returns the exit status and the last output."""
         self.process.send_signal(signum)
         out, _ = self.process.communicate(timeout=timeout)
         return self.process.returncode, out.decode()
@@ -108,7 +108,7 @@ class Testpmd:
 
 @contextlib.contextmanager
 def attended(ns: NetNS | None, *options: str) -> Iterator[Testpmd]:
-    """One at its prompt."""
+    """A testpmd at its prompt."""
     with unattended(ns, *options, "-i") as pmd:
         pmd.prompt()
         yield pmd
@@ -116,7 +116,7 @@ def attended(ns: NetNS | None, *options: str) -> Iterator[Testpmd]:
 
 @contextlib.contextmanager
 def unattended(ns: NetNS | None, *options: str) -> Iterator[Testpmd]:
-    """One that forwards at once."""
+    """A testpmd that forwards at once, without a prompt."""
     pmd = Testpmd(ns, *options)
     try:
         yield pmd
@@ -126,19 +126,19 @@ def unattended(ns: NetNS | None, *options: str) -> Iterator[Testpmd]:
 
 
 def numbers(text: str) -> dict[str, int]:
-    """The sums of the accumulated forward statistics in a text, by name."""
+    """The sums of the accumulated forward statistics in the output, by name."""
     last = text[text.rindex("Accumulated forward statistics") :]
     return {name: int(n) for name, n in re.findall(r"((?:[RT]X|Bad)-[a-z\d-]+): (\d+)", last)}
 
 
 class Between:
-    """testpmd between two hosts, its prompt at hand."""
+    """A testpmd between two hosts, at its prompt."""
 
     def __init__(self, pmd: Testpmd, left: NetNS, right: NetNS) -> None:
         self.pmd, self.left, self.right = pmd, left, right
 
     def iperf3(self, seconds: int = 1) -> float:
-        """Bytes that one TCP stream brought from left to right."""
+        """The bytes that one TCP stream carried from left to right."""
         if shutil.which("iperf3") is None:
             pytest.skip("needs iperf3")
         options = ("-t", str(seconds), "--connect-timeout", "5000")
@@ -149,7 +149,7 @@ class Between:
 
 @contextlib.contextmanager
 def between(netns: NetNS, netns2: NetNS, *options: str) -> Iterator[Between]:
-    """Its interfaces are moved to the two hosts, which is what the addresses are for."""
+    """testpmd whose interfaces are moved to two hosts, one address each."""
     with NetNS() as middle, attended(middle, *PORTS, *options) as pmd:
         for ns, ifname, mac, address in (
             (netns, "left0", MAC_A, LEFT),

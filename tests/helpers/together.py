@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Jobs that run at the same time, each in a thread, and errors that they may get."""
+"""Jobs that run at the same time, each in a thread, and errors that they may raise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ THREADS = 6
 
 
 def together(*jobs: Callable[[], Any]) -> list[Any]:
-    """Runs them at the same time, each in a thread; their results."""
+    """Runs jobs at the same time, each in a thread; returns their results."""
     barrier = threading.Barrier(len(jobs))
 
     def run(job: Callable[[], Any]) -> Any:
@@ -46,7 +46,7 @@ def tolerant(call: Callable[[], Any], *errors: type[Exception]) -> None:
 
 
 def empty_after() -> Iterator[Mempool]:
-    """A pool for a test: empty again afterwards, whatever its threads did."""
+    """A pool for a test. Afterwards all its slots must be free, whatever the threads did."""
     mempool = Mempool(512, 256)
     yield mempool
     assert settle(mempool) == 0

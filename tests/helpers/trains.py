@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Trains of TCP and UDP frames, regular ones and ones with something wrong in the middle.
+"""Trains of TCP and UDP frames, regular or with a fault in the middle.
 
-Built with struct and a checksum of their own, independent of what they test.
+They are built with struct and a checksum written here, independent of the code under test.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAC_B = bytes.fromhex("020000000b01")
 
 
 def ones_sum(data: bytes) -> int:
-    """RFC 1071: not complemented."""
+    """The Internet checksum (RFC 1071), not complemented."""
     if len(data) % 2:
         data += b"\0"
     # A number is congruent to its digit sum: base 65536, modulo 65535.
@@ -36,7 +36,7 @@ def checksum(data: bytes) -> int:
 
 @dataclass(frozen=True)
 class F:
-    """One frame. What is None is filled in by ``build``."""
+    """One frame. ``build`` fills in fields that are None."""
 
     version: int = 4
     proto: int = TCP
@@ -51,7 +51,7 @@ class F:
     frag: int = DF
     ip_options: bytes = b""
     label: int = 0
-    extensions: tuple[tuple[int, bytes], ...] = ()  # (type, what follows next header and length)
+    extensions: tuple[tuple[int, bytes], ...] = ()  # (type, bytes after next header and length)
     sport: int = 1000
     dport: int = 2000
     seq: int = 0
@@ -222,7 +222,7 @@ ONLY_V6: dict[str, Callable[[F, random.Random], F]] = {
 
 
 def quirks(f: F) -> dict[str, Callable[[F, random.Random], F]]:
-    """What can go wrong with a frame like this one."""
+    """The faults that a frame like this can have."""
     return (
         ANY | (ONLY_TCP if f.proto == TCP else ONLY_UDP) | (ONLY_V4 if f.version == 4 else ONLY_V6)
     )
@@ -230,7 +230,7 @@ def quirks(f: F) -> dict[str, Callable[[F, random.Random], F]]:
 
 @dataclass
 class Train:
-    """Frames in the order in which they are sent, and what is odd about them by position."""
+    """Frames in sending order, and the faults by position."""
 
     frames: list[F] = field(default_factory=list)
     odd: dict[int, str] = field(default_factory=dict)
@@ -240,7 +240,7 @@ class Train:
 
 
 def first_of_flow(r: random.Random, number: int, *, tags: bool = False) -> F:
-    """The first frame of a random flow, unlike those of other numbers."""
+    """The first frame of a random flow, different for each number."""
     f = F(proto=r.choice((TCP, TCP, UDP)), sport=1000 + 10 * number, ident=r.randrange(0x10000))
     f = replace(f, seq=r.randrange(1 << 32), tos=r.choice((0, 0, 2, 0x48)))
     if r.random() < 0.5:
@@ -257,7 +257,7 @@ def first_of_flow(r: random.Random, number: int, *, tags: bool = False) -> F:
 
 
 def random_train(r: random.Random, *, longest: int = 24, tags: bool = False) -> Train:
-    """Up to three interleaved flows, each up to ``longest`` frames, some with quirks."""
+    """Up to three interleaved flows of up to ``longest`` frames each, some with quirks."""
     flows: list[list[tuple[F, str]]] = []
     for number in range(r.choice((1, 1, 2, 3))):
         first = first_of_flow(r, number, tags=tags)
@@ -273,7 +273,7 @@ def random_train(r: random.Random, *, longest: int = 24, tags: bool = False) -> 
                 name, quirk = r.choice(list(quirks(f).items()))
                 f = quirk(f, r)
             flow.append((f, name))
-        if r.random() < 0.05:  # a frame is lost, and another one comes twice
+        if r.random() < 0.05:  # one frame is lost, and another comes twice
             del flow[r.randrange(len(flow))]
         if r.random() < 0.05:
             regular_ones = [item for item in flow if not item[1]]
@@ -292,7 +292,7 @@ def random_train(r: random.Random, *, longest: int = 24, tags: bool = False) -> 
 
 
 def flow_of(frame: bytes) -> bytes:
-    """What GRO tells flows by: all of the L2 header, addresses, flow label, protocol, ports."""
+    """What GRO distinguishes flows by: L2 header, addresses, flow label, protocol, ports."""
     at = 14
     while frame[at - 2 : at] in (b"\x81\x00", b"\x88\xa8"):
         at += 4

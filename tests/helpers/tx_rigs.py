@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A bridge to send to with requests for checksums and segmentation, and what it counts."""
+"""A bridge for sending with checksum and segmentation requests, and the counters."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rigs(*headers: bool) -> list[Any]:
 
 
 def made(param: tuple[str, bool]) -> Iterator[Rig]:
-    """A bridge whose near device has virtio-net headers, or none: for a fixture."""
+    """A bridge whose near device has virtio-net headers or none, for a fixture."""
     skip_without_devices()
     engine, header = param
     skip_without_engine(engine)

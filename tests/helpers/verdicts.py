@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Wireshark's opinion of checksums, for frames by the ten thousand."""
+"""Wireshark's verdicts on checksums, for tens of thousands of frames."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scapy.layers.inet6 import IPv6, in6_chksum
 from scapy.layers.l2 import Ether
 from scapy.utils import checksum as scapy_checksum
 
-#: The protocols that a frame of a test may have; the rest of tshark stays out of it.
+#: The protocols in the tests' frames; tshark dissects no others.
 PROTOCOLS = (
     "eth ethertype vlan ieee8021ad ip ipv6 ipv6.hopopts ipv6.routing ipv6.dstopts tcp udp data"
 )
@@ -33,8 +33,10 @@ _PREFERENCES = (
 
 
 def tshark(frames: Iterable[bytes]) -> Counter[tuple[str, str, str]]:
-    """How many frames have which status of their IPv4, TCP and UDP checksums ("" for no such
-    header). Skips the test where there is no tshark."""
+    """How many frames have which status of their IPv4, TCP and UDP checksums.
+
+    The status is "" where there is no such header. Skips the test if tshark is missing.
+    """
     program = shutil.which("tshark")
     if program is None:
         pytest.skip("needs tshark (Debian's package tshark)")
@@ -64,7 +66,7 @@ def tshark(frames: Iterable[bytes]) -> Counter[tuple[str, str, str]]:
 
 
 def wrong(found: Counter[tuple[str, str, str]]) -> dict[tuple[str, str, str], int]:
-    """What is left when every checksum that a frame has is right."""
+    """How many frames have a wrong checksum, or none in TCP and UDP, by status."""
     fine = ("", GOOD)
     return {
         status: n
@@ -74,7 +76,7 @@ def wrong(found: Counter[tuple[str, str, str]]) -> dict[tuple[str, str, str], in
 
 
 def scapy_disagrees(frame: bytes) -> list[str]:
-    """Checksums that scapy would have computed otherwise, over the very bytes of the frame."""
+    """Checksums that differ from scapy's, computed over the same bytes."""
     packet = Ether(frame)
     ip = packet.getlayer(IP) or packet.getlayer(IPv6)
     number, at = (6, 16) if packet.haslayer(TCP) else (17, 6)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""veth pairs in namespaces of a test's own, and net_af_packet devices on them."""
+"""veth pairs in a test's own namespaces, and net_af_packet devices on them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _numbers = itertools.count()
 
 
 def veth(ns: NetNS, name: str, peer: str, to: NetNS | None = None, **options: Any) -> None:
-    """A pair, both ends up; the peer in namespace `to` if that is given. `options` are of both."""
+    """A pair with both ends up, the peer in namespace `to` if given; both get `options`."""
     extra = [word for key, value in options.items() for word in (key, str(value))]
     there = ["netns", to.path] if to is not None else []
     ip(ns, "link", "add", name, *extra, "type", "veth", "peer", "name", peer, *extra, *there)
@@ -28,7 +28,7 @@ def veth(ns: NetNS, name: str, peer: str, to: NetNS | None = None, **options: An
 
 
 def await_link(*ends: tuple[NetNS, str]) -> None:
-    """Until the kernel has seen to carriers that have come on: before, it loses what is sent."""
+    """Waits until the kernel has handled carrier changes; until then it drops sent frames."""
 
     def ready(ns: NetNS, name: str) -> bool:
         state = link(ns, name)
@@ -54,7 +54,7 @@ def start(
     nb_desc: int = 64,
     **conf: Any,
 ) -> EthDev:
-    """Configures the device, sets its queues up with a pool of theirs, and starts it."""
+    """Configures the device, sets up its queues with a pool for them, and starts it."""
     dev.configure(queues, queues, EthConf(**conf))
     pool = Mempool(nb_mbufs, data_room)
     for q in range(queues):
@@ -66,7 +66,7 @@ def start(
 
 @contextmanager
 def started(ns: NetNS, iface: str, *args: str, **options: Any) -> Iterator[EthDev]:
-    """A device on an interface, started; options as of :func:`start`."""
+    """A started device on an interface; options as for :func:`start`."""
     with device(ns, iface, *args) as dev:
         yield start(dev, **options)
 
@@ -81,6 +81,6 @@ def pair(ns: NetNS, *args: str, **options: Any) -> Iterator[tuple[EthDev, EthDev
 
 
 def promiscuity(ns: NetNS, iface: str) -> tuple[int, int]:
-    """How many have asked an interface to be promiscuous, and to receive all groups."""
+    """How many users hold an interface promiscuous, and in allmulticast mode."""
     state = link(ns, iface)
     return state["promiscuity"], state["allmulti"]

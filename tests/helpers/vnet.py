@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Frames of every kind, and the virtio-net headers that they travel under."""
+"""Frames of every kind, with their virtio-net headers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rfc1071(data: bytes, total: int = 0) -> int:
 
 @dataclass(frozen=True)
 class Shape:
-    """A frame and the header it travels under."""
+    """A frame and its virtio-net header."""
 
     name: str
     version: int
@@ -96,7 +96,7 @@ class Shape:
             l4 = struct.pack("!HHHH", 1000, 2000, length & 0xFFFF, 0)
         pseudo = rfc1071(src + dst + struct.pack("!II", length, self.protocol))
         data = pattern(self.payload, self.payload)
-        # Unfinished: the pseudo-header's sum, not complemented.
+        # Unfinished: only the pseudo-header's sum, not complemented.
         check = pseudo if self.flags else ~rfc1071(l4 + data, pseudo) & 0xFFFF
         at = self.csum_offset
         l4 = l4[:at] + struct.pack("!H", check) + l4[at + 2 :]
@@ -126,7 +126,7 @@ SHAPES = [
     Shape("udp6 csum", 6, 17, 1),
     Shape("tso4", 4, 6, 14480, GSO_TCPV4, 1448, options=12),
     Shape("tso4, last one short", 4, 6, 10001, GSO_TCPV4, 1000, options=40),
-    # The kernel itself splits what has 65536 bytes or more with its Ethernet header.
+    # The kernel itself splits a frame of 65536 bytes or more, Ethernet header included.
     Shape("tso4, longest", 4, 6, 65535 - 14 - 20 - 20, GSO_TCPV4, 1460),
     Shape("tso4, ip options", 4, 6, 5000, GSO_TCPV4, 536, options=4, ip_options=40),
     Shape("tso4 ecn", 4, 6, 14480, GSO_TCPV4 | GSO_ECN, 1448, options=12, tcp_flags=0x90),

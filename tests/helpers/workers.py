@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Workers between two devices of one namespace, for tests."""
+"""Workers between two devices of one namespace."""
 
 from __future__ import annotations
 
