@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 from rtap._core.mempool cimport Mempool
-from rtap._core.queue cimport RxQueueBase, TxQueueBase
+from rtap._core.rx_queue cimport RxQueueBase
+from rtap._core.tx_queue cimport TxQueueBase
 from rtap._tap.rx cimport tap_rxq_t
 from rtap._tap.tx cimport tap_txq_t
 

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable
 from typing_extensions import Buffer
 
 from rtap._core.mempool import Mempool
-from rtap._core.queue import RxQueueBase, TxQueueBase
+from rtap._core.rx_queue import RxQueueBase
+from rtap._core.tx_queue import TxQueueBase
 
 def purge(fd: int) -> int: ...
 

@@ -21,9 +21,10 @@ from rtap._core.mbuf cimport check_range
 from rtap._core.mempool cimport Mempool
 from rtap._core.pool cimport fork_generation, pool_t, thread_number
 from rtap._core.queue cimport (
-    LAYER_ETHERNET, LAYER_IP, OWNED_BY_WORKER, QUEUE_CLOSED, QUEUE_STOPPED, QueueBase, RxQueueBase,
-    TxQueueBase,
+    LAYER_ETHERNET, LAYER_IP, OWNED_BY_WORKER, QUEUE_CLOSED, QUEUE_STOPPED, QueueBase,
 )
+from rtap._core.rx_queue cimport RxQueueBase
+from rtap._core.tx_queue cimport TxQueueBase
 from rtap._frames.vnet cimport VNET_HDR_LEN
 from rtap._tap.packet cimport PACKET_DATA_ROOM, PACKET_HEADROOM
 from rtap._tap.rx cimport (

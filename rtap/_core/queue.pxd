@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The common part of all drivers' queues: a burst function over native state, counters, and
-the Python shell around them.  A driver's own state struct starts with ``rxq_t`` or ``txq_t``."""
+"""The common part of all drivers' queues: a burst function over native state, counters, and what
+their Python shells share.  A driver's own state struct starts with ``rxq_t`` or ``txq_t``."""
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
-from rtap._core.burst cimport Burst
 from rtap._core.gil cimport gil_t
-from rtap._core.mempool cimport Mempool
 from rtap._core.pool cimport mbuf_t
 from rtap._core.traffic cimport traffic_t
 
@@ -154,37 +152,5 @@ cdef class QueueBase:
     cdef dict xtotals(self)
 
 
-cdef class RxQueueBase(QueueBase):
-    cdef rxq_t *q
-    cdef readonly Mempool pool
-    cdef public object route_ended  # called with the figures of a route that failed; or None
-
-    cdef void serve(self, rxq_t *q) noexcept
-    cdef int run(self, Burst burst, uint32_t n) except? -1
-    cdef bint wait(self, uint64_t deadline) except -1
-    cdef bint wait_buffer(self, uint64_t deadline) except -1
-    cdef int look_up(self) except -1
-
-
-cdef class TxQueueBase(QueueBase):
-    cdef txq_t *q
-
-    cdef void serve(self, txq_t *q) noexcept
-    cdef uint32_t run(self, mbuf_t **v, uint32_t n, int *error) noexcept
-    cdef int tell(self, uint32_t news) except -1
-    cdef int tell_news(self) except -1
-    cdef void leave(self) noexcept
-    cdef void settle(self) noexcept
-
-
-cdef int enter_worker(work) except -1
-cdef int leave_worker() except -1
-cdef object this_worker()
-cdef int forget_workers() except -1
-cdef void tx_alone(tx_share_t *s) noexcept nogil
-cdef uint32_t tx_lost(txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil
-
-
-cdef inline uint64_t tx_lost_frames(const txq_t *q) noexcept nogil:
-    """A queue's errors that were frames of bursts, not pieces."""
-    return q.errors - q.piece_errors
+cdef str refusal(int error)
+cdef dict since(dict zero, dict totals)

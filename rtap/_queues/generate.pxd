@@ -2,7 +2,8 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from rtap._core.pool cimport mbuf_t, pool_t
-from rtap._core.queue cimport RxQueueBase, rxq_t
+from rtap._core.queue cimport rxq_t
+from rtap._core.rx_queue cimport RxQueueBase
 
 
 cdef enum:

@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 
 from rtap._core.mempool import Mempool
-from rtap._core.queue import RxQueueBase
+from rtap._core.rx_queue import RxQueueBase
 
 class GenerateRxQueue(RxQueueBase):
     def __init__(

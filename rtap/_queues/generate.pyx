@@ -14,7 +14,8 @@ from rtap._core.mempool cimport Mempool
 from rtap._core.pool cimport (
     fork_generation, mbuf_data, mbuf_free_bulk, mbuf_reset, mbuf_t, pool_get,
 )
-from rtap._core.queue cimport QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, rxq_t
+from rtap._core.queue cimport QUEUE_CLOSED, QUEUE_STOPPED, rxq_t
+from rtap._core.rx_queue cimport RxQueueBase
 from rtap._frames.headers cimport ETHER_HDR_LEN, IPV4_HDR_LEN
 from rtap._frames.parse cimport be32, put_be16
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-from rtap._core.queue import RxQueueBase
+from rtap._core.rx_queue import RxQueueBase
 from rtap._queues.wrapped import WrappedRxQueue
 
 class NoisyRxQueue(WrappedRxQueue):

@@ -13,7 +13,8 @@ from libc.string cimport memset
 cimport rtap._core.compat as _compat
 from rtap._core.mbuf cimport check_range
 from rtap._core.pool cimport fork_generation, mbuf_free_bulk, mbuf_t
-from rtap._core.queue cimport RxQueueBase, rxq_t
+from rtap._core.queue cimport rxq_t
+from rtap._core.rx_queue cimport RxQueueBase
 from rtap._queues.wrapped cimport ROUNDS_MAX, WrappedRxQueue, inner_runs
 
 cdef enum:

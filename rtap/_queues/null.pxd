@@ -2,7 +2,9 @@
 from libc.stdint cimport uint16_t, uint32_t
 
 from rtap._core.pool cimport pool_t
-from rtap._core.queue cimport RxQueueBase, TxQueueBase, rxq_t, txq_t
+from rtap._core.queue cimport rxq_t, txq_t
+from rtap._core.rx_queue cimport RxQueueBase
+from rtap._core.tx_queue cimport TxQueueBase
 
 
 cdef struct null_rxq_t:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 from rtap._core.mempool import Mempool
-from rtap._core.queue import RxQueueBase, TxQueueBase
+from rtap._core.rx_queue import RxQueueBase
+from rtap._core.tx_queue import TxQueueBase
 
 class NullRxQueue(RxQueueBase):
     def __init__(

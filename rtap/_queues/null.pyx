@@ -11,10 +11,10 @@ from rtap._core.gil cimport gil_mode
 from rtap._core.mbuf cimport check_range
 from rtap._core.mempool cimport Mempool
 from rtap._core.pool cimport fork_generation, mbuf_free_bulk, mbuf_reset, mbuf_t, pool_get
-from rtap._core.queue cimport (
-    QUEUE_CLOSED, QUEUE_STOPPED, RxQueueBase, TxQueueBase, rxq_t, tx_lost, txq_t,
-)
+from rtap._core.queue cimport QUEUE_CLOSED, QUEUE_STOPPED, rxq_t, txq_t
+from rtap._core.rx_queue cimport RxQueueBase
 from rtap._core.traffic cimport count_frames
+from rtap._core.tx_queue cimport TxQueueBase, tx_lost
 
 
 cdef uint32_t null_rx(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil:

@@ -3,7 +3,8 @@
 
 from libc.stdint cimport uint32_t
 
-from rtap._core.queue cimport RxQueueBase, rxq_t
+from rtap._core.queue cimport rxq_t
+from rtap._core.rx_queue cimport RxQueueBase
 
 
 cdef enum:

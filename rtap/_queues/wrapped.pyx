@@ -7,9 +7,8 @@ cimport cython
 cimport rtap._core.compat as _compat
 from rtap._core.gil cimport GIL_AUTO
 from rtap._core.pool cimport fork_generation
-from rtap._core.queue cimport (
-    OWNED_BY_WORKER, QUEUE_CLOSED, QUEUE_STARTED, QUEUE_STOPPED, RxQueueBase,
-)
+from rtap._core.queue cimport OWNED_BY_WORKER, QUEUE_CLOSED, QUEUE_STARTED, QUEUE_STOPPED
+from rtap._core.rx_queue cimport RxQueueBase
 
 
 cdef bint inner_runs(wrapped_t *q) noexcept nogil:

@@ -20,8 +20,9 @@ from rtap._core.linux cimport (
 from rtap._core.pool cimport (
     mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_t, mbuf_window, pool_t,
 )
-from rtap._core.queue cimport tx_lost, tx_lost_frames, tx_share_t, txq_t
+from rtap._core.queue cimport tx_share_t, txq_t
 from rtap._core.traffic cimport count_frames
+from rtap._core.tx_queue cimport tx_lost, tx_lost_frames
 from rtap._frames.headers cimport ETHER_HDR_LEN
 from rtap._frames.probe cimport PROBE_MAX, probe_frame
 from rtap._frames.request cimport finish_checksum, take_requests

@@ -17,7 +17,8 @@ from rtap._core.linux cimport (
     usleep, write,
 )
 from rtap._core.pool cimport mbuf_free_bulk, mbuf_t
-from rtap._core.queue cimport QUEUE_STARTED, rx_share_t, tx_alone, tx_share_t
+from rtap._core.queue cimport QUEUE_STARTED, rx_share_t, tx_share_t
+from rtap._core.tx_queue cimport tx_alone
 from rtap._frames.segment cimport SPLIT_MAX
 from rtap.stages._runner cimport (
     STAGE_SPLITS, chain_drop, chain_holds, chain_run, scratch_alloc, scratch_free, stage_free,

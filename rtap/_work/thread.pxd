@@ -3,7 +3,7 @@
 
 from libc.stdint cimport uint32_t
 
-from rtap._core.queue cimport RxQueueBase
+from rtap._core.rx_queue cimport RxQueueBase
 from rtap._work.loop cimport worker_t
 
 

@@ -24,10 +24,9 @@ from rtap._core.linux cimport (
     epoll_ctl, epoll_event, eventfd, write,
 )
 from rtap._core.pool cimport fork_generation
-from rtap._core.queue cimport (
-    LAYER_ANY, LAYER_IP, OWNED_BY_WORKER, QueueBase, TxQueueBase, enter_worker, forget_workers,
-    leave_worker, this_worker,
-)
+from rtap._core.queue cimport LAYER_ANY, LAYER_IP, OWNED_BY_WORKER, QueueBase
+from rtap._core.tx_queue cimport TxQueueBase
+from rtap._core.workers cimport enter_worker, forget_workers, leave_worker, this_worker
 from rtap._work.loop cimport (
     FROM_SOURCE, FROM_STAGE, route_t, target_t, worker_alloc, worker_free, worker_loop,
 )

@@ -11,7 +11,9 @@ import warnings
 cimport cython
 
 from rtap._core.mbuf cimport check_range
-from rtap._core.queue cimport QueueBase, RxQueueBase, TxQueueBase
+from rtap._core.queue cimport QueueBase
+from rtap._core.rx_queue cimport RxQueueBase
+from rtap._core.tx_queue cimport TxQueueBase
 from rtap._work.loop cimport WAIT_ADAPTIVE, WAIT_POLL, WAIT_SLEEP, WORKER_BURST_MAX
 from rtap._work.thread cimport Route, Work
 from rtap.stages._stage cimport Stage

@@ -28,11 +28,11 @@ class NativeQueue(Protocol):
 
 
 class NativeRxQueue(NativeQueue, RxQueueOps, Protocol):
-    """A subclass of :class:`rtap._core.queue.RxQueueBase`."""
+    """A subclass of :class:`rtap._core.rx_queue.RxQueueBase`."""
 
 
 class NativeTxQueue(NativeQueue, TxQueueOps, Protocol):
-    """A subclass of :class:`rtap._core.queue.TxQueueBase`."""
+    """A subclass of :class:`rtap._core.tx_queue.TxQueueBase`."""
 
     def set_plugged(self, plugged: bool) -> None: ...
 

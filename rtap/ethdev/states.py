@@ -16,8 +16,10 @@ from typing import NoReturn
 from rtap._core.burst import Burst
 from rtap._core.forks import renew_in_child
 from rtap._core.mempool import Mempool
-from rtap._core.queue import RxQueueBase, adopt, in_worker, may_wait, occupied, refuse
+from rtap._core.queue import adopt, may_wait, occupied, refuse
+from rtap._core.rx_queue import RxQueueBase
 from rtap._core.threads import FairRLock
+from rtap._core.workers import in_worker
 from rtap.errors import DeviceStateError
 from rtap.ethdev import registry
 from rtap.ethdev.control import (

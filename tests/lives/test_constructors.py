@@ -15,7 +15,9 @@ import pytest
 
 import rtap
 from rtap import Burst, Mbuf, Mempool, Worker, offload, stages
-from rtap._core.queue import QueueBase, RxQueueBase, TxQueueBase
+from rtap._core.queue import QueueBase
+from rtap._core.rx_queue import RxQueueBase
+from rtap._core.tx_queue import TxQueueBase
 from rtap._queues.generate import GenerateRxQueue
 from rtap._queues.noisy import NoisyRxQueue
 from rtap._queues.null import NullRxQueue, NullTxQueue

@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import rtap
-from rtap._core.queue import RxQueueBase, TxQueueBase
+from rtap._core.rx_queue import RxQueueBase
+from rtap._core.tx_queue import TxQueueBase
 from rtap._queues.generate import GenerateRxQueue
 from rtap._queues.noisy import NoisyRxQueue
 from rtap._queues.null import NullTxQueue
