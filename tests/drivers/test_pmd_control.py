@@ -128,33 +128,27 @@ def test_link_up_down(port: Port) -> None:
 # ---- addresses
 
 
-def test_promiscuous(port: Port) -> None:
-    foreign = frame(1, dst=LOCAL)
-    with port.kernel() as kernel:
-        for on in (True, False, True, False):
-            port.dev.promiscuous = on
-            assert port.dev.promiscuous is on
-            kernel.send(foreign)
-            mine = frame(2, dst=bytes(port.dev.app_mac))
-            kernel.send(mine)
-            wanted = [foreign, mine] if on else [mine]
-            assert [bytes(m) for m in port.receive(len(wanted))] == wanted
-    assert port.dev.xstats()["rx_q0_filtered_unicast_packets"] == 2
-
-
-def test_allmulticast(port: Port) -> None:
-    group = frame(1, dst=GROUP)
+@pytest.mark.parametrize(
+    ("mode", "other", "count"),
+    [
+        pytest.param("promiscuous", LOCAL, "filtered_unicast", id="promiscuous"),
+        pytest.param("allmulticast", GROUP, "filtered_multicast", id="allmulticast"),
+    ],
+)
+def test_what_is_let_in(port: Port, mode: str, other: bytes, count: str) -> None:
+    """The cases test_promiscuous and test_allmulticast: a mode lets in what is sent to `other`."""
     port.dev.promiscuous = False
+    others = frame(1, dst=other)
     with port.kernel() as kernel:
         for on in (True, False, True, False):
-            port.dev.allmulticast = on
-            assert port.dev.allmulticast is on
-            kernel.send(group)
+            setattr(port.dev, mode, on)
+            assert getattr(port.dev, mode) is on
+            kernel.send(others)
             mine = frame(2, dst=bytes(port.dev.app_mac))
             kernel.send(mine)
-            wanted = [group, mine] if on else [mine]
+            wanted = [others, mine] if on else [mine]
             assert [bytes(m) for m in port.receive(len(wanted))] == wanted
-    assert port.dev.xstats()["rx_q0_filtered_multicast_packets"] == 2
+    assert port.dev.xstats()[f"rx_q0_{count}_packets"] == 2
 
 
 def test_mac_address(port: Port) -> None:
