@@ -257,7 +257,6 @@ class BuildExt(build_ext):
                 compiler_directives=DIRECTIVES,
                 nthreads=jobs if jobs > 1 else 0,
                 quiet=True,
-                emit_linenums=GCOV,  # what is counted has the lines of the .pyx file
             )
         except CompileError as error:
             # Cython has printed where and why.

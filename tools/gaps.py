@@ -2,7 +2,8 @@
 """Lists the lines of rtap that no test runs: Python by coverage.py, Cython by gcov.
 
 The compiler counts the native lines, so lines that run without the GIL or on any thread count too.
-A process that is killed by a signal, or that ends by os._exit, loses its native counts.
+A process that is killed by a signal loses its counts. So does a child that ends by os._exit after
+it has changed its root or its user: it cannot write them. Other children keep theirs.
 
 Arguments go to pytest. The lines are written to build/coverage/gaps.txt. A table of files is
 printed, with the most unrun lines first.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +27,30 @@ BUILD = "build/coverage"
 OBJECTS = ROOT / "build/gcov"
 BIN = Path(sys.executable).parent
 
+#: Runs first in every process that has the build's directory on its path. os._exit ends a process
+#: without writing the compiler's counts, so C's exit takes its place; the interpreter does not end.
+AT_START = f"""
+import ctypes, os, sys
+
+def counted_exit(status, kill=os._exit, end=ctypes.CDLL(None).exit):
+    if os.access({str(OBJECTS)!r}, os.W_OK):
+        try:
+            current = sys.modules["coverage"].Coverage.current()
+            current.save()
+        finally:
+            end(status & 0xFF)
+    kill(status)
+
+os._exit = counted_exit
+"""
+
+#: The comment in which Cython names the source line of the C code below it, and the functions that
+#: hold such code.
+ORIGIN = re.compile(r'\s*/\* "([^"]+)":([0-9]+)$')
+TRANSLATED = ("__pyx_f_", "__pyx_pf_", "__pyx_pw_", "__pyx_gb_", "__pyx_pymod_exec_")
+
+LANGUAGES = {"Python": (".py",), "Cython": (".pyx", ".pxd"), "C headers": (".h",)}
+
 #: How often each executable line ran, by file below the root.
 Lines = Mapping[str, Mapping[int, int]]
 
@@ -33,6 +59,7 @@ def run_tests(args: list[str]) -> int:
     """Run the suite on the coverage build and return its exit status."""
     for old in (*OBJECTS.rglob("*.gcda"), *(ROOT / BUILD).glob("python.*")):
         old.unlink()
+    (ROOT / BUILD / "sitecustomize.py").write_text(AT_START)
     env = os.environ | {"PYTHONPATH": str(ROOT / BUILD), "RTAP_TEST_BUILD": BUILD}
     jobs = str(2 * len(os.sched_getaffinity(0)))
     command = [str(BIN / "coverage"), "run", str(BIN / "pytest"), "-n", jobs]
@@ -71,8 +98,33 @@ def reports() -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
+def origins(path: Path, functions: Iterable[Mapping[str, Any]]) -> dict[int, tuple[str, int]]:
+    """The source file and line of each line of a C file that translates a statement.
+
+    Code that Cython adds by itself (types, constants, the module) is in other functions and has no
+    source line.
+    """
+    found: dict[int, tuple[str, int]] = {}
+    text = path.read_text().splitlines()
+    for function in functions:
+        if not function["name"].startswith(TRANSLATED):
+            continue
+        first, last = function["start_line"], function["end_line"]
+        # The comment of the line that defines a function is in front of it.
+        while first > 1 and not ORIGIN.match(text[first - 1]) and text[first - 1] != "}":
+            first -= 1
+        here = None
+        for number in range(first, last + 1):
+            if origin := ORIGIN.match(text[number - 1]):
+                here = origin[1], int(origin[2])
+            elif here:
+                found[number] = here
+    return found
+
+
 def native_lines() -> Lines:
-    """gcov's counts of .pyx files and of the files they include, summed over all includers."""
+    """gcov's counts of .pyx and .pxd files, summed over all modules that include them, and of
+    headers."""
     found: dict[str, Counter[int]] = defaultdict(Counter)
     for report in reports():
         for file in report["files"]:
@@ -81,6 +133,12 @@ def native_lines() -> Lines:
             if name.startswith("rtap/"):
                 for line in file["lines"]:
                     found[name][line["line_number"]] += line["count"]
+            elif name.startswith("build/"):
+                comes_from = origins(path, file["functions"])
+                for line in file["lines"]:
+                    source, number = comes_from.get(line["line_number"], ("", 0))
+                    if source.startswith("rtap/"):
+                        found[source][number] += line["count"]
     return found
 
 
@@ -118,10 +176,13 @@ def report(lines: Lines) -> str:
             gaps.append(f"{path}: {ranges(missing)}")
             gaps += [f"{n:6} {text[n - 1]}" for n in sorted(missing)]
     (ROOT / BUILD / "gaps.txt").write_text("\n".join(gaps) + "\n")
-    missed, total = sum(row[0] for row in rows), sum(row[1] for row in rows)
     table = [f"{n:6} of {of:5} lines never ran  {path}" for n, of, path in sorted(rows)[::-1] if n]
-    share = 100 * (total - missed) / max(total, 1)
-    return "\n".join([*table, f"{share:.1f} % of {total} lines ran; the others: {BUILD}/gaps.txt"])
+    for language, kinds in LANGUAGES.items():
+        chosen = [row for row in rows if row[2].endswith(kinds)]
+        missed, total = sum(row[0] for row in chosen), sum(row[1] for row in chosen)
+        share = 100 * (total - missed) / max(total, 1)
+        table.append(f"{language}: {share:.1f} % of {total} lines ran, {missed} did not")
+    return "\n".join([*table, f"which these are: {BUILD}/gaps.txt"])
 
 
 def main(args: list[str]) -> int:
