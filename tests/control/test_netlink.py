@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -345,6 +346,24 @@ def test_a_request_inside_a_request(control: Control, monkeypatch: pytest.Monkey
     assert [state.mtu for state in inner] == [1100]
     assert not control._channel._answers
     assert not control._channel._waiting
+
+
+def test_what_others_send_is_no_answer(netns: NetNS, control: Control) -> None:
+    """Who may administrate the namespace may send to our socket: errors for requests to come."""
+    control.get()
+    sock = control._channel._sock
+    assert sock is not None
+    port = sock.getsockname()[0]
+
+    def forge() -> None:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as other:
+            for sequence in range(100):
+                error = struct.pack("=IHHIIi16x", 36, 2, 0, sequence, port, -errno.EIO)
+                other.sendto(error, (port, 0))
+
+    netns.call(forge)
+    control.set_mtu(1100)
+    assert control.get().mtu == 1100
 
 
 def test_devices_of_a_namespace_share_a_socket(netns: NetNS, netns2: NetNS) -> None:
