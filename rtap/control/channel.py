@@ -96,12 +96,14 @@ class Channel:
         `netns` is a descriptor of the namespace, in case a socket has to be made; None stands for
         the calling thread's. If the kernel refuses, raises as :func:`raise_errno` does.
         """
-        for attempt in range(_ATTEMPTS):
+        attempts = 0
+        while True:
+            attempts += 1
             try:
                 with self._lock:
                     kind, payload = self._ask(message, netns)
             except OSError as exc:
-                if exc.errno in _AGAIN and attempt + 1 < _ATTEMPTS:
+                if exc.errno in _AGAIN and attempts < _ATTEMPTS:
                     continue
                 raise_errno(exc.errno or errno.EIO, operation, ifname)
             if kind != _NLMSG_ERROR:
@@ -109,15 +111,12 @@ class Channel:
             code = -_ERROR.unpack_from(payload)[0]
             if code == 0:
                 return b""
-            if attempt + 1 < _ATTEMPTS:
-                if code in _AGAIN:
-                    continue
-                # The kernel also checks who made the socket. Our credentials may have changed
-                # since.
-                if code == errno.EPERM and attempt == 0 and self._renew(netns):
-                    continue
+            if code in _AGAIN and attempts < _ATTEMPTS:
+                continue
+            # The kernel also checks who made the socket. Our credentials may have changed since.
+            if code == errno.EPERM and attempts == 1 and self._renew(netns):
+                continue
             raise_errno(code, operation, ifname)
-        raise AssertionError("unreachable")
 
     def _make(self, netns: int | None) -> _socket.socket:
         return _open() if netns is None else call_in(netns, _open)
