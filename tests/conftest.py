@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What holds for the whole suite: which build is tested, and what may be skipped."""
+"""Settings of the whole suite: which build is tested, and what may be skipped."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from _pytest.config import create_terminal_writer
 from hypothesis import HealthCheck, settings
 
 BUILD = os.environ.get("RTAP_TEST_BUILD")
-# pyproject.toml puts them on the path. Their assertions are to say as much as those of tests.
+# pyproject.toml puts these helpers on the path. Rewrite their assertions like those of tests.
 HELPERS = Path(__file__).with_name("helpers")
 pytest.register_assert_rewrite(*(path.stem for path in HELPERS.glob("*.py")))
 pytest_plugins = ["support", "fakes", "workers", "live_objects"]
 SANITIZED = (BUILD or "").endswith("sanitize")
-# What the sanitizers see is asked where they are.
+# Under the sanitizers, their findings are checked.
 collect_ignore = [] if SANITIZED else ["house/test_sanitizers.py"]
 
 NO_SKIPS = os.environ.get("RTAP_NO_SKIPS", "") not in ("", "0")
 
-# The modules whose tests make whatever they use, so that pytest-run-parallel can run each test in
-# several threads at once.
+# Modules whose tests share nothing, so that pytest-run-parallel can run each test in several
+# threads at once.
 PARALLEL = {"test_checksum", "test_ether", "test_flags", "test_gro"}
 
-# Times on a shared machine say nothing about the code, hence no deadline.
+# No deadline: times on a shared machine say nothing about the code.
 settings.register_profile(
     "rtap", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -41,7 +41,7 @@ skipped: list[str] = []
 
 
 def encodable(value: Any) -> Any:
-    """The value with every lone surrogate in its texts written as an escape."""
+    """The value, with every lone surrogate in its texts escaped."""
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
     if isinstance(value, dict):
@@ -52,12 +52,12 @@ def encodable(value: Any) -> Any:
 
 
 def is_worker(config: pytest.Config) -> bool:
-    """Whether this process runs a share of the tests for another one (pytest-xdist)."""
+    """Whether this process is a pytest-xdist worker."""
     return hasattr(config, "workerinput")
 
 
 def has_workers(config: pytest.Config) -> bool:
-    """Whether other processes run the tests for this one."""
+    """Whether pytest-xdist workers run the tests for this process."""
     return config.getoption("dist", "no") != "no" and not is_worker(config)
 
 
@@ -69,10 +69,10 @@ def package_directory() -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell's background jobs ignore it, and so would the children that tests interrupt.
+    # A shell's background jobs ignore SIGINT, and so would the children that tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if is_worker(config):
-        # Nobody reads a worker's standard output, where pytest-timeout says what hung.
+        # pytest-timeout reports what hung on standard output, which nothing reads in a worker.
         writer = create_terminal_writer(config, sys.__stderr__)
         config.get_terminal_writer = lambda: writer  # type: ignore[method-assign]
     found = package_directory()
@@ -80,10 +80,10 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     wanted = (config.rootpath / BUILD).resolve()
     if found.parent != wanted:
-        raise pytest.UsageError(f"the tests were to run on {wanted}, but rtap comes from {found}")
-    # The workers start where this process is, and find the tests from there.
+        raise pytest.UsageError(f"the tests should run on {wanted}, but rtap comes from {found}")
+    # Workers start in this process's directory and find the tests from there.
     if not has_workers(config):
-        # Where the children of a test, run with python -c or -m, look first.
+        # Children that a test runs with python -c or -m search this directory first.
         os.chdir(wanted)
 
 
@@ -119,20 +119,20 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_report_to_serializable() -> Generator[None, Any, Any]:
-    """What a test printed reaches the process that reports it only as UTF-8."""
+    """Escapes what a test printed: it reaches the reporting process only as UTF-8."""
     return encodable((yield))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """A worker has ended: takes over what it skipped while it collected."""
-    # A worker that crashed has no output, and fails the run.
+    """Takes over what a worker that has ended skipped during collection."""
+    # A worker that crashed has no output; it fails the run anyway.
     skipped.extend(set(getattr(node, "workeroutput", {}).get("skipped", ())) - set(skipped))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if is_worker(session.config):
-        # The other process sees the reports of tests, but not those of skipped modules.
+        # The main process gets the reports of tests, but not of skipped modules.
         session.config.workeroutput["skipped"] = skipped  # type: ignore[attr-defined]
     elif NO_SKIPS and skipped and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

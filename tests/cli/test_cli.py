@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The ``rtap`` command line: what it says to arguments, and how commands that fail end."""
+"""The ``rtap`` command line: how it handles arguments, and how failing commands end."""
 
 from __future__ import annotations
 
@@ -143,6 +143,6 @@ def test_a_signal_is_noted_and_raised_at_a_check() -> None:
         with pytest.raises(Interrupted, match="SIGTERM") as caught:
             stop.check()
         assert caught.value.signum == signal.SIGTERM
-        # Once more, and it would not wait for a check.
+        # A second signal would end it without a check.
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGTERM) is before

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``rtap demo`` on real traffic: what it reports, and that it leaves nothing, however it ends.
+"""``rtap demo`` on real traffic: what it reports, and that it leaves nothing behind.
 
-No speed is asserted: the machine is shared, and what rtap can do is measured elsewhere.
+No speed is asserted: the machine is shared, and the benchmarks measure speed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _devices() -> None:
 
 
 class Demo:
-    """A running ``rtap demo`` whose processes can be told from all others by their environment."""
+    """A running ``rtap demo`` whose processes are identified by their environment."""
 
     def __init__(self, *argv: str) -> None:
         self._mark = f"RTAP_TEST_DEMO={uuid.uuid4().hex}"
@@ -57,7 +57,7 @@ class Demo:
         )
 
     def pids(self) -> set[int]:
-        """Its process and all that it started, as far as they still run."""
+        """Its process and those that it started, if they still run."""
         found = set()
         for entry in os.listdir("/proc"):
             if entry.isdigit():
@@ -67,7 +67,7 @@ class Demo:
         return found
 
     def until_running(self) -> Namespaces:
-        """Wait for the first live figure; the network namespaces that are its own."""
+        """Wait for the first live figure; return the demo's own network namespaces."""
         assert self.process.stdout is not None
         seen = ""
         deadline = time.monotonic() + 20
@@ -77,7 +77,7 @@ class Demo:
             line = self.process.stdout.readline()
             assert line, f"the demo has ended: {seen}"
             seen += line
-        while True:  # a slice may end just now
+        while True:  # a slice may end at this moment
             with contextlib.suppress(OSError):
                 found = dict(identify(f"/proc/{pid}/ns/net") for pid in self.children())
                 if len(found) == 2:  # the client's and the server's
@@ -92,7 +92,7 @@ class Demo:
         return self.process.returncode, out, err
 
     def gone(self, namespaces: Namespaces) -> bool:
-        """Whether no process of it, and no holder of `namespaces`, is left within two seconds."""
+        """Whether all its processes, and all holders of `namespaces`, end within two seconds."""
         deadline = time.monotonic() + 2
         while self.pids() or holders(namespaces):
             if time.monotonic() > deadline:
@@ -102,9 +102,10 @@ class Demo:
 
 
 def identify(link: str) -> tuple[str, int]:
-    """What a link to a network namespace reads, and the namespace's cookie, which no other one
-    ever has: the number in the link is given again as soon as its namespace is gone, to that of a
-    test beside this one."""
+    """The text of a link to a network namespace, and the namespace's cookie, which is unique.
+
+    The number in the link is reused once its namespace is gone, perhaps by a concurrent test.
+    """
     with open(link) as file:
         return os.readlink(f"/proc/self/fd/{file.fileno()}"), call_in(file.fileno(), cookie)
 
@@ -116,7 +117,7 @@ def cookie() -> int:
 
 
 def holders(namespaces: Namespaces) -> set[str]:
-    """Who is in one of those network namespaces, or has a descriptor of one."""
+    """Processes that are in one of those network namespaces, or have a descriptor of one."""
     found = set()
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
@@ -156,7 +157,7 @@ def report(*argv: str) -> dict[str, Any]:
 
 
 def is_sound(result: dict[str, Any]) -> None:
-    """What is true of any report of three pairs."""
+    """Checks that hold for any report of three pairs."""
     assert result["throughput_gbps"] > 0
     assert result["veth_gbps"] > 0
     assert result["ratio"] > 0
@@ -181,7 +182,7 @@ def test_json_report() -> None:
     assert result["offload"] is True
     assert result["client"] == find_client("auto").name
     assert (result["seconds"], result["mtu"]) == (1, 1500)
-    # Large frames came through whole: far fewer of them than the MTU alone would make.
+    # Large frames came through whole: far fewer frames than the MTU alone would give.
     n_bytes = sum(pair["rtap_gbps"] for pair in result["pairs"]) * 1e9 / 8
     packets = sum(pair["rtap_packets_per_second"] for pair in result["pairs"])
     assert packets < n_bytes / 1500
@@ -245,7 +246,7 @@ def test_a_failed_slice_is_an_error_and_no_figure() -> None:
 
 
 class Lonely:
-    """A namespace whose server nobody can reach from the other one."""
+    """A namespace whose server cannot be reached from the other one."""
 
     name = "nothing"
     address = "127.0.0.1"
@@ -261,7 +262,7 @@ def test_a_client_that_cannot_connect_is_an_error() -> None:
         os.waitpid(-1, os.WNOHANG)
 
 
-# ---- what is shown
+# ---- output
 
 
 SLICES = (
@@ -274,7 +275,7 @@ SLICES = (
 
 
 def show(display: Display) -> None:
-    """A measurement that is interrupted after one pair and a half."""
+    """Runs a measurement that is interrupted after one and a half pairs."""
     with display:
         display.begin("the title", 3)
         for pair, path, gbps, pps in SLICES:
@@ -319,7 +320,7 @@ def test_table_on_a_terminal() -> None:
 
 
 def test_ctrl_c_on_a_terminal() -> None:
-    """The terminal sends SIGINT to all that is in the foreground; the children are not."""
+    """The terminal sends SIGINT to its foreground processes; the children are not among them."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         ["setsid", "--ctty", sys.executable, "-m", "rtap", "demo", "--seconds", "30"],
@@ -336,10 +337,10 @@ def test_ctrl_c_on_a_terminal() -> None:
         while select.select([ours], [], [], max(0, deadline - time.monotonic()))[0]:
             try:
                 data = os.read(ours, 65536)
-            except OSError:  # EIO: nobody has the other end any more
+            except OSError:  # EIO: the other end is closed
                 break
             seen += data
-            # More than the empty table: the warm-up has figures.
+            # The table is no longer empty: the warm-up has figures.
             if not asked and re.search(rb"warm-up.{0,60}\d+\.\d\d", seen):
                 os.write(ours, b"\x03")
                 asked = True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``rtap testpmd`` over net_null: modes, figures, the prompt, what is shown. Needs no root."""
+"""``rtap testpmd`` over net_null: modes, figures, the prompt, the output. Needs no root."""
 
 from __future__ import annotations
 
@@ -295,7 +295,10 @@ def test_a_reader_that_goes_away_ends_it_quietly(options: list[str]) -> None:
 
 
 def on_a_terminal(options: list[str], act: Callable[[int, bytes], bool]) -> tuple[int, bytes]:
-    """Status and output of one on a terminal; ``act`` writes there until it returns True."""
+    """Runs testpmd on a terminal, where ``act`` writes until it returns True.
+
+    Returns its status and output.
+    """
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         ["setsid", "--ctty", *argv(*PORTS, *options)],
@@ -311,7 +314,7 @@ def on_a_terminal(options: list[str], act: Callable[[int, bytes], bool]) -> tupl
         while select.select([ours], [], [], max(0, deadline - time.monotonic()))[0]:
             try:
                 seen += os.read(ours, 65536)
-            except OSError:  # EIO: nobody has the other end any more
+            except OSError:  # EIO: the other end is closed
                 break
             done = done or act(ours, seen)
         return process.wait(5), seen
@@ -350,7 +353,7 @@ def test_ctrl_c_at_a_prompt_on_a_terminal() -> None:
     assert "RX-packets" in numbers(seen.decode())
 
 
-# ---- what is shown
+# ---- output
 
 
 NOTHING = Rates(0, 0, 0, 0, 0)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The forwarding modes of ``rtap testpmd`` that change frames: hosts talk through them.
+"""The forwarding modes of ``rtap testpmd`` that change frames.
 
-ping and iperf3 are the judges where they can be; frames that they do not send are looked at one by
-one, with scapy's checksums as the reference.
+Hosts talk through them with ping and iperf3 where possible. Frames that these do not send are
+checked one by one, with scapy's checksums as the reference.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OUT, BACK = "02:00:00:00:00:a1", "02:00:00:00:00:b1"
 
 
 def through(netns: NetNS, mode: str, frames: list[bytes], *options: str) -> list[bytes]:
-    """What comes out of port 1 of frames that went into port 0, in that mode."""
+    """What comes out of port 1 when frames go into port 0, in that mode."""
     return counted(netns, mode, frames, *options)[0]
 
 
@@ -126,7 +126,7 @@ def test_csum_makes_checksums_right(netns: NetNS) -> None:
     assert all(wrong_checksums(unfinished) for unfinished, _ in pairs)
     got = through(netns, "csum", [unfinished for unfinished, _ in pairs])
     assert [wrong_checksums(data) for data in got] == [[]] * len(pairs)
-    # A packet socket tells of a tag beside the frame.
+    # A packet socket reports a tag beside the frame.
     assert [data[14:] for data in got] == [packet for _, packet in pairs]
 
 
@@ -147,7 +147,7 @@ def test_csum_counts_wrong_ones(netns: NetNS) -> None:
 
 @pytest.mark.parametrize("options", [(), LRO], ids=["plain", "offloads"])
 def test_ping_through_icmpecho(options: tuple[str, ...]) -> None:
-    """The kernel asks for neighbours and sends echo requests; every answer is testpmd's."""
+    """The kernel sends neighbour and echo requests; testpmd sends every answer."""
     with (
         NetNS() as ns,
         attended(ns, "--vdev=net_rtap0,iface=a0", "--forward-mode=icmpecho", *options) as pmd,
@@ -157,7 +157,7 @@ def test_ping_through_icmpecho(options: tuple[str, ...]) -> None:
         add_ipv6(ns, "a0", "fd00::1")
         for address in ("10.9.0.2", "fd00::2"):
             ping(ns, address)
-        # Several frames' worth, in fragments, are not answered: only the whole ones are.
+        # Requests in several fragments get no answer; only whole ones do.
         ping(ns, "10.9.0.2", "-s", "1400")
         ping(ns, "fd00::2", "-s", "1400")
         neighbours = ip(ns, "neigh", "show", "dev", "a0")
@@ -170,7 +170,7 @@ def test_ping_through_icmpecho(options: tuple[str, ...]) -> None:
 
 
 def answers(netns: NetNS, requests: list[Packet]) -> list[Packet]:
-    """What icmpecho sends back for these, and for a last request that is answered for sure."""
+    """What icmpecho sends back for these, and for a last request that it always answers."""
     last = Ether(src=OUT, dst=BACK) / IP(src="10.0.0.1", dst="10.0.0.2") / ICMP(seq=999) / b"last"
     with (
         attended(netns, "--vdev=net_rtap0,iface=a0", "--forward-mode=icmpecho") as pmd,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``rtap testpmd``'s options: what is refused, and by which word; who forwards to whom."""
+"""``rtap testpmd``'s options: which are refused, with which message; which port sends where."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_the_separator_of_eal_options_is_taken_out() -> None:
     assert prepare(["testpmd", NULL]) == ["testpmd", NULL]
 
 
-# ---- who forwards to whom
+# ---- which port forwards to which
 
 
 @pytest.mark.parametrize(

@@ -37,10 +37,10 @@ def test_iperf3_through_io(netns: NetNS, netns2: NetNS, options: tuple[str, ...]
 
 
 def test_statistics_are_the_kernels(netns: NetNS) -> None:
-    """Every frame of a host is counted once: forwarded, or dropped because nobody read it."""
+    """Every frame of a host is counted once: forwarded, or dropped because nothing read it."""
     with attended(netns, "--vdev=net_rtap0,iface=a0", "--vdev=net_rtap1,iface=b0") as pmd:
         with PacketSocket(netns, "a0") as out, PacketSocket(netns, "b0") as back:
-            # Without forwarding the queue of the interface fills up, and the rest is dropped.
+            # Without forwarding, the interface's queue fills up and the rest is dropped.
             pmd.say("set fwd io")
             before = netdev(netns, "a0")
             pmd.say("start")
@@ -153,7 +153,7 @@ def test_noisy_forwards_late_but_all(netns: NetNS) -> None:
         pmd.say("start")
         for seq in range(200):
             out.send(frame(seq))
-        # 136 are pushed out by those behind them, the others by the time.
+        # Later frames push out 136 of them; the others leave after the time-out.
         assert [seq_of(data) for data in back.frames(200)] == list(range(200))
         total = numbers(pmd.say("stop"))
     assert (total["RX-packets"], total["TX-packets"]) == (200, 200)
