@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Links seen and changed through rtnetlink: renamed, moved, deleted, under load and overruns."""
+"""rtnetlink: links that are renamed, moved and deleted, under load and with overruns."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fd(netns: NetNS) -> Iterator[int]:
 
 @pytest.fixture
 def control(netns: NetNS, fd: int) -> Iterator[Control]:
-    """Control of ``tap0``, able to find it again where its descriptor says it is."""
+    """A control object for ``tap0`` that finds the interface again through its descriptor."""
 
     def relocate() -> tuple[NetNS, int] | None:
         try:
@@ -134,7 +134,7 @@ def test_txqueuelen(netns: NetNS, control: Control) -> None:
 def test_the_count_of_drops_alone(
     netns: NetNS, netns2: NetNS, control: Control, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if kernel == "before 4.7":  # which knows no such request
+    if kernel == "before 4.7":  # without this request
         monkeypatch.setattr(netlink, "_RTM_GETSTATS", 0xFE0)
     control.set_txqueuelen(1)
     control.set_up(True)
@@ -142,7 +142,7 @@ def test_the_count_of_drops_alone(
         for k in range(20):
             with contextlib.suppress(OSError):  # ENOBUFS is the drop itself
                 sock.send(frame(k), socket.MSG_DONTWAIT)
-    # The kernel has frames of its own for the interface, so that the count may go on.
+    # The kernel sends frames of its own to the interface, so the count may still rise.
     for there in (netns, netns2):
         if there is netns2:
             ip(netns, "link", "set", "tap0", "netns", netns2.path)
@@ -254,7 +254,7 @@ def test_many_threads_at_once(netns: NetNS, control: Control) -> None:
 
 
 class Broken:
-    """Stands in for a channel's socket: its first reads fail."""
+    """Replaces a channel's socket; its first reads fail."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, control: Control, *codes: int) -> None:
         control.get()
@@ -307,7 +307,7 @@ def test_other_errors_are_not_tried_again(
 
 
 class Interrupted(Exception):
-    """What a signal handler raises."""
+    """The exception that a signal handler raises."""
 
 
 def test_an_exception_between_request_and_answer(
@@ -327,11 +327,11 @@ def test_an_exception_between_request_and_answer(
     assert control.get().mtu == 1100
     control.set_mtu(1200)
     assert control.get().mtu == 1200
-    assert not control._channel._answers  # nobody would come for them
+    assert not control._channel._answers  # no request would fetch them
 
 
 def test_a_request_inside_a_request(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a signal handler or a finalizer: neither takes the other's answer."""
+    """A signal handler or a finalizer makes a request; neither takes the other's answer."""
     inner: list[LinkState] = []
     broken = Broken(monkeypatch, control)
     real = broken.recvfrom
@@ -370,7 +370,7 @@ def test_devices_of_a_namespace_share_a_socket(netns: NetNS, netns2: NetNS) -> N
     def sockets() -> int:
         count = 0
         for name in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            with contextlib.suppress(FileNotFoundError):  # the descriptor of this listing
                 count += os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
         return count
 

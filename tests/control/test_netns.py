@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Network namespaces: made, adopted, entered, left alone; and every form of ``netns=``."""
+"""Network namespaces: made, adopted, entered and left; and every form of ``netns=``."""
 
 from __future__ import annotations
 
@@ -357,7 +357,7 @@ def test_open_netns_is_always_a_new_one(netns: NetNS) -> None:
 
 
 def test_in_a_user_namespace() -> None:
-    """``unshare -Urn``: root there, nobody outside."""
+    """``unshare -Urn``: root inside, without rights outside."""
     skip_without_devices()
     code = "import rtap; d = rtap.open('t0'); print(d.ifname, d.link().link_status); d.close()"
     done = subprocess.run(

@@ -333,7 +333,7 @@ def test_owner_of_no_number(netns: NetNS, descriptors: Descriptors) -> None:
 
 
 def test_sndbuf(netns: NetNS, descriptors: Descriptors) -> None:
-    """It belongs to the descriptors that are there, not to those that come."""
+    """sndbuf applies to descriptors that exist, not to later ones."""
     fd, _ = descriptors.open(netns, "t0")
     assert tun.get_sndbuf(fd, "t0") is None
     tun.set_sndbuf(fd, 12345, "t0")
