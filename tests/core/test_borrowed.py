@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Segments that borrow their bytes from another slot, maybe a far larger one of another pool:
-what copies them, grows them or writes to them stays inside its own memory."""
+"""Segments that borrow their bytes from another slot, maybe a far larger one of another pool.
+
+Copies, growth and writes must stay inside their own memory.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ WRITERS: dict[str, Callable[[], stages.Stage]] = {
 
 
 def pieces(shape: Shape, into: Mempool) -> Burst:
-    """A super-frame's three frames, whose payload stays in a slot of 64 KiB of another pool."""
+    """Three frames of a super-frame, whose payload stays in a 64 KiB slot of another pool."""
     big = Mempool(1, 65_800)
     mbuf = shape.request(big.alloc(shape.unfinished(PAYLOAD)), SEGSZ)
     out = offload.gso(Burst([mbuf]), into)
@@ -35,7 +37,7 @@ def pieces(shape: Shape, into: Mempool) -> Burst:
 
 
 def expected(shape: Shape, stage: stages.Stage) -> list[bytes]:
-    """What the stage makes of the same frames in slots that hold them."""
+    """The stage's result for the same frames in slots of their own."""
     with Mempool(3, 20_100) as pool:
         burst = pool.alloc_burst(3, shape.segments(PAYLOAD, SEGSZ))
         stage(burst)
@@ -70,7 +72,7 @@ def test_a_stage_that_writes_takes_as_many_slots_as_a_copy_needs(
 @pytest.mark.lifetime
 @pytest.mark.parametrize(("free", "fit"), [(0, 0), (1, 0), (10, 0), (11, 1), (20, 2), (29, 3)])
 def test_frames_for_whose_copy_slots_are_lacking_are_dropped(free: int, fit: int) -> None:
-    """A copy takes eleven slots and gives two back; a frame that is dropped gives back two."""
+    """A copy takes eleven slots and frees two; a dropped frame frees two."""
     shape = Shape()
     with Mempool(64, 2048) as small:
         burst = pieces(shape, small)
@@ -93,7 +95,7 @@ def segments(mbuf: Mbuf) -> Any:
 
 @pytest.mark.lifetime
 def test_the_copy_of_what_is_prepended_to_the_brim() -> None:
-    """A frame that fills headroom and data room fits into one slot as well."""
+    """A frame that fills headroom and data room also fits into one slot."""
     with Mempool(4, 64, headroom=32) as pool:
         mbuf = pool.alloc(pattern(1, 64))
         mbuf.prepend(32)[:] = pattern(2, 32)
@@ -112,7 +114,7 @@ def test_the_copy_of_what_is_prepended_to_the_brim() -> None:
 @pytest.mark.parametrize("segsz", [1400, 16_383, 16_384, SEGSZ])
 @pytest.mark.parametrize("cloned", [False, True])
 def test_room_around_a_frame_is_its_own(segsz: int, cloned: bool) -> None:
-    """A trailer behind one frame of a super-frame is not the payload of the next one."""
+    """Bytes appended to one frame of a super-frame do not overwrite the next one's payload."""
     shape = Shape()
     with Mempool(200, data_room=66_000) as pool:
         mbuf = shape.request(pool.alloc(shape.unfinished(PAYLOAD)), segsz)
@@ -128,7 +130,7 @@ def test_room_around_a_frame_is_its_own(segsz: int, cloned: bool) -> None:
             m.append(room)[:] = b"\xff" * room
             m.trim(room)
             m.trim(4)
-            m.append(4)[:] = before[frames.index(m)][-4:]  # it had these
+            m.append(4)[:] = before[frames.index(m)][-4:]  # the bytes it had there
         assert [bytes(m) for m in frames] == before
         del m, frames
         out.free()
@@ -136,8 +138,7 @@ def test_room_around_a_frame_is_its_own(segsz: int, cloned: bool) -> None:
 
 @pytest.mark.lifetime
 def test_merged_out_of_borrowed_segments() -> None:
-    """What gso() made by reference becomes a super-frame again, and its own copy where it is
-    seen by somebody else."""
+    """Frames that gso() made by reference merge again; a shared one is copied."""
     shape = Shape()
     for shared in (False, True):
         with Mempool(64, 2048) as small:

@@ -274,7 +274,7 @@ def test_select_refuses(pool: Mempool, which: Any, error: Any) -> None:
     burst = numbered(pool, 3)
     with pytest.raises(error):
         burst.select(which)
-    assert [m.refcnt for m in burst] == [2, 2, 2]  # the burst's, and that of `m`
+    assert [m.refcnt for m in burst] == [2, 2, 2]  # one by the burst, one by `m`
 
 
 def test_select_with_indices_that_change_the_burst(pool: Mempool) -> None:

@@ -151,7 +151,7 @@ def test_gather_of_no_frames() -> None:
     rows = np.asarray(Burst().gather(12, 2))
     assert rows.shape == (0, 2)
     assert rows.dtype == np.uint8
-    # As a user would go on.
+    # The way a user would continue.
     assert (rows[:, 0] == 8).sum() == 0
     assert len(Burst().select(rows[:, 0] == 8)) == 0
 
@@ -184,7 +184,7 @@ def test_scatter(pool: Mempool, layout: str) -> None:
 @pytest.mark.lifetime
 @pytest.mark.parametrize("item", [ctypes.c_ubyte, ctypes.c_char, ctypes.c_int8])
 def test_ctypes_arrays_have_no_strides(pool: Mempool, item: Any) -> None:
-    """Their bytes are contiguous, and that is all their buffers say."""
+    """Their buffers have contiguous bytes and state no strides."""
     rows = ((item * 10) * 3).from_buffer_copy(bytes(range(30)))
     wanted = [bytes(range(n, n + 10)) for n in (0, 10, 20)]
     burst = pool.alloc_burst(3, rows)

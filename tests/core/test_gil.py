@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a burst does with the interpreter lock: "hold", "release", "auto".
+"""How a burst treats the GIL: "hold", "release", "auto".
 
-With a switch interval of minutes the lock changes hands only where somebody lets go of it, so
-that whether a burst did can be told exactly, by whether another thread ran meanwhile.
+With a switch interval of minutes, the GIL changes hands only where a thread releases it. So a burst
+released it exactly if another thread ran meanwhile.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MODES = ("auto", "release", "hold")
 
 @pytest.fixture
 def never_switch() -> Iterator[None]:
-    """Nobody is asked to give the lock away."""
+    """No thread is asked to release the GIL."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(600)
     yield
@@ -37,7 +37,7 @@ def never_switch() -> Iterator[None]:
 
 
 class Other:
-    """A thread that wants the lock: takes it for ``hold`` seconds, then lets go for a moment."""
+    """A thread that takes the GIL for ``hold`` seconds, then releases it for a moment."""
 
     def __init__(self, hold: float = 0) -> None:
         self.hold = hold
@@ -69,7 +69,7 @@ Fire = Callable[[], None]
 
 @pytest.fixture(params=["rx", "tx", "rx idle"])
 def bursts(request: pytest.FixtureRequest, tap: Tap, engine: str) -> Callable[[str], Fire]:
-    """Prepares a few bursts of 64 frames; what it gives does them, and nothing else."""
+    """Prepares bursts of 64 frames; returns a function that only does these bursts."""
     pool = Mempool(4096)
     packets = tap.packets()
 
@@ -108,7 +108,7 @@ def test_hold_never_gives_the_lock_away(bursts: Callable[[str], Fire], never_swi
 
 
 def test_release_gives_the_lock_away(bursts: Callable[[str], Fire], never_switch: None) -> None:
-    """The other thread has to be quick to catch it, so it gets many chances."""
+    """The other thread must be quick to take the GIL, so it gets many chances."""
     caught = 0
     deadline = time.perf_counter() + 20
     with Other() as other:
@@ -136,22 +136,22 @@ def test_long_bursts_give_the_lock_away_in_every_mode(
 
 @a_lock_to_keep
 def test_auto_lets_go_until_that_proves_slow(tap: Tap, engine: str, never_switch: None) -> None:
-    """Releases, notices that taking the lock back took long, keeps it, and tries again later."""
+    """A burst releases the GIL, notices that it came back slowly, keeps it, and retries later."""
     pool = Mempool(4096)
     rx = tap.rx(pool, engine=engine, gil="auto")
     burst = rx.rx_burst
     kept_rounds = 0
     with Other(hold=0.004) as other:
-        # On a busy machine the other thread's 4 ms may be over before the burst wants the lock
-        # back: that was quick, and such a round says nothing.
+        # On a busy machine, the other thread's 4 ms may be over before the burst wants the GIL
+        # back. It then gets it quickly, and the round shows nothing.
         for _ in range(12):
-            # One of these meets the other thread, which then has the lock for 4 ms.
+            # In one of these bursts, the other thread gets the GIL and keeps it for 4 ms.
             before = other.turns
             deadline = time.perf_counter() + 10
             while other.turns == before and time.perf_counter() < deadline:
                 burst(64)
             assert other.turns > before, "auto never let go of the lock"
-            # Now it is kept: hundreds of bursts in a row, and nobody else runs.
+            # Now bursts keep the GIL: hundreds in a row, and no other thread runs.
             kept = other.turns
             started = time.perf_counter()
             for _ in range(300):
@@ -160,7 +160,7 @@ def test_auto_lets_go_until_that_proves_slow(tap: Tap, engine: str, never_switch
             if other.turns != kept or took > 0.2:
                 continue
             kept_rounds += 1
-            # Until it looks again whether the other thread is still there.
+            # Until "auto" checks again whether the other thread still wants it.
             deadline = time.perf_counter() + 10
             while other.turns == kept and time.perf_counter() < deadline:
                 burst(64)
@@ -173,7 +173,7 @@ def test_auto_lets_go_until_that_proves_slow(tap: Tap, engine: str, never_switch
 def test_auto_lets_go_again_and_again_while_that_is_quick(
     tap: Tap, engine: str, never_switch: None
 ) -> None:
-    """A thread that never has the lock for long is no reason to keep it for a quarter second."""
+    """A thread that never holds the GIL for long does not make "auto" keep it."""
     pool = Mempool(4096)
     rx = tap.rx(pool, engine=engine, gil="auto")
     with Other() as other:
@@ -189,7 +189,7 @@ def test_auto_lets_go_again_and_again_while_that_is_quick(
 @a_lock_to_keep
 @pytest.mark.parametrize("way", ["rx", "tx"])
 def test_bursts_beside_a_busy_thread(tap: Tap, engine: str, way: str) -> None:
-    """There a release can cost a switch interval; "auto" is to spare nearly all of them."""
+    """There each release can cost a switch interval; "auto" must avoid nearly all of them."""
     pool = Mempool(4096)
     stop = threading.Event()
     before = sys.getswitchinterval()

@@ -159,7 +159,7 @@ def test_slices_never_resize(
 
 
 def test_slice_assignment_from_an_overlapping_view_of_itself(pool: Mempool) -> None:
-    """As bytearray does it: the value is what it was before."""
+    """As in a bytearray, the value is read before it is overwritten."""
     for a, b in ((0, 1), (1, 0), (0, 30), (30, 0)):
         data = bytearray(pattern(1, ROOM))
         mbuf = pool.alloc(data)
@@ -185,7 +185,7 @@ def test_slice_assignment_from_an_overlapping_view_of_itself(pool: Mempool) -> N
     ],
 )
 def test_argument_that_frees_the_mbuf(pool: Mempool, use: Callable[[Mbuf, Any], Any]) -> None:
-    """An ``__index__`` may do anything; the slot may be somebody else's when it returns."""
+    """An ``__index__`` may do anything; when it returns, the slot may belong to another mbuf."""
     taken: list[Mbuf] = []
 
     class Evil:

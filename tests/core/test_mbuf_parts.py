@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Later segments of a chain, ``mbuf.next``: they show bytes, and are frames nowhere."""
+"""Later segments of a chain, ``mbuf.next``: they show bytes, but no call takes them as frames."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DOORS: dict[str, Callable[[Mbuf], object]] = {
 def test_a_later_segment_is_no_frame(
     pool: Mempool, door: Callable[[Mbuf], object], segment: int
 ) -> None:
-    """Wherever a frame goes in or is resized; and what was refused has changed nothing."""
+    """Every call that takes or resizes a frame refuses it, and a refusal changes nothing."""
     data = pattern(7, 3 * ROOM - 8)
     mbuf = pool.alloc(data)
     part = mbuf
@@ -72,7 +72,7 @@ def test_a_burst_with_a_segment_in_it_takes_none(pool: Mempool) -> None:
 
 @pytest.mark.lifetime
 def test_a_segment_follows_its_frame(pool: Mempool) -> None:
-    """The lengths of a later segment are those of now, whoever resized the frame."""
+    """The lengths of a later segment are always current, whatever resized the frame."""
     data = pattern(7, 3 * ROOM - 8)
     mbuf = pool.alloc(data)
     rest = mbuf.next
@@ -97,7 +97,7 @@ def test_a_segment_follows_its_frame(pool: Mempool) -> None:
 
 @pytest.mark.lifetime
 def test_a_clone_of_a_segment_is_a_frame(pool: Mempool) -> None:
-    """It has the rest of the chain, and a window of its own on it."""
+    """The clone has the rest of the chain, with a window of its own."""
     data = pattern(7, 3 * ROOM)
     mbuf = pool.alloc(data)
     rest = mbuf.next

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Mbufs in chains, clones and under views, and all of it against a model."""
+"""Mbufs in chains, as clones and under views, checked against a model."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_very_long_chain() -> None:
 
 
 def test_chain_of_more_segments_than_are_counted() -> None:
-    """nb_segs has 16 bits: a longer chain is refused, not counted wrong."""
+    """nb_segs has 16 bits: a longer chain is refused, not miscounted."""
     pool = Mempool(70_000, 64)
     data = bytes(64 * 66_000)
     try:
@@ -121,7 +121,7 @@ def test_clone_of_a_clone_outlives_both(pool: Mempool) -> None:
 
 
 def test_clone_returns_as_a_whole_slot(pool: Mempool) -> None:
-    """A header that borrowed another's bytes has its own again when it is next used."""
+    """After use, a header that borrowed another's bytes has its own again."""
     mbuf = pool.alloc(b"m" * ROOM)
     clones = [mbuf.clone() for _ in range(63)]
     clones[5].adj(60)
@@ -324,7 +324,7 @@ ends = st.none() | st.integers(-3 * ROOM - 9, 3 * ROOM + 9)
 
 
 class MbufMachine(RuleBasedStateMachine):
-    """Random sequences of everything an mbuf can do, against bytearrays."""
+    """Random sequences of all operations on mbufs, compared with bytearrays."""
 
     mbufs = Bundle("mbufs")
 

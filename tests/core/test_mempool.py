@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Mempool: the arena, its accounting, and what happens at its ends."""
+"""Mempool: the arena, its accounting, and its limits."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_geometry(data_room: int, headroom: int) -> None:
     burst = pool.alloc_burst(3)
     for mbuf in burst:
         assert (mbuf.headroom, mbuf.tailroom, len(mbuf)) == (headroom, data_room, 0)
-    # Every byte of every slot is somebody's own.
+    # No two slots share a byte.
     for i, mbuf in enumerate(burst):
         mbuf.append(data_room)[:] = bytes([16 + i]) * data_room
         mbuf.prepend(headroom)[:] = bytes([i]) * headroom
@@ -249,7 +249,7 @@ def test_burst_data_array(order: str) -> None:
 )
 def test_burst_data_of_the_wrong_shape(data: Any) -> None:
     pool = Mempool(8)
-    with pytest.raises(ValueError):  # noqa: PT011 - which sentence depends on the shape
+    with pytest.raises(ValueError):  # noqa: PT011 - the message depends on the shape
         pool.alloc_burst(3, data)
     assert pool.in_use == 0
 
@@ -302,7 +302,7 @@ def test_items_fewer_or_more_than_they_say() -> None:
             return 3
 
     pool = Mempool(8)
-    # Whatever comes of it, nothing is written past the burst and nothing leaks.
+    # Whatever the result, nothing is written past the burst and nothing leaks.
     for n in (2, 4, 400):
         try:
             burst = pool.alloc_burst(3, Liar([b"x"] * n))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The arena behind a pool: its end, its memory, its slots, and threads."""
+"""The arena behind a pool: its lifetime, its memory, its slots, and threads."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_close_is_idempotent_and_final() -> None:
 
 
 def user(kind: str, pool: Mempool, data: bytes) -> Any:
-    """What keeps a buffer of `pool` in use that has `data`."""
+    """An object that keeps a buffer of `pool` with `data` in use."""
     if kind == "segment":
         return pool.alloc(bytes(pool.data_room) + data).next
     mbuf = pool.alloc(data)
@@ -184,7 +184,7 @@ def test_memfd_survives_in_who_duplicated_it() -> None:
 
 
 def test_nobody_changes_the_size_of_the_memfd() -> None:
-    """Whoever holds the descriptor could else cut bytes off, which is a SIGBUS for all others."""
+    """Otherwise a holder of the descriptor could truncate it, and all others would get SIGBUS."""
     pool = Mempool(16, memfd=True)
     mbuf = pool.alloc(pattern(1, 2000))
     fd = os.dup(pool.fd or 0)
@@ -260,7 +260,7 @@ def test_weakly_referenced_pool_is_collected() -> None:
 
 
 def test_slots_freed_in_other_threads_are_in_reach() -> None:
-    """Also while those threads live and hold a cache, and when there are more than caches."""
+    """Also while those threads live and hold a cache, and with more threads than caches."""
     pool = Mempool(4096, 64)
     release = threading.Event()
     filled = threading.Barrier(41)
@@ -294,7 +294,7 @@ def test_slots_freed_in_other_threads_are_in_reach() -> None:
 
 @pytest.mark.lifetime
 def test_hammering_from_many_threads_keeps_exact_accounts() -> None:
-    """Allocation, chains, clones, and frees in another thread than the one that allocated."""
+    """Threads allocate, chain, clone, and free what another thread allocated."""
     pool = Mempool(600, 64)
     handed: queue.SimpleQueue[tuple[Any, bytes]] = queue.SimpleQueue()
     stop = threading.Event()

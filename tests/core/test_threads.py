@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The lock of a device goes to whoever waits for it, and otherwise is a reentrant lock."""
+"""The lock of a device is reentrant, and a thread that waits for it gets it next."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rtap._core.threads import FairRLock
 
 
 def waiter(lock: FairRLock, order: list[str]) -> Task[None]:
-    """Another thread that waits for the lock, which this one has."""
+    """Another thread that waits for the lock, which this thread holds."""
 
     def take() -> None:
         with lock:
@@ -32,7 +32,7 @@ def waiter(lock: FairRLock, order: list[str]) -> Task[None]:
 
 
 def test_who_waits_comes_next() -> None:
-    """A thread that takes the lock again at once comes after the one that waits."""
+    """A thread that takes the lock again at once comes after a thread that already waits."""
     lock = FairRLock()
     order: list[str] = []
     for _ in range(20):
@@ -62,7 +62,7 @@ def test_a_wait_can_be_bounded() -> None:
     with lock:
         assert not Task(lock.acquire, False).result(5)
         assert not Task(lock.acquire, True, 0.01).result(5)
-        task = waiter(lock, [])  # and now at the gate
+        task = waiter(lock, [])  # it now waits at the gate
         assert not Task(lock.acquire, False).result(5)
         assert not Task(lock.acquire, True, 0.01).result(5)
     task.result(5)
@@ -88,7 +88,7 @@ def test_a_condition_waits_for_it() -> None:
 
 
 def test_a_signal_handler_takes_it_while_its_thread_waits() -> None:
-    """The thread that waits at the gate is the one whose handler comes to it."""
+    """A signal handler takes the lock in the thread that waits at the gate."""
     lock, heard, inside, go = FairRLock(), [], threading.Event(), threading.Event()
 
     def hold() -> None:
