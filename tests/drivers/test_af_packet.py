@@ -32,12 +32,12 @@ pytestmark = pytest.mark.root
 
 
 def tagged(data: bytes, *tags: tuple[int, int]) -> bytes:
-    """The frame with VLAN tags (TPID, TCI) behind its addresses, the outermost first."""
+    """The frame with VLAN tags (TPID, TCI) after its addresses, the outermost first."""
     return data[:12] + b"".join(struct.pack("!HH", *tag) for tag in tags) + data[12:]
 
 
 def receive(dev: EthDev, n: int, queue: int = 0) -> list[bytes]:
-    """The next `n` frames, or those that came before 5 s passed without one."""
+    """The next `n` frames, or those received until 5 s pass without one."""
     got: list[bytes] = []
     while len(got) < n and (burst := dev.rx_burst(queue, n - len(got), 5)):
         got += map(bytes, burst)
@@ -45,7 +45,7 @@ def receive(dev: EthDev, n: int, queue: int = 0) -> list[bytes]:
 
 
 def nothing_waits(sender: EthDev, receiver: EthDev) -> bool:
-    """Whether the receiver has no frame: the next that it sees is one sent now."""
+    """Whether the receiver has no frame waiting: the next that it sees is one sent now."""
     mark = frame(0xFFFF, dst=BROADCAST)
     assert sender.send(mark)
     return receive(receiver, 1) == [mark]
@@ -95,7 +95,7 @@ def test_many_frames_in_order(netns: NetNS, engine: str) -> None:
 def test_vlan_tags_stay_in_their_frames(
     netns: NetNS, engine: str, tags: list[tuple[int, int]]
 ) -> None:
-    """The kernel takes the outermost one out, and it is put back."""
+    """The kernel removes the outermost tag, and rtap restores it."""
     with pair(netns, engine=engine) as (a, b):
         sent = [tagged(frame(1), *tags), frame(2), tagged(frame(3, 1514), (0x8100, 9)), frame(4)]
         burst = a.pool.alloc_burst(4, sent)
@@ -128,8 +128,7 @@ def test_what_the_kernel_refuses_is_counted(netns: NetNS, engine: str) -> None:
 
 
 def test_only_what_comes_in(netns: NetNS, engine: str) -> None:
-    """Neither the device's own frames, nor the kernel's on the same interface, nor those of
-    another interface."""
+    """The device receives neither frames sent on its interface nor those of another interface."""
     veth(netns, "w0", "w1")
     with pair(netns, engine=engine) as (a, b), PacketSocket(netns, "v1") as beside:
         with PacketSocket(netns, "w0") as other:
@@ -183,7 +182,7 @@ def test_interrupts_and_waiting(netns: NetNS, engine: str) -> None:
 
 
 def test_frames_that_nobody_reads_are_missed(netns: NetNS, engine: str) -> None:
-    """The kernel's count of what found the buffer full, to the frame."""
+    """imissed is the kernel's exact count of frames that found the buffer full."""
     veth(netns, "v0", "v1")
     with (
         PacketSocket(netns, "v0", rcvbuf=1 << 22) as peer,
@@ -192,7 +191,7 @@ def test_frames_that_nobody_reads_are_missed(netns: NetNS, engine: str) -> None:
     ):
         for seq in range(500):
             peer.send(frame(seq))
-        assert len(beside.frames(500)) == 500  # given to sockets of one protocol last
+        assert len(beside.frames(500)) == 500  # the kernel serves sockets of one protocol last
         got = dev.rx_burst(0, 500)
         stats = dev.stats()
         assert 0 < stats.ipackets == len(got) < 500
@@ -275,7 +274,7 @@ def test_what_it_tells_of_itself(netns: NetNS) -> None:
         assert (info.mtu, info.min_mtu, info.max_mtu) == (2000, 68, 65535)
         assert info.mac == dev.mac == MacAddr(state["address"])
         assert (info.max_rx_queues, info.max_tx_queues) == (128, 128)
-        assert info.rx_gso  # the kernel's super-frames are split, as no LRO was asked for
+        assert info.rx_gso  # the kernel's super-frames are split, since LRO was not requested
         assert dev.link().link_status
 
 
@@ -337,7 +336,7 @@ def test_deleted_and_made_again(netns: NetNS, engine: str) -> None:
             waiter.result()
         assert select.select([fd], [], [], 5)[0]
         for call in (lambda: b.rx_burst(0), lambda: b.send(frame()), lambda: b.rx_burst(0, 1, 5)):
-            for _ in range(2):  # the kernel tells a socket once
+            for _ in range(2):  # the kernel reports it to a socket once
                 with pytest.raises(DeviceGone, match="v1"):
                     call()
         with pytest.raises(DeviceGone):
@@ -358,7 +357,7 @@ def test_deleted_and_made_again(netns: NetNS, engine: str) -> None:
 
 
 def test_moved_away(netns: NetNS, netns2: NetNS) -> None:
-    """A packet socket stays where it was made: that is as if the interface were deleted."""
+    """A packet socket stays in its namespace, so a move looks like a deletion."""
     with pair(netns) as (_, b):
         events: list[EthEvent] = []
         b.callback_register(EthEvent.INTR_RMV, lambda dev, event, data: events.append(event))
@@ -376,7 +375,7 @@ def test_moved_away(netns: NetNS, netns2: NetNS) -> None:
 def test_closing_leaves_nothing(netns: NetNS, engine: str) -> None:
     veth(netns, "v0", "v1")
     with started(netns, "v1", engine=engine, queues=2):
-        pass  # what is made once for the process
+        pass  # makes what the process keeps
     before = open_fds()
     for _ in range(3):
         with started(netns, "v1", engine=engine, queues=3) as dev:
@@ -387,7 +386,7 @@ def test_closing_leaves_nothing(netns: NetNS, engine: str) -> None:
         del dev
     none_left(before)
     assert "UP" in link(netns, "v1")["flags"]
-    ip(netns, "link", "del", "v1")  # no ring keeps it: this returns
+    ip(netns, "link", "del", "v1")  # returns, since no ring holds the interface
 
 
 def test_another_namespace_by_path(netns: NetNS) -> None:
@@ -466,7 +465,7 @@ def test_pools_that_do_not_fit(netns: NetNS) -> None:
 
 
 def test_without_the_right_to(netns: NetNS) -> None:
-    """One sentence says what is missing."""
+    """The error says which privilege is missing."""
     veth(netns, "v0", "v1")
     code = "import rtap\ntry:\n rtap.probe('net_af_packet0,iface=v0')\n"
     code += "except PermissionError as exc:\n print(exc.strerror)\n"

@@ -33,7 +33,7 @@ SIZE = 16 << 20
 
 
 def joined(w: Wire) -> Iterator[Wire]:
-    """While a worker forwards between the devices of a wire."""
+    """A worker forwards between the devices of a wire while the context is open."""
     worker = Worker()
     worker.forward((w.a, 0), (w.b, 0), on_full="retry")
     worker.forward((w.b, 0), (w.a, 0), on_full="retry")
@@ -43,7 +43,7 @@ def joined(w: Wire) -> Iterator[Wire]:
 
 @contextmanager
 def between_veths(**options: Any) -> Iterator[Wire]:
-    """Two hosts behind a veth pair each, whose other ends a worker joins."""
+    """Two hosts, each on one end of a veth pair; a worker joins the other ends."""
     with quiet_netns() as left, quiet_netns() as right, quiet_netns() as middle:
         for ns, name, address in ((left, "l", "10.9.0.1"), (right, "r", "10.9.0.2")):
             veth(middle, f"{name}0", f"{name}1", ns)
@@ -107,7 +107,7 @@ def test_super_frames_stay_whole_between_a_tap_and_a_veth_pair(engine: str) -> N
 
 @pytest.mark.parametrize("tx_gro", [False, True])
 def test_without_offloads_frames_are_plain(engine: str, tx_gro: bool) -> None:
-    """Within the MTU and with finished checksums, whatever the kernel gave."""
+    """They are within the MTU and have finished checksums, whatever the kernel handed over."""
     with between_veths(engine=engine, tx_gro=tx_gro) as w:
         ping(w.left, "10.9.0.2")
         w.transfer(SIZE // 4)
@@ -121,7 +121,7 @@ def test_without_offloads_frames_are_plain(engine: str, tx_gro: bool) -> None:
 
 
 def assert_nothing_lost_but_split(w: Wire) -> None:
-    """As above where super-frames were split on the way in, and maybe merged on the way out."""
+    """As above, but super-frames were split on the way in, and maybe merged on the way out."""
     for dev in (w.a, w.b):
         stats = dev.stats()
         assert (stats.ierrors, stats.oerrors, stats.imissed) == (0, 0, 0)
@@ -132,8 +132,11 @@ def assert_nothing_lost_but_split(w: Wire) -> None:
 def test_what_a_header_says_of_a_tagged_frame(
     netns: NetNS, engine: str, version: int, vlans: int
 ) -> None:
-    """It is true with the tag put back: a super-frame, and a frame with its checksum to do, come
-    to one end and, sent on by that, are split and finished at the other."""
+    """The header stays right when the tag is restored.
+
+    A super-frame and a frame with an unfinished checksum come to one end. When they are sent on,
+    they are split and finished at the other end.
+    """
     veth(netns, "v0", "v1")
     shape = Shape(version=version, vlans=vlans)
     payload = bytes(range(256)) * 40
@@ -179,7 +182,7 @@ ROUNDS = 20
 
 
 def take(dev: EthDev, queues: range, n: int) -> dict[int, list[int]]:
-    """The flows of `n` frames by queue, in the order they came."""
+    """The flows of `n` frames by queue, in order of arrival."""
     got: dict[int, list[int]] = {q: [] for q in queues}
 
     def look() -> bool:
@@ -272,7 +275,7 @@ def test_queues_in_a_worker_each(engine: str) -> None:
 
 @pytest.mark.parametrize("options", [{}, WHOLE], ids=["split", "whole"])
 def test_odd_frames_come_as_they_are(netns: NetNS, engine: str, options: dict[str, Any]) -> None:
-    """Headers that contradict themselves, or are cut off, are an application's to judge."""
+    """Frames with contradictory or truncated headers are passed on for the application to judge."""
     with pair(netns, engine=engine, **options) as (a, b):
         for data in ODD + HEADLESS:
             assert a.send(data)
@@ -285,8 +288,10 @@ def test_odd_frames_come_as_they_are(netns: NetNS, engine: str, options: dict[st
 def test_a_full_queueing_discipline_is_a_short_burst(
     netns: NetNS, engine: str, bypass: tuple[str, ...]
 ) -> None:
-    """What it has no room for stays with the caller, from the first unsent frame on; with
-    `qdisc_bypass` there is none in the way."""
+    """From the first frame that finds no room, frames stay with the caller.
+
+    With `qdisc_bypass` there is no queueing discipline in the way.
+    """
     veth(netns, "v0", "v1")
     tbf = "tbf rate 8kbit burst 3000 limit 6000"
     netns.run(["tc", "qdisc", "add", "dev", "v0", "root", *tbf.split()], check=True)

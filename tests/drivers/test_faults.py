@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Faults of the C driver that other tests do not rule out already; docs/faults.md lists all."""
+"""Faults of the C driver that no other test rules out; docs/faults.md lists all."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ BIG = 64 << 20
 
 
 def test_no_read_is_left_posted(netns: NetNS, engine: str) -> None:
-    """A frame that arrives between bursts is the kernel's: no buffer waits for it, and its sender
-    wakes nobody."""
+    """A frame that arrives between bursts stays in the kernel.
+
+    No buffer is posted for it, and its sender wakes no thread.
+    """
     pool = Mempool(64)
     with Tap(netns, vnet_hdr=False) as tap, tap.packets() as peer:
         rx = tap.rx(pool, engine=engine)
@@ -37,7 +39,7 @@ def test_no_read_is_left_posted(netns: NetNS, engine: str) -> None:
 
 
 def test_more_frames_than_the_ring_has_entries(netns: NetNS, engine: str) -> None:
-    """Both ways, many times: each frame once, in order, and no slot is lost."""
+    """In both directions, each frame arrives once and in order, and no slot is lost."""
     n = 3000
     frames = [frame(seq) for seq in range(n)]
     pool = Mempool(n)
@@ -62,8 +64,10 @@ def test_more_frames_than_the_ring_has_entries(netns: NetNS, engine: str) -> Non
 
 @pytest.mark.parametrize("front", [0, 1, 3])
 def test_count_after_an_allocation_failed(netns: NetNS, engine: str, front: int) -> None:
-    """A frame that needs a buffer of its own, in the middle of a burst, and there is none: what is
-    in front of it went, and only that is counted."""
+    """A frame in the middle of a burst needs a buffer, and there is none.
+
+    The frames before it are sent, and only these are counted.
+    """
     shape = Shape(4, "udp")
     pool, small = Mempool(64), Mempool(2)
     with Tap(netns, vnet_hdr=False) as tap, tap.packets(3) as peer:
@@ -147,7 +151,7 @@ def test_submit_that_fails_frees_nothing() -> None:
 
 
 class Stale:
-    """Stands for a channel's socket, in which answers to earlier requests wait."""
+    """Replaces a channel's socket in which answers to earlier requests wait."""
 
     REQUEST = struct.Struct("=IHHII BxHiII")  # struct nlmsghdr, struct ifinfomsg
     RTM_GETLINK, NLM_F_REQUEST, LOOPBACK = 18, 1, 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a device receives while it is not promiscuous, and that it follows every change."""
+"""What a device receives while it is not promiscuous, and how it follows every change."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def peer(netns: NetNS, dev: EthDev) -> Iterator[PacketSocket]:
 
 
 def heard(dev: EthDev, peer: PacketSocket, *destinations: MacAddr) -> list[MacAddr]:
-    """Sends one frame to each destination; those whose frame arrived, in order."""
+    """Sends a frame to each destination; returns those whose frame arrived, in order."""
     for n, mac in enumerate(destinations):
         peer.send(frame(n, dst=bytes(mac)))
-    # A broadcast is never left out: once it is here, so is all before it.
+    # A broadcast is never filtered: once it arrives, so have all frames before it.
     peer.send(frame(99, dst=BROADCAST))
     got: list[bytes] = []
     while not got or got[-1] != frame(99, dst=BROADCAST):
@@ -66,7 +66,7 @@ def test_not_promiscuous(dev: EthDev, peer: PacketSocket) -> None:
     stats, xstats = dev.stats(), dev.xstats()
     assert xstats["rx_q0_filtered_unicast_packets"] == 2
     assert xstats["rx_q0_filtered_multicast_packets"] == 2
-    # Neither received nor missed nor wrong, and its buffers are free.
+    # A filtered frame is not received, missed or an error, and its buffers are free.
     assert stats.ipackets - before.ipackets == 3
     assert (stats.imissed, stats.ierrors, stats.rx_nombuf) == (0, 0, 0)
     assert xstats["rx_q0_unicast_packets"] == 1
@@ -88,7 +88,7 @@ def test_allmulticast(dev: EthDev, peer: PacketSocket) -> None:
     assert heard(dev, peer, *EVERYBODY) == [OURS, GROUP, GROUP6, ALL]
     dev.allmulticast = False
     assert heard(dev, peer, *EVERYBODY) == [OURS, ALL]
-    # Each is remembered while the other makes it moot.
+    # Each setting is kept while the other overrides it.
     dev.allmulticast = True
     dev.promiscuous = True
     assert dev.allmulticast is True
@@ -162,7 +162,7 @@ def test_follows_app_mac(netns: NetNS, dev: EthDev, peer: PacketSocket) -> None:
     dev.app_mac = STRANGER
     assert heard(dev, peer, *EVERYBODY) == [STRANGER, ALL]
     assert dev.mac_addrs == (STRANGER,)
-    # Assigned, it no longer depends on the interface's.
+    # Once assigned, it no longer depends on the interface's address.
     dev.mac = "02:00:00:00:00:77"
     assert heard(dev, peer, *EVERYBODY) == [STRANGER, ALL]
 
@@ -255,7 +255,7 @@ def test_offloads_of_what_is_left_out_are_not_counted(netns: NetNS, engine: str)
 
 
 def test_the_interface_keeps_its_own_flags(netns: NetNS, dev: EthDev) -> None:
-    """They are about what the kernel's end accepts."""
+    """The interface's flags are about what the kernel's end accepts."""
     before = link(netns, "t0")["flags"]
     for on in (False, True):
         dev.promiscuous = dev.allmulticast = on

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""eBPF programs that an earlier owner left on a persistent interface: a device is rid of them."""
+"""A device removes eBPF programs that an earlier owner left on a persistent interface."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ libc.syscall.restype = ctypes.c_long
 
 
 def program(value: int) -> int:
-    """Descriptor of a program that returns `value` for every frame."""
+    """The descriptor of a program that returns `value` for every frame."""
     code = struct.pack("=BBhiBBhi", MOVE_R0, 0, 0, value, EXIT, 0, 0, 0)
     text = ctypes.create_string_buffer(code, len(code))
     gpl = ctypes.create_string_buffer(b"GPL")
@@ -68,7 +68,7 @@ def fill(netns: NetNS) -> Callable[[], None]:
 
 @pytest.fixture
 def owner(netns: NetNS) -> Iterator[tuple[ExitStack, list[int]]]:
-    """Two queues of an interface that persists, and what closes them."""
+    """Two queues of a persistent interface, and a function that closes them."""
     with ExitStack() as stack:
         fds = []
         for _ in range(2):
@@ -81,7 +81,7 @@ def owner(netns: NetNS) -> Iterator[tuple[ExitStack, list[int]]]:
 
 
 def leave(fd: int, request: int, value: int) -> None:
-    """Has the interface run a program, which nobody else refers to."""
+    """Attaches a program to the interface, which holds the only reference."""
     loaded = program(value)
     try:
         fcntl.ioctl(fd, request, struct.pack("i", loaded))
@@ -130,7 +130,7 @@ def test_a_choice_of_queues(
 def test_both(
     netns: NetNS, engine: str, owner: tuple[ExitStack, list[int]], fill: Callable[[], None]
 ) -> None:
-    """The device has one queue, to which the choice of the other meant nothing."""
+    """The device has one queue, for which the steering program makes no difference."""
     close, fds = owner
     leave(fds[0], tun.TUNSETSTEERINGEBPF, 1)
     leave(fds[0], tun.TUNSETFILTEREBPF, 0)

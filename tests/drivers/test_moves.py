@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Interfaces that others move and rename at the worst moment, or swap indexes between."""
+"""Interfaces that others move, rename or exchange the indexes of at the worst moment."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def b(netns2: NetNS) -> Iterator[EthDev]:
 
 
 def between(monkeypatch: pytest.MonkeyPatch, times: int, disturb: Callable[[], None]) -> None:
-    """Calls `disturb` so many times after a descriptor said where its interface is."""
+    """Calls `disturb` right after a descriptor says where its interface is, several times."""
     ask = tun.device_netns
 
     def asked(fd: int, ifname: str = "") -> Descriptor:
@@ -89,10 +89,10 @@ def test_deleted_while_looked_for(
 def test_another_interface_takes_its_index(
     netns: NetNS, netns2: NetNS, away: NetNS, a: EthDev, b: EthDev
 ) -> None:
-    """Both had the same index in their namespaces, and then each in the third one."""
+    """Two interfaces have the same index, first in their namespaces, then each in a third one."""
     assert a.info().if_index == b.info().if_index
     ip(netns, "link", "set", "a0", "netns", away.path)
-    assert a.mac == MAC_A  # seen there
+    assert a.mac == MAC_A  # the device saw it there
     ip(away, "link", "set", "a0", "netns", netns.path)
     ip(netns2, "link", "set", "b0", "netns", away.path)
     a.mtu = 1400

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``net_null``: the same device layer over a driver with nothing behind it. Needs no root."""
+"""``net_null``: the device layer over a driver without a kernel behind it. Needs no root."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""rtap.open and what a device is good for: interfaces made and taken over, traffic, counters."""
+"""rtap.open: interfaces that it makes and takes over, traffic, counters."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_refusals_leave_nothing(
     none_left(before, but=1)  # 1: the ring of this thread
 
 
-# ---- interfaces that are there already
+# ---- existing interfaces
 
 
 @pytest.mark.parametrize("multi_queue", ["", " multi_queue"])
@@ -241,7 +241,7 @@ def test_other_interfaces_are_refused(netns: NetNS, name: str) -> None:
 @pytest.mark.parametrize("persist", [False, True])
 @pytest.mark.parametrize("multi_queue", [False, True])
 def test_an_interface_in_use_is_refused(netns: NetNS, multi_queue: bool, persist: bool) -> None:
-    """It would be joined by the kernel, and half of its frames be ours."""
+    """Otherwise the kernel would add a queue, and the device would take half of the frames."""
     with Tap(netns, "t0", multi_queue=multi_queue, vnet_hdr=False) as tap:
         rtap.control.tun.set_persist(tap.fd, persist, "t0")
         with pytest.raises(OSError, match="t0 is in use by another process or device") as caught:
@@ -338,7 +338,7 @@ print("fine")
 
 
 def test_a_finite_sndbuf_makes_sends_fall_short(netns: NetNS, engine: str) -> None:
-    """Frames that wait in the kernel: at some point it takes no more, and what it took goes on."""
+    """While frames wait, the kernel takes no more at some point; what it took is sent on."""
     with (
         rtap.open("a0", netns=netns, engine=engine, sndbuf=20_000) as dev,
         rtap.open("b0", netns=netns) as other,

@@ -50,7 +50,7 @@ CHECKSUM_LRO = RxOffload.CHECKSUM | RxOffload.TCP_LRO
 
 
 def routes(ns: NetNS) -> list[tuple[str, str, str]]:
-    """Destination, gateway and interface of every route, IPv4 and IPv6."""
+    """The destination, gateway and interface of every route, IPv4 and IPv6."""
     found = json.loads(ip(ns, "-j", "route")) + json.loads(ip(ns, "-j", "-6", "route"))
     return sorted((r["dst"], r.get("gateway", ""), r["dev"]) for r in found)
 
@@ -160,7 +160,7 @@ def test_header_negotiation_keeps_the_interface(netns: NetNS, engine: str) -> No
 
 
 def test_the_link_stays_down_while_headers_are_negotiated(netns: NetNS) -> None:
-    """Closing and opening the descriptor raises the carrier in the kernel."""
+    """The kernel raises the carrier when the descriptor is closed and opened again."""
     with rtap.open("t0", netns=netns) as dev:
         dev.stop()
         assert not dev.link().link_status
@@ -203,7 +203,7 @@ def test_recv(netns: NetNS, engine: str) -> None:
         for n in range(10):
             kernel.send(frame(n))
         queue = next(q for q in range(2) if dev.rx_queue(q).rx_burst(1, 0))
-        # One at a time, in order, none lost between calls.
+        # One frame at a time, in order, and none is lost between calls.
         assert [dev.recv(5, queue) for _ in range(9)] == [frame(n) for n in range(1, 10)]
         assert dev.recv(0, queue) == b""
 
@@ -284,7 +284,7 @@ def test_a_hundred_and_twenty_eight_queues(netns: NetNS, engine: str) -> None:
 
 @pytest.mark.parametrize("queues", [2, 8])
 def test_flows_over_queues_are_accounted_for(netns: NetNS, engine: str, queues: int) -> None:
-    """Every datagram arrives once, on the queue of its flow, in order; the counters agree."""
+    """Every datagram arrives once, in order, on the queue of its flow; the counters agree."""
     flows, each = 64, 20
     with rtap.open("t0", netns=netns, engine=engine, queues=queues) as dev:
         iproute(netns, "addr add 10.9.0.1/24 dev t0")
@@ -345,7 +345,7 @@ def test_imissed_is_what_the_kernel_dropped(netns: NetNS, engine: str) -> None:
         push(5)
         assert (pull(), dev.stats().imissed) == (5, missed)
 
-        # Nobody misses what comes while there is no cable, or while the device is stopped.
+        # Frames that come while the link is down or the device stopped do not count as missed.
         dev.set_link_down()
         push(50)
         assert dev.stats().imissed == missed
@@ -358,7 +358,7 @@ def test_imissed_is_what_the_kernel_dropped(netns: NetNS, engine: str) -> None:
         push(50)
         dev.start()
         assert dev.stats().imissed == more
-        assert pull() == 0  # what was queued before is thrown away
+        assert pull() == 0  # frames queued before are thrown away
         dev.stats_reset()
         assert dev.stats().imissed == 0
         push(50)
@@ -393,7 +393,7 @@ def test_counters_survive_stop_and_start_and_not_a_reset(netns: NetNS, engine: s
 
 
 def test_frames_longer_than_the_mtu_are_errors(netns: NetNS, engine: str) -> None:
-    """Somebody else raised the MTU, the buffers are not ours to replace: nothing arrives cut."""
+    """When others raise the MTU and the buffers must stay, no frame arrives truncated."""
     with (
         rtap.open("t0", netns=netns, engine=engine, data_room=2048) as dev,
         PacketSocket(netns, "t0") as kernel,
@@ -447,7 +447,7 @@ def test_interface_deleted_under_a_waiting_reader(netns: NetNS, engine: str) -> 
         def wait() -> None:
             try:
                 dev.recv()
-            except BaseException as exc:  # noqa: BLE001 - looked at below
+            except BaseException as exc:  # noqa: BLE001 - checked below
                 ends.append(exc)
 
         thread = threading.Thread(target=wait)
@@ -485,7 +485,7 @@ def test_interface_moved_and_moved_back(netns: NetNS, netns2: NetNS, engine: str
     with rtap.open("t0", netns=netns, engine=engine, queues=2) as dev:
         for here, there in ((netns, netns2), (netns2, netns)) * 2:
             iproute(here, f"link set t0 netns {there.path}")
-            assert not dev.link().link_status  # moving takes an interface down
+            assert not dev.link().link_status  # a move takes the interface down
             dev.mtu = 1300
             assert link(there, "t0")["mtu"] == 1300
             dev.stop()
@@ -515,7 +515,7 @@ def test_closed_where_it_was_moved_to(netns: NetNS, netns2: NetNS) -> None:
 
 
 def test_a_namesake_elsewhere_is_not_joined(netns: NetNS, netns2: NetNS) -> None:
-    """After a move, new queues must go to the interface and not to one of its old name."""
+    """After a move, new queues must attach to the interface, not to another with its old name."""
     with rtap.open("t0", netns=netns) as dev, Tap(netns2, "t0", multi_queue=True):
         iproute(netns, f"link set t0 netns {netns2.path} name t1")
         with Tap(netns, "t0", multi_queue=True):
@@ -528,7 +528,7 @@ def test_a_namesake_elsewhere_is_not_joined(netns: NetNS, netns2: NetNS) -> None
 
 
 def test_another_process_sees_the_interface_go(netns: NetNS) -> None:
-    """close() returns when the interface is gone for everybody."""
+    """When close() returns, the interface is gone for other processes too."""
     for engine in ("auto", "syscall"):
         for _ in range(5):
             with rtap.open("t0", netns=netns, engine=engine, queues=4) as dev:

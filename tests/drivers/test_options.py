@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Options of an interface: owner, group, lengths of its queues, and descriptors from elsewhere."""
+"""Options of an interface: owner, group, queue lengths, and descriptors of others."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def tun_data(ns: NetNS, ifname: str) -> dict[str, int]:
 
 
 def run(dev: EthDev, pool: Mempool, conf: EthConf | None = None, queues: int = 1) -> None:
-    """Configures and starts."""
+    """Configures and starts the device."""
     dev.configure(queues, queues, conf)
     for q in range(queues):
         dev.rx_queue_setup(q, 64, pool)
@@ -89,7 +89,7 @@ def test_owner_and_group(netns: NetNS, way: str) -> None:
 
 
 def test_who_it_is_given_to_may_attach(netns: NetNS) -> None:
-    """And nobody else: CAP_NET_ADMIN is what both lack."""
+    """The owner may attach without CAP_NET_ADMIN, and another user may not."""
     code = """
 import sys, rtap, support
 support.drop_capabilities()
@@ -132,7 +132,7 @@ def test_most_txqueuelen(netns: NetNS) -> None:
 
 
 def assert_sends_fall_short_in_order(ns: NetNS, dev: EthDev, queue: int) -> None:
-    """Frames wait in the kernel behind a slow device: what was taken of a burst is a prefix."""
+    """While frames wait in the kernel behind a slow device, it takes a prefix of each burst."""
     with rtap.open("slow", netns=ns) as other, Mempool(512) as pool:
         redirect(ns, dev.ifname, "slow", "20mbit")
         burst = pool.alloc_burst(200, [frame(n, 1000) for n in range(200)])
@@ -153,7 +153,7 @@ def test_sndbuf_by_device_argument(netns: NetNS, engine: str, pool: Mempool, que
 
 
 def test_options_of_an_interface_made_anew(netns: NetNS, engine: str) -> None:
-    """Deleted by somebody: what start() makes in its place is for the same people."""
+    """After others delete the interface, start() makes one with the same owner and group."""
     options: dict[str, Any] = {"owner": SOMEBODY, "group": 0, "txqueuelen": 7, "sndbuf": 20_000}
     with rtap.open("t0", netns=netns, engine=engine, queues=2, **options) as dev:
         ip(netns, "link", "del", "t0")
@@ -190,7 +190,7 @@ def test_an_option_the_kernel_refuses_leaves_nothing(
     none_left(before)
 
 
-# ---- a descriptor from somebody else
+# ---- a descriptor of another owner
 
 
 def lend(ns: NetNS, name: str = "t0", mode: str = "tap", **options: Any) -> int:
@@ -226,7 +226,7 @@ def test_descriptor(
                 assert dev.recv(5) == frame(2)
                 dev.stop()
                 dev.start()
-        # It is the lender's, who can use it on.
+        # The descriptor belongs to the lender, who can still use it.
         assert tun.get_iface(fd).name == "t0"
         assert links(netns) == ["lo", "t0"]
         with rtap.open(fd=fd) as dev:
@@ -248,7 +248,7 @@ def test_the_lender_may_close_it(netns: NetNS, engine: str) -> None:
 
 
 def test_duplicate_is_not_inherited(netns: NetNS) -> None:
-    """An exec must not keep the interface alive, whatever the lender's descriptor does."""
+    """An exec must not keep the interface alive, whether or not the lender's descriptor does."""
     fd = lend(netns)
     os.set_inheritable(fd, True)
     with rtap.open(fd=fd) as dev:
@@ -260,7 +260,7 @@ def test_duplicate_is_not_inherited(netns: NetNS) -> None:
 
 @pytest.mark.parametrize("size", [10, 12, 20])
 def test_descriptor_with_longer_headers(netns: NetNS, engine: str, size: int) -> None:
-    """virtio 1.0 has 12 bytes; whatever the lender chose, frames come whole."""
+    """Frames arrive whole whatever header length the lender chose; virtio 1.0 has 12 bytes."""
     fd = lend(netns)
     tun._set_int(fd, tun.TUNSETVNETHDRSZ, size, "TUNSETVNETHDRSZ", "t0")
     with rtap.open(fd=fd, engine=engine) as dev, PacketSocket(netns, "t0") as peer:
@@ -288,7 +288,7 @@ def test_descriptor_with_headers_takes_offloads(netns: NetNS, pool: Mempool) -> 
     ids=["rx", "tx"],
 )
 def test_descriptor_without_headers_takes_none(netns: NetNS, pool: Mempool, conf: EthConf) -> None:
-    """The refusal changes nothing."""
+    """It is refused when headers are needed, and the refusal changes nothing."""
     fd = lend(netns, vnet_hdr=False)
     with rtap.probe(f"net_rtap0,fd={fd}") as dev:
         run(dev, pool)
@@ -329,7 +329,7 @@ def test_detached_descriptor_is_attached(netns: NetNS) -> None:
 def test_sndbuf_of_the_descriptor_is_respected(
     netns: NetNS, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lender's limit, which nobody told the device about: its writes are chained."""
+    """The device detects the lender's limit by itself, and chains its writes."""
     ordered = []
 
     def tx_queue(*args: Any, **options: Any) -> TxQueue:
@@ -366,7 +366,7 @@ def test_frames_that_waited_are_thrown_away(netns: NetNS, engine: str) -> None:
 
 
 def test_descriptor_of_another_namespace(netns: NetNS, netns2: NetNS) -> None:
-    """The interface is found where it is, not where the caller is, nor a namesake there."""
+    """The device finds the interface in its namespace, not a namesake in the caller's."""
     fd = lend(netns)
     with rtap.open("t0", netns=netns2) as namesake:
         dev = netns2.call(rtap.open, fd=fd)
@@ -378,7 +378,7 @@ def test_descriptor_of_another_namespace(netns: NetNS, netns2: NetNS) -> None:
 
 
 def test_interface_of_the_descriptor_is_deleted_and_made_anew(netns: NetNS, engine: str) -> None:
-    """The two descriptors are one open file: both are on the new one."""
+    """The two descriptors are one open file, so both attach to the new interface."""
     fd = lend(netns)
     with rtap.open(fd=fd, engine=engine) as dev:
         ip(netns, "link", "del", "t0")
@@ -393,7 +393,7 @@ def test_interface_of_the_descriptor_is_deleted_and_made_anew(netns: NetNS, engi
     os.close(fd)
 
 
-# ---- what is no such descriptor
+# ---- other descriptors
 
 
 def test_not_such_a_descriptor(netns: NetNS) -> None:
@@ -479,7 +479,7 @@ with rtap.open(fd=fd, engine=sys.argv[2]) as dev:
 
 
 def test_descriptor_of_a_helper_without_any_rights(netns: NetNS, engine: str) -> None:
-    """What systemd or a privileged helper does: attach, then hand it to who may do nothing."""
+    """As systemd or a privileged helper does: attach, then pass it to a process without rights."""
     with Tap(netns, "t0", vnet_hdr=False) as lender, PacketSocket(netns, "t0") as peer:
         process = netns.popen(
             [sys.executable, "-c", CHILD, str(lender.fd), engine],
@@ -494,7 +494,7 @@ def test_descriptor_of_a_helper_without_any_rights(netns: NetNS, engine: str) ->
             mac = link(netns, "t0")["address"]
             app = bytes(rtap.MacAddr(mac).peer())
             for n in range(3):
-                # Frames from before its start were thrown away: send until one is taken.
+                # Frames from before its start are thrown away, so send until one is taken.
                 line = ""
                 while not line:
                     peer.send(frame(n))

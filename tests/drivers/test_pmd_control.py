@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The cases of the C driver's own suite about configuration and control, by their names there.
+"""The cases of the C driver's own suite about configuration and control, under the same names.
 
-What is a warning there is a failure here.
+A warning there is a failure here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def port(netns: NetNS, engine: str) -> Iterator[Port]:
 
 
 def attached(port: Port) -> int:
-    """Queues that the kernel has for the interface."""
+    """The number of queues that the kernel has for the interface."""
     data = link(port.ns, IFNAME)["linkinfo"]["info_data"]
     assert data["numdisabled"] == 0
     return int(data["numqueues"])
@@ -40,7 +40,7 @@ def zeros(queues: int) -> Stats:
 
 
 def exchange(port: Port, n: int = 1) -> None:
-    """`n` frames each way."""
+    """Moves `n` frames each way."""
     with port.kernel() as kernel:
         for seq in range(n):
             assert port.send(frame(seq)) == 1
@@ -70,7 +70,7 @@ def test_dev_info(port: Port) -> None:
     assert (info.max_rx_queues, info.max_tx_queues) == (128, 128)
     assert (info.nb_rx_queues, info.nb_tx_queues) == (1, 1)
     assert (info.min_mtu, info.max_mtu) == (68, 65521)
-    # One in the C driver, which cannot tell addresses apart.
+    # The C driver has only one address.
     assert info.max_mac_addrs == 32
     for address in range(info.max_mac_addrs - 1):
         port.dev.mac_addr_add(bytes((2, 0, 0, 0, 1, address)))
@@ -163,7 +163,7 @@ def test_mac_address(port: Port) -> None:
 
 
 def test_mtu(port: Port) -> None:
-    # Buffers of 2 KiB: the C driver takes the MTU and cuts what arrives.
+    # With 2 KiB buffers, the C driver accepts the MTU and truncates frames.
     with pytest.raises(ValueError, match=r"MTU of 9000 needs .* 9023"):
         port.dev.mtu = 9000
     assert port.dev.mtu == link(port.ns, IFNAME)["mtu"] == 1500
@@ -210,7 +210,7 @@ def test_multiqueue_reduce(port: Port) -> None:
         assert attached(port) == queues
         port.dev.stats_reset()
         assert port.dev.stats() == zeros(queues)
-        # None goes to a queue that is not there any more.
+        # No frame goes to a queue that no longer exists.
         port.flows_arrive()
         assert port.dev.stats().imissed == 0
         assert port.counters()["tx_dropped"] == 0
@@ -224,7 +224,7 @@ def test_multiqueue_mismatch(port: Port) -> None:
             port.dev.configure(rx, tx)
         assert port.dev.state == "stopped"
         assert attached(port) == 3
-    # The refusals changed nothing: it starts as it was.
+    # The refusals changed nothing: the device starts as before.
     port.dev.start()
     port.flows_arrive()
     port.reconfigure()
@@ -247,7 +247,7 @@ def test_queue_reconfigure(port: Port) -> None:
 
 
 def test_fd_leak(netns: NetNS, engine: str) -> None:
-    with pmd.port(netns, engine) as warm:  # this thread has its ring after that
+    with pmd.port(netns, engine) as warm:  # makes this thread's ring
         exchange(warm)
     before = open_fds()
     with Mempool(4096) as pool:

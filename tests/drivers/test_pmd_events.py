@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The case of the C driver's own suite about link state changes, by its name there.
+"""The case of the C driver's own suite about link state changes, under the same name.
 
-The C suite goes on when no event comes, and asks for the link state instead. Here it has to come.
+When no event comes, the C suite reads the link state instead and goes on. Here the event must come.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def test_lsc_interrupt(port: Port) -> None:
     seen: queue.Queue[tuple[EthDev, rtap.EthEvent, bool, str]] = queue.Queue()
 
     def changed(dev: EthDev, event: rtap.EthEvent, data: object) -> None:
-        # What the C test's callback does: look at the link from inside.
+        # Like the C test's callback, read the link in the callback.
         seen.put((dev, event, dev.link().link_status, threading.current_thread().name))
 
     handle = port.dev.callback_register(rtap.EthEvent.INTR_LSC, changed)
@@ -46,11 +46,11 @@ def test_lsc_interrupt(port: Port) -> None:
         assert (dev, event, status) == (port.dev, rtap.EthEvent.INTR_LSC, up)
         assert port.dev.link().link_status is up
         threads.add(thread)
-    # All on one thread, which is not this one.
+    # All callbacks run on one thread, which is not this one.
     assert len(threads) == 1
     assert threading.current_thread().name not in threads
 
-    # Somebody else's doing counts as well.
+    # Changes made by others count as well.
     for state, up in (("down", False), ("up", True)):
         ip(port.ns, "link", "set", port.dev.ifname, state)
         while seen.get(timeout=SOON)[2] is not up:
@@ -62,9 +62,9 @@ def test_lsc_interrupt(port: Port) -> None:
         rtap.EthEvent.INTR_LSC, lambda dev, event, data: other.put(dev.link().link_status)
     )
     port.dev.set_link_down()
-    while other.get(timeout=SOON):  # the interface's coming up may still be told
+    while other.get(timeout=SOON):  # the event for the interface coming up may still arrive
         pass
-    # The first one would have been told before.
+    # An event for the first one would have come before.
     while not seen.empty():
         assert seen.get()[2]
     second.unregister()
@@ -75,7 +75,7 @@ def test_lsc_interrupt(port: Port) -> None:
 
 
 def test_lsc_together_with_rxq_interrupt(port: Port) -> None:
-    """The C driver has one or the other."""
+    """The C driver supports only one of them at a time."""
     seen: queue.Queue[bool] = queue.Queue()
     handle = port.dev.callback_register(
         rtap.EthEvent.INTR_LSC, lambda dev, event, data: seen.put(dev.link().link_status)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The cases of the C driver's own suite about packets, by their names there.
+"""The cases of the C driver's own suite about packets, under the same names.
 
-What is a warning there is a failure here.
+A warning there is a failure here.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def test_offload_config(port: Port) -> None:
 def test_tx_csum_offload(
     port: Port, netns: NetNS, engine: str, offloads: TxOffload, version: int
 ) -> None:
-    """What is read behind a bridge, from a port without offloads, is what was made of it."""
+    """A port without offloads behind a bridge reads frames with finished checksums."""
     shape = Shape(version, "udp")
     payload = b"\xcc" * 32
     with pmd.port(netns, engine, 1) as other:
@@ -138,7 +138,7 @@ def test_stats_imissed(port: Port) -> None:
         assert [bytes(m) for m in port.receive(1000)] == [frame(n, 128) for n in range(1000)]
         assert port.nothing_waits()
     stats = port.dev.stats()
-    # As many as the interface has room for, its txqueuelen, and not one frame unaccounted for.
+    # The interface has room for txqueuelen frames, and every other frame is accounted for.
     assert (stats.ipackets, stats.imissed, stats.ierrors) == (1000, 500, 0)
     assert port.counters()["tx_dropped"] - before == 500
     port.dev.stats_reset()
@@ -161,7 +161,7 @@ def test_rxq_interrupt(port: Port) -> None:
         dev.rx_queue_intr_disable(0)
         kernel.send(frame(9))
         assert epoll.poll(0.05) == []
-        # It is there all the same, and signals once that is allowed again.
+        # The frame waits anyway, and signals once interrupts are enabled again.
         dev.rx_queue_intr_enable(0)
         assert epoll.poll(5) == [(fd, select.EPOLLIN)]
         assert [bytes(m) for m in port.receive(1)] == [frame(9)]
@@ -204,10 +204,10 @@ def test_xstats_get_names(port: Port) -> None:
 def test_xstats_get_values(port: Port) -> None:
     both_ways(port, frame())
     values = port.dev.xstats()
-    # The C driver's ids are places in the list of names.
+    # As in the C driver, ids are positions in the list of names.
     assert list(values) == port.dev.xstats_names()
     assert all(isinstance(n, int) and n >= 0 for n in values.values())
-    assert sum(values.values()) == 4  # a size and a kind of destination, each way
+    assert sum(values.values()) == 4  # one size and one kind of destination, each way
 
 
 def test_xstats_reset(port: Port) -> None:
@@ -215,7 +215,7 @@ def test_xstats_reset(port: Port) -> None:
     assert moved(port)
     port.dev.xstats_reset()
     assert moved(port) == {}
-    assert port.dev.stats().ipackets == 2  # the basic ones are reset apart
+    assert port.dev.stats().ipackets == 2  # basic statistics have a reset of their own
     both_ways(port, frame())
     assert sum(moved(port).values()) == 4
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Whose an interface is: openers at the same moment, made anew, and what others left on it."""
+"""Ownership of an interface: concurrent openers, re-creation, and what others left on it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ MAC = "02:00:00:00:00:77"
 
 
 def refused(ns: NetNS, name: str) -> bool:
-    """Whether opening it is refused as in use."""
+    """Whether opening the interface fails because it is in use."""
     try:
         rtap.open(name, netns=ns).close()
     except OSError as exc:
@@ -54,12 +54,12 @@ def refused(ns: NetNS, name: str) -> bool:
     return False
 
 
-# ---- at the same moment
+# ---- concurrent openers
 
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for an interface in use."""
+    """Makes openers not wait for an interface in use."""
     monkeypatch.setattr(attach, "DYING_S", 0.02)
 
 
@@ -90,7 +90,7 @@ def test_another_opener_between_the_look_and_the_attach(
 def test_another_opener_while_headers_are_negotiated(
     netns: NetNS, monkeypatch: pytest.MonkeyPatch, persist: bool
 ) -> None:
-    """The interface persists then, and has no queue."""
+    """At that moment the interface is persistent and has no queue."""
     others: list[bool] = []
     with rtap.open("t0", netns=netns, persist=persist) as dev:
         open_file = tun.open_file
@@ -157,7 +157,7 @@ with NetNS.from_name({netns.path!r}) as ns, claimed(ns.fd, {index}):
     assert not refused(netns, "p0")
 
 
-# ---- made anew
+# ---- re-creation
 
 
 def adopted(ns: NetNS, **options: Any) -> EthDev:
@@ -190,7 +190,7 @@ def state(ns: NetNS, dev: EthDev) -> tuple[object, ...]:
 def test_made_anew_as_it_was(
     netns: NetNS, monkeypatch: pytest.MonkeyPatch, make: Callable[..., EthDev], fails: str
 ) -> None:
-    """Of the same kind with the same settings, also when it failed halfway the first time."""
+    """It has the same kind and settings, even if the first attempt failed halfway."""
     with make(netns, mtu=1400, mac=MAC, rx_offloads=RxOffload.CHECKSUM) as dev:
         iproute(netns, "link set s0 txqueuelen 77")
         eventually(lambda: dev._ops._observer.seen.txqueuelen == 77, "it has been seen")  # type: ignore[attr-defined]
@@ -217,7 +217,7 @@ def test_made_anew_as_it_was(
 
 
 def test_made_anew_by_somebody_else(netns: NetNS) -> None:
-    """Of the same kind it is used and stays persistent, of another it is left alone."""
+    """If it has the same kind, it is used and stays persistent; otherwise it is left alone."""
     with rtap.open("s0", netns=netns) as dev:
         iproute(netns, "link del s0")
         dev.stop()
@@ -234,7 +234,7 @@ def test_made_anew_by_somebody_else(netns: NetNS) -> None:
 
 
 def test_a_stopped_queue_of_one_made_anew(netns: NetNS, engine: str) -> None:
-    """It is attached there as all are, and runs and stops as before."""
+    """It is attached like all queues, and starts and stops as before."""
     with rtap.open("s0", netns=netns, engine=engine, queues=2) as dev:
         for _ in range(2):
             dev.rx_queue_stop(1)
@@ -254,7 +254,7 @@ def test_a_stopped_queue_of_one_made_anew(netns: NetNS, engine: str) -> None:
 
 @pytest.mark.parametrize("then", ["stop", "close"])
 def test_others_go_on_when_one_of_them_stops(netns: NetNS, engine: str, then: str) -> None:
-    """Of two devices on one interface, the other's frames and its carrier stay."""
+    """When one of two devices on an interface stops, the other keeps its frames and carrier."""
     lent = [netns.call(tun.open_queue, "t0")[0] for _ in range(2)]
     one, two = (rtap.open(fd=fd, engine=engine) for fd in lent)
     for fd in lent:
@@ -279,7 +279,7 @@ def test_others_go_on_when_one_of_them_stops(netns: NetNS, engine: str, then: st
 
 
 def test_a_name_that_is_not_utf8(netns: NetNS) -> None:
-    """Somebody renames the interface: it is told, and the device goes through all its states."""
+    """Others rename the interface: the event comes, and the device still passes all states."""
     names: list[str] = []
     with rtap.open("t0", netns=netns) as dev:
         handle = dev.callback_register(
@@ -305,7 +305,7 @@ def test_a_name_that_is_not_utf8(netns: NetNS) -> None:
             assert len(dev.rx_burst(0)) == 0
             dev.stop()
         dev._ops._control.delete()  # type: ignore[attr-defined]
-        dev.start()  # made anew with that name
+        dev.start()  # creates it again with that name
         assert dev.ifname == name
         handle.unregister()
     assert links(netns) == ["lo"]
@@ -317,7 +317,7 @@ def test_a_name_that_is_not_utf8(netns: NetNS) -> None:
 def test_filters_of_an_earlier_owner_are_taken_off(netns: NetNS, engine: str) -> None:
     fd, _ = netns.call(tun.open_queue, "p0")
     tun.set_persist(fd, True)
-    # One address, and it is nobody's; no packet passes the program "return 0".
+    # One address that no one uses; the program "return 0" passes no packet.
     wanted = struct.pack("HH6s", 0, 1, b"\x02\x00\x00\x00\x00\x55")
     fcntl.ioctl(fd, tun.TUNSETTXFILTER, wanted)
     program = bytearray(struct.pack("HBBI", 6, 0, 0, 0))
@@ -327,7 +327,7 @@ def test_filters_of_an_earlier_owner_are_taken_off(netns: NetNS, engine: str) ->
     os.close(fd)
     with rtap.open("p0", netns=netns, engine=engine) as dev, PacketSocket(netns, "p0") as kernel:
         dev.rx_queue_stop(0)
-        dev.rx_queue_start(0)  # attaching anew applies what filter there is
+        dev.rx_queue_start(0)  # attaching again applies the filter that is left
         kernel.send(frame(3))
         assert dev.recv(5) == frame(3)
         assert dev.stats().imissed == 0
@@ -340,7 +340,7 @@ def test_filters_of_an_earlier_owner_are_taken_off(netns: NetNS, engine: str) ->
 def test_interrupted_when_it_has_been_done(
     netns: NetNS, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The result of a step is lost: nothing stays, and no other descriptor is closed for it."""
+    """A step's result is lost: nothing stays behind, and no other descriptor is closed."""
     rtap.open("t0", netns=netns).close()
     before = open_fds()
     function = getattr(tun, name)
@@ -362,7 +362,7 @@ def test_interrupted_when_it_has_been_done(
 def test_interrupted_when_the_device_is_watched(
     netns: NetNS, monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]
 ) -> None:
-    """What nobody got hold of is not kept by the thread that looks for changes."""
+    """The thread that watches for changes does not keep a device that was never returned."""
     owner, name = where
     function = getattr(owner, name)
 
