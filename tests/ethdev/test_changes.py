@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a device does when its interface is deleted, loses its link or gets a larger MTU."""
+"""A device whose interface is deleted, loses its link or gets a larger MTU."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_deleted_and_configured(netns: NetNS, engine: str) -> None:
 
 
 def test_deleted_and_made_anew_by_somebody_else(netns: NetNS) -> None:
-    """It is taken over if it is of the same kind, and left alone otherwise."""
+    """The new interface is taken over if it has the same kind, and left alone otherwise."""
     with rtap.open("t0", netns=netns) as dev:
         for kind in ("", " multi_queue"):
             iproute(netns, "link del t0")
@@ -174,7 +174,7 @@ def test_what_the_kernel_drops_while_the_link_is_down_is_not_missed(
         hear(UP)
         iproute(netns, "link set t0 carrier off")
         hear(DOWN)
-        # DOWN is told first. The kernel sets operstate and closes the queues under one lock.
+        # DOWN comes first. The kernel sets operstate and closes the queues under one lock.
         eventually(lambda: link(netns, "t0")["operstate"] == "DOWN", "the queues are closed")
         push(5)
         dev.stop()
@@ -212,7 +212,7 @@ def test_buffers_grow_with_an_mtu_that_others_raise(netns: NetNS, engine: str) -
         assert dev.stats().ierrors == 0
         assert bytes(old) == b"still there"
         del old
-        pool.close()  # nothing receives into it any more
+        pool.close()  # nothing receives into it now
         dev.mtu = 20000
         told.expect((EthEvent.MTU, 20000))
         assert dev.pool.data_room >= 20000
@@ -253,6 +253,6 @@ def test_a_pool_of_the_callers_own_is_warned_about(
         with PacketSocket(netns, "t0") as kernel:
             kernel.send(frame(1, 9014))
             kernel.send(frame(2))
-            # Never a frame that was cut.
+            # No frame is ever truncated.
             assert [bytes(m) for m in dev.rx_burst(0, timeout=5)] == [frame(2)]
         assert dev.stats().ierrors == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Device arguments: what they mean, and refusals that name the offending piece."""
+"""Device arguments: what they mean, and errors that name the wrong part."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_probe_refuses_and_leaves_nothing(netns: NetNS, text: str, says: str) ->
         netns.call(rtap.probe, text)
     assert rtap.devices() == []
     assert links(netns) == ["lo"]
-    with netns.call(rtap.probe, "net_rtap0,iface=foo0") as dev:  # the name was not used up
+    with netns.call(rtap.probe, "net_rtap0,iface=foo0") as dev:  # the name is still free
         assert dev.name == "net_rtap0"
 
 
@@ -154,7 +154,7 @@ def test_probe(netns: NetNS, text: str, name: str, ifname: str, persist: bool) -
 
 
 def test_many_devices(netns: NetNS) -> None:
-    """Each with a name, a port number and a wire of its own, whatever becomes of the others."""
+    """Each has its own name, port number and wire, whatever happens to the others."""
     with contextlib.ExitStack() as stack:
         pool = Mempool(512)
         devs = []
@@ -181,7 +181,7 @@ def test_many_devices(netns: NetNS) -> None:
                 devs[n].close()
                 with pytest.raises(KeyError, match=f"no device 'net_rtap{n}'; open devices: net_"):
                     rtap.device(f"net_rtap{n}")
-        # Their names are free again, and so are their numbers.
+        # Their names and numbers are free again.
         with netns.call(rtap.probe, "net_rtap31,iface=x1") as again:
             assert again.port_id == devs[1].port_id
     assert links(netns) == ["lo"]

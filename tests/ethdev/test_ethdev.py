@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The generic device layer: states, drivers that fail, lives and ends of devices."""
+"""The generic device layer: states, failing drivers, lifetime of devices."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ METHODS: dict[str, tuple[Callable[[EthDev, Mempool], object], set[str]]] = {
 }
 
 
-#: Not restricted to states, or tested on their own.
+#: Calls that any state allows, or that have tests of their own.
 ELSEWHERE = {"name", "port_id", "rx_burst", "tx_burst", "recv", "send", "callback_register"}
 
 
@@ -199,7 +199,7 @@ def test_a_life(dev: EthDev, pool: Mempool) -> None:
         "dev_stop",
         "dev_start",
         "dev_stop",
-        "rx_queue_setup(1, 4)",  # the driver puts it in the other one's place
+        "rx_queue_setup(1, 4)",  # the driver replaces the old queue
         "tx_queue_setup(2, 4)",
         "dev_configure(1, 1)",
         "dev_close",
@@ -243,7 +243,7 @@ def test_pool_stays_readable_after_close(dev: EthDev, pool: Mempool) -> None:
 def test_what_a_stop_of_one_queue_left_undone_ends_with_the_device(
     dev: EthDev, pool: Mempool, kind: str
 ) -> None:
-    """Interrupted, it is not done later to a queue that was started anew, or never."""
+    """What an interrupted stop left undone is not done later to a queue that was started again."""
     ops = ops_of(dev)
     dev.configure(1, 1)
     dev.rx_queue_setup(0, 8, pool, deferred_start=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the generic device layer checks before a driver hears of it."""
+"""Arguments that the generic device layer checks before it calls a driver."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""States and arguments where the kernel has a say: net_rtap behind the generic layer."""
+"""States and arguments that depend on the kernel: net_rtap behind the generic layer."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ def test_stop_ends_waits_in_other_threads(netns: NetNS, engine: str) -> None:
         def wait(queue: int) -> None:
             try:
                 dev.rx_burst(queue, 64, None)
-            except BaseException as exc:  # noqa: BLE001 - looked at below
+            except BaseException as exc:  # noqa: BLE001 - checked below
                 ends.append(exc)
 
         for end in (dev.stop, dev.close):

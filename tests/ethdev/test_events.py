@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a device tells: link changes, renames, moves, whoever causes them; and who is told."""
+"""Events of a device: link changes, renames and moves, whatever their cause; and callbacks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def told(dev: EthDev) -> Recorder:
     return Recorder(dev)
 
 
-# ---- what is told
+# ---- events
 
 
 def test_link_changes_by_us(dev: EthDev, told: Recorder) -> None:
@@ -73,7 +73,7 @@ def test_link_changes_by_others(netns: NetNS, dev: EthDev, told: Recorder) -> No
 
 
 def test_a_flap_is_told_even_when_nobody_saw_it(netns: NetNS, dev: EthDev, told: Recorder) -> None:
-    with dev._lock:  # nobody looks meanwhile
+    with dev._lock:  # keeps the netlink thread from looking
         iproute(netns, "link set t0 carrier off")
         iproute(netns, "link set t0 carrier on")
     told.expect((EthEvent.INTR_LSC, UP))
@@ -124,7 +124,7 @@ def test_moves(netns: NetNS, netns2: NetNS, dev: EthDev, told: Recorder) -> None
         iproute(here, f"link set t0 netns {there.path}")
         assert told.next() == (EthEvent.NETNS, None)
         told.expect((EthEvent.ADMIN_STATE, False), (EthEvent.INTR_LSC, DOWN))
-        # It is heard of in its new place, and where it was nobody listens any more.
+        # Events come from its new namespace, and no socket listens in the old one.
         iproute(there, "link set t0 mtu 1400")
         told.expect((EthEvent.MTU, 1400))
         iproute(there, "link set t0 mtu 1500 up")
@@ -134,7 +134,7 @@ def test_moves(netns: NetNS, netns2: NetNS, dev: EthDev, told: Recorder) -> None
             EthEvent.INTR_LSC,
         }
         assert dev.link() == UP
-    # Looking at the link is a thread of its own for a moment, in another namespace.
+    # A look at the link in another namespace takes a thread of its own for a moment.
     eventually(lambda: threading.active_count() == 3 + plain_threads(), "no thread is left over")
 
 
@@ -262,7 +262,7 @@ def test_wrong_arguments(dev: EthDev) -> None:
 def test_callbacks_keep_no_device_alive(netns: NetNS) -> None:
     dev = rtap.open("t0", netns=netns)
     handle: EventHandle = dev.callback_register(EthEvent.MTU, lambda *_: None)
-    Recorder(dev)  # which refers to it
+    Recorder(dev)  # refers to the device
     dev.mtu = 1400
     dev.close()
     gone = weakref.ref(dev)
@@ -317,7 +317,7 @@ def test_after_fork() -> None:
 
 
 def test_overrun(netns: NetNS, dev: EthDev, told: Recorder) -> None:
-    """More changes than the socket holds while nobody listens: what is so now is seen."""
+    """The socket loses changes while no thread listens; the present state is still reported."""
     with dev._lock:  # the netlink thread has to wait
         iproute(netns, "link set t0 mtu 1400")
         flood(netns, 3000)
@@ -331,7 +331,7 @@ def test_overrun(netns: NetNS, dev: EthDev, told: Recorder) -> None:
 
 
 def lost_notifications(ns: NetNS) -> int:
-    """What the sockets of the namespace that listen for links have lost."""
+    """The messages lost by the namespace's sockets that listen for links."""
     lines = ns.call(lambda: Path("/proc/thread-self/net/netlink").read_text().splitlines())
     head, *sockets = (line.split() for line in lines)
     rows = [dict(zip(head, fields, strict=True)) for fields in sockets]
@@ -339,7 +339,7 @@ def lost_notifications(ns: NetNS) -> int:
 
 
 def flood(ns: NetNS, n: int) -> None:
-    """`n` changes of lo, each of which is announced: its alias, set by raw requests."""
+    """Changes lo's alias `n` times with raw requests; the kernel announces each change."""
 
     def run() -> None:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Receive interrupts: one descriptor for each queue, which signals exactly while frames wait."""
+"""Receive interrupts: each queue has a descriptor that signals exactly while frames wait."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_signals_while_frames_wait(
     time.sleep(0.05)
     peer.send(frame(1))
     assert woken.result()
-    # It signals until the queue is empty, however often one looks.
+    # It signals until the queue is empty, however often it is polled.
     assert with_select(fd, 0)
     assert with_select(fd, 0)
     peer.send(frame(2))
@@ -88,7 +88,7 @@ def test_signals_while_frames_wait(
 
 
 def test_no_lost_wake_up(dev: EthDev, peer: PacketSocket) -> None:
-    """Frames that are there before it is enabled signal at once."""
+    """Frames that wait before the interrupt is enabled signal at once."""
     fd = dev.rx_queue_intr_fd(0)
     peer.send(frame(1))
     assert not signals(fd, 0.05)
@@ -115,7 +115,7 @@ def test_no_signal_while_disabled(dev: EthDev, peer: PacketSocket) -> None:
 
 
 def test_many_rounds_with_disabling(dev: EthDev, peer: PacketSocket) -> None:
-    """The way DPDK's l3fwd-power does it: sleep enabled, poll disabled, never miss one."""
+    """As in DPDK's l3fwd-power: sleep while enabled, poll while disabled, and miss no frame."""
     n = 2000
     fd = dev.rx_queue_intr_fd(0)
 
@@ -198,7 +198,7 @@ def test_stop_and_start(dev: EthDev, peer: PacketSocket) -> None:
         peer.send(frame(n))
         assert signals(fd, 1)
         dev.stop()
-        # Nobody could take it.
+        # No call could receive the frame.
         assert not signals(fd, 0.02)
         dev.start()
         assert dev.rx_queue_intr_fd(0) == fd
@@ -315,4 +315,4 @@ def test_wrong_states(netns: NetNS, engine: str) -> None:
         for call in calls[:2]:
             with pytest.raises(DeviceStateError, match="closed"):
                 call(0)
-        dev.rx_queue_intr_disable(0)  # as close() does: what is closed signals no more
+        dev.rx_queue_intr_disable(0)  # as close() does: a closed queue no longer signals

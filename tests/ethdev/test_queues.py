@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Queues that come and go while others run, and many of them."""
+"""Queues that start and stop while others run, and devices with many queues."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def peer(netns: NetNS, dev: EthDev) -> Iterator[PacketSocket]:
 
 
 def spread(dev: EthDev, peer: PacketSocket, n: int = 400) -> dict[int, int]:
-    """Sends `n` flows of one frame each; frames that each running queue got. All must arrive."""
+    """Sends `n` flows of one frame each, which must all arrive; returns frames by running queue."""
     for i in range(n):
         peer.send(flow(i))
     counts = {}
@@ -81,7 +81,7 @@ def test_stopped_rx_queue_still_sends(dev: EthDev, peer: PacketSocket) -> None:
 
 
 def test_nobody_serves(dev: EthDev, peer: PacketSocket) -> None:
-    """Without a queue left the kernel drops, and says so."""
+    """When no queue is left, the kernel drops and counts frames."""
     for q in range(4):
         dev.rx_queue_stop(q)
     for i in range(10):
@@ -117,8 +117,10 @@ def test_stop_ends_a_wait(dev: EthDev) -> None:
 
 
 def test_set_up_anew_while_others_run(dev: EthDev, peer: PacketSocket) -> None:
-    """Queue 1 is released, set up with another pool and started, a hundred times, under traffic
-    on the others, which lose nothing."""
+    """Queue 1 is released, set up with another pool and started a hundred times.
+
+    The other queues carry traffic meanwhile and lose nothing.
+    """
     stop = threading.Event()
     sent = dev.pool.alloc(flow(0))
 
@@ -160,7 +162,7 @@ def test_set_up_anew_while_others_run(dev: EthDev, peer: PacketSocket) -> None:
 
 
 def test_stopped_under_a_worker(netns: NetNS, netns2: NetNS, engine: str) -> None:
-    """Its route ends, the worker goes on with the others."""
+    """Its route ends, and the worker goes on with the others."""
     with (
         rtap.open("t0", netns=netns, engine=engine, queues=4) as a,
         rtap.open("t1", netns=netns2, engine=engine, queues=4) as b,
@@ -192,7 +194,7 @@ def test_interface_keeps_its_queues(netns: NetNS, dev: EthDev) -> None:
     dev.rx_queue_stop(0)
     dev.rx_queue_stop(3)
     assert queues() == 4
-    # The first descriptor, detached, still serves control.
+    # The first descriptor is detached but still serves control calls.
     assert dev.info().ifname == "t0"
     dev.mtu = 1400
     dev.set_link_down()
@@ -294,7 +296,7 @@ def test_refused_setup_leaves_a_queue_that_can_be_set_up(dev: EthDev, peer: Pack
 
 
 def test_plain_interface(netns: NetNS, engine: str) -> None:
-    """A single-queue interface has nothing to detach: what came meanwhile is thrown away."""
+    """A single-queue interface cannot detach; frames that came meanwhile are thrown away."""
     ip(netns, "tuntap", "add", "t0", "mode", "tap")
     with rtap.open("t0", netns=netns, engine=engine) as dev:
         assert not dev.info().multi_queue
@@ -335,7 +337,7 @@ def test_128_queues_send(netns: NetNS, many: EthDev) -> None:
 
 
 def test_128_queues_receive_every_flow(netns: NetNS, many: EthDev) -> None:
-    """The kernel spreads flows; each queue gets some, each flow goes to one queue, none is lost."""
+    """The kernel spreads flows: each queue gets some, each flow has one queue, none is lost."""
     n = 4000
     by_queue: list[Counter[int]] = [Counter() for _ in range(128)]
     with PacketSocket(netns, "t0", 0x0800, rcvbuf=1 << 23) as peer:
@@ -355,7 +357,7 @@ def test_128_queues_receive_every_flow(netns: NetNS, many: EthDev) -> None:
 
 
 def test_128_queues_answer_where_they_were_asked(netns: NetNS, many: EthDev) -> None:
-    """A flow that was sent on a queue comes back on that queue."""
+    """A flow that is sent on a queue comes back on the same queue."""
     with PacketSocket(netns, "t0", 0x0800, rcvbuf=1 << 23) as peer:
         for q in range(128):
             assert many.tx_burst(q, many.pool.alloc_burst(1, flow(q))) == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What waits in the kernel at a stop is counted, whatever comes then: start, configure, close."""
+"""Frames that wait in the kernel at a stop are counted at the next start, configure or close."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ pytestmark = pytest.mark.root
 
 PLAIN = EthConf()
 HEADERS = EthConf(rx_offloads=RxOffload.CHECKSUM)
-#: Each of another flow.
+#: Frames of different flows.
 FRAMES = 40
 
 
 def purged(dev: EthDev) -> int:
-    """The queues' and the device's."""
+    """The purged packets of the queues and of the device."""
     return sum(n for name, n in dev.xstats().items() if name.endswith("purged_packets"))
 
 
@@ -50,7 +50,7 @@ def dev(netns: NetNS, engine: str) -> Iterator[EthDev]:
 
 @pytest.fixture
 def fill(netns: NetNS, dev: EthDev) -> Iterator[Callable[[], None]]:
-    """Sends frames that nobody reads."""
+    """Sends frames that stay unread."""
     with PacketSocket(netns, "t0", 0x0800) as packets:
 
         def send() -> None:
@@ -61,7 +61,7 @@ def fill(netns: NetNS, dev: EthDev) -> Iterator[Callable[[], None]]:
 
 
 def test_frames_wait_in_several_queues(dev: EthDev, fill: Callable[[], None]) -> None:
-    """Which the others count on."""
+    """The other tests rely on this."""
     fill()
     assert sum(len(dev.rx_burst(q, 64)) > 0 for q in range(4)) > 1
 
@@ -78,7 +78,7 @@ def test_configured_anew(
     conf: EthConf,
     then: EthConf,
 ) -> None:
-    """Other offloads have all descriptors opened anew, fewer queues close some."""
+    """Other offloads reopen all descriptors; fewer queues close some."""
     dev.stop()
     begin(dev, queues[0], conf, pool)
     before = netdev(netns, "t0")["tx_packets"]
@@ -117,7 +117,7 @@ def test_a_queue_set_up_anew(dev: EthDev, fill: Callable[[], None], pool: Mempoo
 def test_configuring_that_fails_halfway(
     dev: EthDev, fill: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it has closed until then is counted."""
+    """Frames in descriptors closed before the failure are counted."""
     fill()
     dev.stop()
 
@@ -134,7 +134,7 @@ def test_configuring_that_fails_halfway(
 
 
 def test_closed(dev: EthDev, fill: Callable[[], None]) -> None:
-    """The queue objects have it."""
+    """The queue objects keep the count."""
     fill()
     received = sum(len(dev.rx_burst(q, 2)) for q in range(4))
     queues: list[Any] = [dev.rx_queue(q) for q in range(4)]
@@ -143,7 +143,7 @@ def test_closed(dev: EthDev, fill: Callable[[], None]) -> None:
 
 
 def test_closed_on_a_descriptor_of_somebody_elses(netns: NetNS, engine: str) -> None:
-    """What waits there is left to them."""
+    """Frames that wait there stay for the other owner."""
     with Tap(netns, "t0") as tap:
         dev = rtap.open(fd=tap.fd, engine=engine)
         queue: Any = dev.rx_queue(0)

@@ -109,7 +109,7 @@ def test_mbufs_carry_their_port(netns: NetNS) -> None:
         assert mbuf.port == b.port_id == 1
 
 
-# ---- drivers of one's own
+# ---- drivers of users
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_what_is_no_driver(
 
 
 class LeastOps(EthDevOps):
-    """No more than a driver has to have."""
+    """The minimum that a driver must have."""
 
     def __init__(self, args: DevArgs, port: Port) -> None:
         args.finish(())

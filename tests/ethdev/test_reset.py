@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Resetting statistics beside a running burst: what was counted before never comes back.
+"""Resetting statistics during a burst: counts from before the reset never come back.
 
-A worker moves frames one by one between two ``net_null`` queues and never takes the GIL, so
-nearly every instant is in the middle of some counter's addition.
+A worker moves single frames between two ``net_null`` queues and never takes the GIL, so a reset
+nearly always falls into the middle of some counter's addition.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rtap import EthDev, Mempool, Worker
 
 RESETS = 5000
 SIZE = 100
-#: In the middle of one burst a queue may be that far ahead of what the worker says.
+#: During a burst, a queue's counter may be this far ahead of the worker's.
 BURST = 1
 
 BASIC = ("ipackets", "ibytes", "opackets", "obytes")
@@ -35,7 +35,7 @@ def dev() -> Iterator[EthDev]:
         Mempool(256) as pool,
         rtap.probe(f"net_null0,size={SIZE}") as device,
     ):
-        pool.alloc_burst(256, bytes(SIZE)).free()  # a unicast destination, from wherever
+        pool.alloc_burst(256, bytes(SIZE)).free()  # a unicast destination
         device.configure(1, 1)
         device.rx_queue_setup(0, 64, pool)
         device.tx_queue_setup(0, 64)
@@ -45,7 +45,7 @@ def dev() -> Iterator[EthDev]:
 
 @pytest.fixture
 def moving(dev: EthDev) -> Iterator[Callable[[], int]]:
-    """Frames are moved all the time; says how many have been, by another count."""
+    """Moves frames all the time; yields a function that counts them independently."""
     worker = Worker(wait="poll", burst=BURST)
     worker.forward((dev, 0), (dev, 0))
     with worker:
@@ -82,7 +82,7 @@ def test_no_more_than_was_moved_since(dev: EthDev, moving: Callable[[], int], ki
 
 
 def test_reset_while_another_reads(dev: EthDev, moving: Callable[[], int]) -> None:
-    """A reading that a reset overtakes is of before it or of after it, and never negative."""
+    """A reading during a reset is from before it or after it, and never negative."""
     over = threading.Event()
 
     def lowest() -> int:
@@ -102,7 +102,7 @@ def test_reset_while_another_reads(dev: EthDev, moving: Callable[[], int]) -> No
 
 
 def test_queue_reads_without_the_device_lock(dev: EthDev, moving: Callable[[], int]) -> None:
-    """The same on the queue objects, which take no lock."""
+    """The same for the queue objects, which take no lock."""
     rxq = dev.rx_queue(0)
     over = threading.Event()
 
@@ -123,8 +123,7 @@ def test_queue_reads_without_the_device_lock(dev: EthDev, moving: Callable[[], i
 
 
 def test_exact_after_the_last_reset(dev: EthDev) -> None:
-    """Whatever was reset while frames moved: once they rest, a reset is zero and counting goes on
-    from there."""
+    """Once frames rest, a reset gives zero and counting goes on from there."""
     worker = Worker(wait="poll", burst=BURST)
     worker.forward((dev, 0), (dev, 0))
     with worker:

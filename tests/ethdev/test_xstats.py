@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Statistics: every counter moves when it should, by as much as it should, and no other does."""
+"""Statistics: each counter moves when it should, by the right amount, and no other does."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ TX_NAMES = (
 )
 GROUP = bytes.fromhex("01005e000001")
 
-#: Length of a frame, and the bucket it falls into: both sides of every border.
+#: Frame lengths on both sides of every bucket's border, with their buckets.
 BORDERS = {
     14: 0, 63: 0, 64: 0, 65: 1, 127: 1, 128: 2, 255: 2, 256: 3, 511: 3, 512: 4, 1023: 4,
     1024: 5, 1517: 5, 1518: 5, 1519: 6, 9000: 6,
@@ -104,7 +104,7 @@ def test_names_and_their_order(netns: NetNS, engine: str) -> None:
 def test_sizes_at_their_borders(dev: EthDev, peer: PacketSocket) -> None:
     for n, (length, bucket) in enumerate(BORDERS.items()):
         dev.xstats_reset()
-        # An Ethernet header alone is less than a packet socket sends.
+        # A packet socket cannot send only an Ethernet header.
         if length > 14:
             peer.send(frame(n, length))
             assert receive(dev, 1) == [frame(n, length)]
@@ -119,7 +119,7 @@ def test_kinds_of_destination(dev: EthDev, peer: PacketSocket) -> None:
         for i in range(n):
             peer.send(frame(i, dst=destination))
             assert dev.send(frame(i, dst=destination))
-    # One bit apart from a broadcast.
+    # One bit differs from a broadcast.
     peer.send(frame(0, dst=b"\xff\xff\xff\xff\xff\xfe"))
     assert len(receive(dev, 16)) == 16
     assert moved(dev) == {
@@ -171,11 +171,11 @@ def test_stop_keeps_counters(dev: EthDev) -> None:
     assert dev.xstats() == before
 
 
-# ---- what nobody read
+# ---- unread frames
 
 
 def test_imissed_is_what_the_kernel_dropped(netns: NetNS, dev: EthDev, peer: PacketSocket) -> None:
-    """The frames nobody read, and no other counter of the kernel (the C driver read rx_dropped)."""
+    """imissed counts the unread frames only (the C driver used the kernel's rx_dropped)."""
     ip(netns, "link", "set", "t0", "txqueuelen", "16")
     for n in range(100):
         peer.send(frame(n))
@@ -189,10 +189,10 @@ def test_imissed_is_what_the_kernel_dropped(netns: NetNS, dev: EthDev, peer: Pac
 
 
 def test_imissed_is_not_what_we_sent_in_vain(netns: NetNS, dev: EthDev) -> None:
-    """Frames the stack has no use for are the kernel's rx_dropped, and not missed by us."""
+    """Frames that the stack ignores count as the kernel's rx_dropped, not as missed."""
     before = netdev(netns, "t0")["rx_dropped"]
     for n in range(50):
-        assert dev.send(frame(n))  # an ethertype that nobody listens for
+        assert dev.send(frame(n))  # an ethertype without a listener
     eventually(lambda: netdev(netns, "t0")["rx_dropped"] >= before + 50, "dropped by the stack")
     assert dev.stats().imissed == 0
 
@@ -239,7 +239,7 @@ def test_mbuf_alloc_failed(netns: NetNS, engine: str) -> None:
 
 
 def test_checksum_none_with_a_real_socket(netns: NetNS, engine: str) -> None:
-    """The kernel leaves a checksum undone and says so (the C driver's counter never moved)."""
+    """The kernel hands over an unfinished checksum and says so (the C driver never counted it)."""
     with rtap.open("t0", netns=netns, engine=engine, rx_offloads=RxOffload.CHECKSUM) as dev:
         ip(netns, "addr", "add", "10.0.0.1/24", "dev", "t0")
         ip(netns, "neigh", "add", "10.0.0.2", "lladdr", "02:00:00:00:00:02", "dev", "t0")
@@ -255,7 +255,7 @@ def test_checksum_none_with_a_real_socket(netns: NetNS, engine: str) -> None:
 
 
 def test_checksum_good_and_none_by_header(engine: str) -> None:
-    """What a virtio-net header says: NEEDS_CSUM, DATA_VALID, or nothing."""
+    """The virtio-net header decides: NEEDS_CSUM, DATA_VALID, or neither."""
     data = bytes(Shape(proto="udp").packet(b"x" * 50))
     none = struct.pack("<BBHHHH", 1, 0, 0, 0, 34, 6)
     good = struct.pack("<BBHHHH", 2, 0, 0, 0, 0, 0)
@@ -291,12 +291,12 @@ def test_lro_packets_with_real_tcp(engine: str) -> None:
         there, back = w.a.xstats(), w.b.xstats()
         stats = w.a.stats()
     assert there["rx_q0_lro_packets"] > 20
-    # Every super-frame came with its checksum undone, and left as it came.
+    # Every super-frame came with an unfinished checksum, and left the same way.
     assert there["rx_q0_checksum_none"] >= there["rx_q0_lro_packets"]
     assert back["tx_q0_tso_packets"] == there["rx_q0_lro_packets"]
     assert back["tx_q0_checksum_offload"] == there["rx_q0_checksum_none"]
     assert there["rx_q0_size_above_1518_packets"] >= there["rx_q0_lro_packets"]
-    # Far fewer frames than segments carried the data.
+    # The data took far fewer frames than segments.
     assert stats.ibytes > 4 << 20
     assert there["rx_q0_size_above_1518_packets"] < (4 << 20) / 1448 / 2
     assert there["rx_q0_checksum_bad"] == back["rx_q0_checksum_bad"] == 0
@@ -329,8 +329,7 @@ def test_tso_and_checksum_requests(engine: str) -> None:
 
 
 def test_multiseg_packets(netns: NetNS, engine: str) -> None:
-    """Chains count once each, on the way out and, scattered, with their whole length on the way
-    in."""
+    """A chain counts once with its whole length, both when sent and when received scattered."""
     with (
         rtap.open(
             "t0",
