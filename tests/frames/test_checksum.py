@@ -46,11 +46,11 @@ def test_the_reference_knows_the_example_of_rfc_1071() -> None:
 PUBLISHED = {
     # RFC 1071, section 3
     "rfc1071": (bytes.fromhex("0001f203f4f5f6f7"), 0xDDF2),
-    # the literals of tailscale's tests of its tun checksum
+    # values from tailscale's tests of its tun checksum
     "fe x 1282": (b"\xfe" * 1282, 0x7C7C),
     "fe x 65535": (b"\xfe" * 65535, 0x7E81),
     "ff x 65535": (b"\xff" * 65535, 0xFF00),
-    # header of the usual worked example of an IPv4 checksum, its own field being b861
+    # the usual worked example of an IPv4 header checksum, whose field is b861
     "ipv4": (bytes.fromhex("45000073000040004011 0000c0a80001c0a800c7"), 0x479E),
     "nothing": (b"", 0),
     "one byte": (b"\x01", 0x0100),
@@ -69,7 +69,7 @@ def test_published(name: str) -> None:
 
 # ---- lengths and patterns
 
-#: What carries at every step, at none, and in every place of a word.
+#: Patterns that carry at every step, at none, and in every place of a word.
 PATTERNS = {
     "random": random_bytes(9001 + 64),
     "ones": b"\xff" * (9001 + 64),
@@ -93,7 +93,7 @@ def test_all_lengths(name: str) -> None:
 
 
 def test_all_lengths_by_running_sums() -> None:
-    """Every length again, at every alignment, the reference taken over by one word a step."""
+    """Every length again, at every alignment, with the reference sum extended by a word a step."""
     data = PATTERNS["random"]
     view = memoryview(data)
     for start in range(9):
@@ -127,7 +127,7 @@ CLONES = {"default": [], "avx2": ["-mavx2"], "x86-64-v4": ["-march=x86-64-v4"]}
 
 @pytest.mark.parametrize("name", CLONES)
 def test_every_version_of_the_loop(name: str, tmp_path: Path) -> None:
-    """The versions that the dynamic linker does not take on this processor, called by hand."""
+    """Versions that the dynamic linker does not choose on this processor are called directly."""
     if shutil.which("gcc") is None:
         pytest.skip("needs gcc")
     flags = Path("/proc/cpuinfo").read_text()
@@ -168,7 +168,7 @@ def test_in_two_parts(first: bytes, second: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def pool() -> Mempool:
-    """Small slots: frames become chains, with boundaries at odd places."""
+    """A pool of small slots, so that frames become chains with boundaries at odd places."""
     return Mempool(600, 65)
 
 
@@ -203,7 +203,7 @@ def test_the_example_of_rfc_1624() -> None:
     st.binary(min_size=2, max_size=40),
 )
 def test_update_is_a_new_sum(data: bytes, at: int, new: bytes) -> None:
-    data = data[: len(data) & ~1] + b"\x45\x00"  # never all zeros, as no header is
+    data = data[: len(data) & ~1] + b"\x45\x00"  # never all zeros, since no header is
     new = new[: len(new) & ~1]
     at = min(at & ~1, len(data) - 2)
     old = data[at : at + len(new)]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where a checksum is written, and what: 0xffff for a UDP sum of zero, wherever one is computed,
-and nothing outside of the frame."""
+"""Where a checksum is written, and with which value.
+
+A UDP sum of zero is written as 0xffff everywhere, and nothing outside the frame changes.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ SHAPES = [Shape(version, "udp", vlans) for version in (4, 6) for vlans in (0, 2)
 
 
 def zero_sum(shape: Shape, payload: bytes) -> bytes:
-    """The payload with a first word that makes the UDP checksum zero."""
+    """The payload, with its first word set so that the UDP checksum is zero."""
     frame = shape.finished(b"\0\0" + payload[2:])
     at = shape.l2_len + shape.l3_len + 6
     return frame[at : at + 2] + payload[2:]
@@ -82,7 +84,7 @@ def test_a_udp_sum_of_zero_that_is_completed(shape: Shape) -> None:
     frame = bytearray(shape.finished(zero_sum(shape, pattern(1, 200))))
     start = shape.l2_len + shape.l3_len
     frame[start + 6 : start + 8] = b"\0\0"
-    # What is left to add: the pseudo-header's sum, such that the whole is 0xffff.
+    # The field holds the pseudo-header's sum, chosen so that the total is 0xffff.
     rest = offload.partial(bytes(frame[start:])) ^ 0xFFFF
     frame[start + 6 : start + 8] = struct.pack("!H", rest)
     done = offload.complete(bytes(frame), VnetHdr(NEEDS_CSUM, 0, 0, 0, start, 6))
@@ -91,7 +93,7 @@ def test_a_udp_sum_of_zero_that_is_completed(shape: Shape) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=label)
 def test_udp_sums_of_zero_of_segments(shape: Shape) -> None:
-    """Two datagrams of the same payload have the same sum."""
+    """Two datagrams with the same payload have the same sum."""
     piece = zero_sum(shape, pattern(1, 200))
     frame = shape.unfinished(2 * piece)
     hdr = VnetHdr(NEEDS_CSUM, 5, 0, len(piece), shape.l2_len + shape.l3_len, 6)
@@ -108,7 +110,7 @@ def test_udp_sums_of_zero_of_segments(shape: Shape) -> None:
 
 @pytest.mark.parametrize("l2", [True, False])
 def test_a_checksum_is_completed_inside_the_frame(l2: bool) -> None:
-    """Of whatever protocol: the last place there is ends with the frame."""
+    """For any protocol, the last possible place of the field ends with the frame."""
     frame = b"\x01" * 12 + b"\x88\xb5" + bytes(46)
     start = 20
     last = len(frame) - start - 2
@@ -120,7 +122,7 @@ def test_a_checksum_is_completed_inside_the_frame(l2: bool) -> None:
 
 
 class Rig:
-    """Frames with an unfinished checksum, as the kernel leaves it; and a device without headers."""
+    """Frames with an unfinished checksum as the kernel leaves it, and a device without headers."""
 
     def __init__(self, source: EthDev, dev: EthDev, plain: EthDev, sent: PacketSocket) -> None:
         self.source, self.dev, self.plain, self.sent = source, dev, plain, sent
@@ -156,7 +158,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 def test_a_frame_that_has_lost_the_place_of_its_checksum(
     rig: Rig, header: bool, clone: bool, inside: int
 ) -> None:
-    """What is left of the field decides: all of it, or a bad request."""
+    """The frame is sent if the whole field is left; otherwise it is a bad request."""
     dev = rig.dev if header else rig.plain
     mbuf = rig.received(Shape(), bytes(20))
     mbuf.trim(mbuf.pkt_len - (14 + 20 + 16 + inside))
@@ -173,7 +175,7 @@ def test_a_frame_that_has_lost_the_place_of_its_checksum(
 def test_the_verdict_on_a_frame_that_has_lost_the_place_of_its_checksum(
     rig: Rig, inside: int
 ) -> None:
-    """It is no longer unfinished when a byte of the field is gone: nobody can finish it."""
+    """When a byte of the field is gone, the verdict is no longer "unfinished"."""
     mbuf = rig.received(Shape(), bytes(20))
     mbuf.trim(mbuf.pkt_len - (14 + 20 + 16 + inside))
     burst = Burst([mbuf])
@@ -188,7 +190,7 @@ def test_the_verdict_on_a_frame_that_has_lost_the_place_of_its_checksum(
 def test_gso_of_a_frame_that_has_lost_the_place_of_its_checksum(
     rig: Rig, shared: bool, inside: int
 ) -> None:
-    """The same where it is finished in software; a refused burst has its frames."""
+    """The same when software finishes the checksum; a refused burst keeps its frames."""
     burst = Burst([rig.received(Shape(), bytes(20))])
     burst[0].trim(burst[0].pkt_len - (14 + 20 + 16 + inside))
     before = bytes(burst[0])
@@ -219,7 +221,7 @@ def test_a_udp_sum_of_zero_that_is_finished(rig: Rig, shape: Shape) -> None:
 @pytest.mark.root
 @pytest.mark.parametrize("shape", SHAPES[::2], ids=label)
 def test_a_udp_sum_of_zero_of_a_super_frame_that_was_cut_to_one(rig: Rig, shape: Shape) -> None:
-    """It is still split in software, where the device has no headers: into itself."""
+    """Where the device has no headers, software still splits it, into a single frame."""
     payload = zero_sum(shape, pattern(1, 200))
     mbuf = rig.received(shape, 2 * payload, len(payload))
     assert mbuf.ol_flags & MbufFlag.RX_LRO
@@ -234,7 +236,7 @@ def test_a_udp_sum_of_zero_of_a_super_frame_that_was_cut_to_one(rig: Rig, shape:
 @pytest.mark.root
 @pytest.mark.parametrize("moved", [-14, 4, 40])
 def test_the_place_of_a_checksum_in_a_copy(rig: Rig, moved: int) -> None:
-    """The frame's window starts somewhere else than a copy's."""
+    """The place is right although the copy's window starts at another offset."""
     shape = Shape()
     mbuf = rig.received(shape, pattern(1, 200))
     data = bytes(mbuf)[max(-moved, 0) :]
@@ -254,7 +256,7 @@ def test_the_place_of_a_checksum_in_a_copy(rig: Rig, moved: int) -> None:
 def test_a_received_frame_whose_checksum_has_no_place(
     engine: str, before: int, outside: int
 ) -> None:
-    """Of any protocol: the field has to end in the frame."""
+    """For any protocol, the field must end inside the frame."""
     data = bytes(12) + b"\x88\xb5" + pattern(1, 50)
     start = len(data) - 2 - before
     hdr = struct.pack("<BBHHHH", NEEDS_CSUM, 0, 0, 0, start, before + outside)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Software receive coalescing over bytes: rules as data, and that nothing is lost."""
+"""Software receive coalescing over bytes: its rules as data, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from rtap.offload import VnetHdr
 
 
 def split(header: VnetHdr, frame: bytes) -> list[bytes]:
-    """The frames that a super-frame stands for, each with its checksum."""
+    """The frames that a super-frame replaces, each with its checksum."""
     if header.gso_type == 0:
         return [frame]
     assert header.flags == 1
@@ -113,7 +113,7 @@ def per_flow(frames: Sequence[bytes]) -> dict[bytes, list[bytes]]:
 
 
 def sizes(results: Sequence[tuple[VnetHdr, bytes]]) -> list[int]:
-    """How many frames each result stands for."""
+    """How many frames each result replaces."""
     return [len(split(header, frame)) for header, frame in results]
 
 
@@ -134,13 +134,13 @@ def test_splitting_gives_the_frames_back(r: random.Random, udp: bool, tags: bool
 
 @given(st.lists(st.binary(max_size=120), max_size=20), st.booleans(), st.booleans())
 def test_anything_passes(frames: list[bytes], udp: bool, l2: bool) -> None:
-    """Bytes that are no frames come out as they went in, in order."""
+    """Bytes that are not frames come out unchanged and in order."""
     assert [frame for _, frame in offload.coalesce(frames, udp, l2=l2)] == frames
 
 
 @given(st.randoms(use_true_random=False), st.data())
 def test_damaged_frames(r: random.Random, data: st.DataObject) -> None:
-    """Cut or changed anywhere: what cannot be merged comes out byte for byte."""
+    """Frames are truncated or changed anywhere; those that cannot merge come out unchanged."""
     frames = random_train(r, longest=8).bytes()
     for _ in range(data.draw(st.integers(1, 6))):
         n = r.randrange(len(frames))
@@ -168,7 +168,7 @@ def with_(frames: list[F], at: int, **changes: Any) -> list[F]:
 A4, A6 = F(options=b""), F(**V6)
 BOTH = pytest.mark.parametrize("first", [A4, A6], ids=["ipv4", "ipv6"])
 
-#: name: (frames from a first one, how many frames each result has)
+#: name: (frames made from a first one, how many frames each result replaces)
 SELFTESTS: dict[str, Any] = {
     "data_same": (lambda f: run(100, 2, f), [2]),
     "data_lrg_sml": (lambda f: [*run(100, 1, f), *run(40, 1, f, seq=100, ident=1)], [2]),
@@ -241,7 +241,7 @@ def test_kernel_selftest_cases_of_one_version(name: str) -> None:
 @BOTH
 @pytest.mark.parametrize("rest", [0, 1, 100])
 def test_kernel_selftest_large(first: F, rest: int) -> None:
-    """Up to the longest IP packet, and a remainder that does not fit."""
+    """Frames fill the longest IP packet, and a remainder does not fit."""
     mss = 1448
     head = 40 if first.version == 4 else 60
     fits = (65535 - head) // mss
@@ -321,7 +321,7 @@ def test_wireguard_cases(name: str) -> None:
         ] == expected
 
 
-# ---- what a result says
+# ---- the header of a result
 
 
 def test_headers_of_results() -> None:

@@ -29,7 +29,7 @@ def pool() -> Iterator[Mempool]:
 
 @given(st.randoms(use_true_random=False), st.booleans())
 def test_chains_are_what_bytes_are(r: random.Random, tags: bool) -> None:
-    """A burst comes to the same as a list of bytes, and every slot comes back."""
+    """A burst gives the same result as a list of bytes, and every slot comes back."""
     frames = random_train(r, longest=16, tags=tags).bytes()
     with Mempool(256, data_room=2048) as pool:
         gro = Gro(udp=True)
@@ -43,7 +43,7 @@ def test_chains_are_what_bytes_are(r: random.Random, tags: bool) -> None:
 
 
 def test_headers_that_fill_a_segment() -> None:
-    """Nothing is left of that segment: it is no part of the super-frame."""
+    """A segment of which only headers were in use is not part of the super-frame."""
     frames = [f.build() for f in regular(F(**V6), [300] * 3, random.Random(1))]
     with Mempool(64, data_room=len(frames[0]) - 300) as small:
         out = Gro().coalesce(small.alloc_burst(3, frames))
@@ -54,7 +54,7 @@ def test_headers_that_fill_a_segment() -> None:
 
 @pytest.mark.parametrize("field", ["ack", "window", "ttl"])
 def test_frames_in_segments_that_differ(field: str) -> None:
-    """Each is compared with the first one's headers, in the segment where these are."""
+    """Each frame is compared with the first one's headers, in the segment that holds them."""
     flow = list(regular(F(), [300] * 3, random.Random(1)))
     with Mempool(32, data_room=128) as pool:
         whole = Gro().coalesce(pool.alloc_burst(3, [f.build() for f in flow]))
@@ -70,7 +70,7 @@ def test_frames_in_segments_that_differ(field: str) -> None:
 
 @given(st.randoms(use_true_random=False), st.sampled_from([64, 90, 200, 700]))
 def test_frames_in_segments(r: random.Random, room: int) -> None:
-    """Frames in small slots lose nothing; those whose headers are in one piece merge."""
+    """Frames in small slots lose nothing, and those whose headers are in one segment merge."""
     frames = random_train(r, longest=12).bytes()
     with Mempool(2048, data_room=room) as pool:
         out = Gro(udp=True).coalesce(pool.alloc_burst(len(frames), frames))
@@ -87,7 +87,7 @@ def test_frames_in_segments(r: random.Random, room: int) -> None:
 
 
 def test_headers_in_a_segment_of_their_own() -> None:
-    """A segment of which nothing is left is left out."""
+    """A segment that becomes empty is left out of the chain."""
     frames = frames_of(F(options=b"\1" * 12), 4, 62)
     assert len(frames[0]) == 128
     with Mempool(64, data_room=66) as pool:
@@ -120,7 +120,7 @@ def test_a_lone_frame_with_a_right_checksum_is_good(pool: Mempool) -> None:
     assert bad.ol_flags == 0
 
 
-# ---- checksums that are not looked at
+# ---- checksums that are not checked
 
 
 def test_a_checksum_that_was_found_right_is_not_looked_at_again(pool: Mempool) -> None:
@@ -146,7 +146,7 @@ def test_frames_with_requests_stay_alone(pool: Mempool, flag: MbufFlag) -> None:
     assert [mbuf.tso_segsz for mbuf in Gro().coalesce(burst)] == [100, 0, 100]
 
 
-# ---- frames that somebody else sees
+# ---- shared frames
 
 
 def test_shared_frames_are_left_as_they_are(pool: Mempool) -> None:
@@ -202,8 +202,10 @@ def test_shared_frames_and_no_buffer_to_copy_to() -> None:
 def test_a_frame_that_is_changed_while_it_is_held(
     moves: str, which: int, shared: bool, room: int
 ) -> None:
-    """What was looked at is no longer there, of one length or another: nothing is merged, nothing
-    read outside.  A(ppend), P(repend), a(dj), t(rim)."""
+    """A frame whose window changed since it was parsed does not merge, and no read goes outside.
+
+    The letters stand for A(ppend), P(repend), a(dj), t(rim).
+    """
     names = {"a": "adj", "t": "trim", "A": "append", "P": "prepend"}
     frames = frames_of(F(), 3)
     with Mempool(64, room) as pool:
@@ -230,7 +232,7 @@ def test_a_frame_that_is_changed_while_it_is_held(
 @pytest.mark.lifetime
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "let go"])
 def test_a_window_that_is_back_in_its_place(pool: Mempool, shared: bool) -> None:
-    """Moved and moved back: the bytes are those that were looked at."""
+    """A window that moved away and back shows the same bytes, so the frame merges."""
     frames = frames_of(F(), 3)
     burst = pool.alloc_burst(3, frames)
     mine = list(burst)
@@ -249,7 +251,7 @@ def test_a_window_that_is_back_in_its_place(pool: Mempool, shared: bool) -> None
 
 @pytest.mark.lifetime
 def test_segments_that_somebody_holds(pool: Mempool) -> None:
-    """A later segment in a program's hand: its chain is cloned, not taken apart."""
+    """When a program holds a later segment, the chain is cloned, not taken apart."""
     frames = frames_of(F(), 4, 200)
     with Mempool(64, 128) as small:
         burst = small.alloc_burst(4, frames)
@@ -266,7 +268,7 @@ def test_segments_that_somebody_holds(pool: Mempool) -> None:
 @pytest.mark.parametrize("which", [0, 1, 3])
 @pytest.mark.parametrize("by", ["holding", "cloning"])
 def test_a_segment_in_use_is_not_chained_on(by: str, which: int) -> None:
-    """What somebody has of a frame stays as it is: nothing is put behind its last segment."""
+    """A held segment does not change: nothing is chained to it if it is the last one."""
     frames = frames_of(F(), 4, 200)
     with Mempool(64, 128) as small:
         burst = small.alloc_burst(4, frames)
@@ -286,8 +288,10 @@ def test_a_segment_in_use_is_not_chained_on(by: str, which: int) -> None:
 
 @pytest.mark.lifetime
 def test_frames_that_others_resize_meanwhile() -> None:
-    """Threads move the windows of frames while these are merged: whatever comes out is a frame with
-    the lengths it says, and its slots come back."""
+    """Threads move the windows of frames while these are merged.
+
+    Every result is a frame with the lengths it states, and its slots come back.
+    """
     frames = frames_of(F(), 4, 60)
     with Mempool(256, 128) as pool:
         stop = threading.Event()
@@ -350,7 +354,7 @@ def test_an_end_lets_a_held_super_frame_go(pool: Mempool) -> None:
 
 
 def test_the_timeout_is_kept(pool: Mempool) -> None:
-    """No frame waits for longer than that once somebody calls."""
+    """Once a call comes, no frame has waited longer than the time-out."""
     gro = Gro(timeout=1e-9)
     assert len(gro.coalesce(pool.alloc_burst(2, frames_of(F(), 2)))) == 0
     assert sent(gro.coalesce(Burst())) == expected(frames_of(F(), 2))
@@ -382,7 +386,7 @@ def test_as_many_frames_as_allowed(pool: Mempool) -> None:
 
 
 def test_many_flows(pool: Mempool) -> None:
-    """More flows than buckets, every one with its frames in order."""
+    """With more flows than buckets, the frames of each flow stay in order."""
     r = random.Random(5)
     flows = [frames_of(F(sport=n, version=4), 2) for n in range(200)]
     order = [n for n in range(200) for _ in range(2)]
@@ -411,7 +415,7 @@ def test_held_frames_go_back_with_the_table(pool: Mempool) -> None:
 
 
 def test_segments_of_one_super_frame(pool: Mempool) -> None:
-    """It stays below what one write can take."""
+    """The number of segments stays below what one write can take."""
     frames = frames_of(F(), 600, 1)
     with Mempool(2000) as large:
         out = Gro(max_frames=2000).coalesce(large.alloc_burst(600, frames))
@@ -431,7 +435,7 @@ def test_arguments() -> None:
 
 
 def test_one_thread_at_a_time(pool: Mempool) -> None:
-    """Whoever comes second is told so, and no frame is lost."""
+    """A second thread gets an error, and no frame is lost."""
     gro = Gro(timeout=100, max_flows=64)
     frames = frames_of(F(), 64)
     refused = []

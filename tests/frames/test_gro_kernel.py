@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Software receive coalescing against the kernel's own GRO, byte for byte.
 
-Differences are named (docs/offload.md has the reasons): each is a predicate that says of which
-frames it speaks, and the rest of a train has to come out the same.
+Known differences have names (docs/offload.md has the reasons). Each is a predicate that selects
+frames, and the rest of a train must come out the same.
 """
 
 from __future__ import annotations
@@ -74,15 +74,18 @@ def of_kernel(results: list[tuple[bytes, bytes]]) -> list[Result]:
 
 
 def unfinished(frame: bytes) -> Result:
-    """An untagged TCP frame over IPv4 with its checksum left to do."""
+    """An untagged TCP frame over IPv4 with an unfinished checksum."""
     tcp = frame[34:]
     seed = ones_sum(frame[26:34] + struct.pack("!HH", TCP, len(tcp)))
     return (1, 0, 0, 34, 16), frame[:50] + seed.to_bytes(2, "big") + frame[52:]
 
 
 def ours(frames: list[bytes]) -> list[Result]:
-    """With fixed IDs allowed, as the kernel has it, and such TCP super-frames taken apart again: a
-    virtio-net header cannot say so, and the kernel hands them over one by one."""
+    """rtap's result with fixed IDs allowed, as in the kernel.
+
+    TCP super-frames with fixed IDs are split again: a virtio-net header cannot express them, and
+    the kernel hands over their frames one by one.
+    """
     out: list[Result] = []
     waiting = by_flow([((0, 0, 0, 0, 0), frame) for frame in frames])
     for (flags, gso_type, hdr_len, size, start, offset), frame in coalesce_bytes(
@@ -106,8 +109,8 @@ def ours(frames: list[bytes]) -> list[Result]:
 
 # ---- differences
 
-#: Frames that the kernel passes on at once, in front of what it holds of their flow. rtap lets
-#: that go first, so that no frame overtakes another of its flow.
+#: Frames that the kernel passes on at once, ahead of those it holds of their flow. rtap passes on
+#: the held ones first, so that no frame overtakes another of its flow.
 OVERTAKES: dict[str, Callable[[F], bool]] = {
     "bad L4 checksum": lambda f: f.bad_l4,
     "bad IP checksum": lambda f: f.bad_l3,
@@ -122,14 +125,14 @@ OVERTAKES: dict[str, Callable[[F], bool]] = {
 
 
 def rules(train: Train) -> dict[int, str]:
-    """The named rule for each frame of a train that has one."""
+    """The named rule for each frame of a train to which one applies."""
     return {
         n: name
         for n, f in enumerate(train.frames)
         for name, speaks_of in OVERTAKES.items()
         if speaks_of(f)
     } | {
-        # To the kernel these are a flow of their own, beside the one with the same ports.
+        # For the kernel these are a separate flow beside the one with the same ports.
         n: "other extension headers"
         for n, name in train.odd.items()
         if name == "extension"
@@ -137,7 +140,7 @@ def rules(train: Train) -> dict[int, str]:
 
 
 def difference(train: Train, kernel_made: list[Result]) -> str:
-    """How the kernel's result differs from rtap's beyond the named rules; "" if it does not."""
+    """How the kernel's result differs from rtap's beyond the named rules; "" if not at all."""
     frames = train.bytes()
     ruled = rules(train)
     apart = Counter(frames[n] for n in ruled)
@@ -146,7 +149,7 @@ def difference(train: Train, kernel_made: list[Result]) -> str:
     if apart - alone:
         return f"not passed on alone: {[ruled[n] for n in ruled]}"
     kept = []
-    for result in reversed(kernel_made):  # the last ones, should a frame occur twice
+    for result in reversed(kernel_made):  # the last one counts if a frame occurs twice
         if result[0][1] == 0 and apart[result[1]]:
             apart[result[1]] -= 1
         else:
@@ -161,7 +164,7 @@ def difference(train: Train, kernel_made: list[Result]) -> str:
 
 
 def agrees(kernel: KernelGro, train: Train) -> str:
-    """As ``difference``; the kernel gets another try, for its clock may have ticked in between."""
+    """As ``difference``, but the kernel gets another try: its clock may have ticked in between."""
     frames = train.bytes()
     found = ""
     for _ in range(60):
@@ -185,7 +188,7 @@ def test_random_trains(kernel: KernelGro, batch: int) -> None:
 
 
 def test_the_rules_are_met(kernel: KernelGro) -> None:
-    """Each named difference happens in the trains, or this test would not need it."""
+    """Each named difference occurs in the trains; otherwise it would not be needed."""
     seen: Counter[str] = Counter()
     for number in range(TRAINS):
         seen.update(rules(random_train(random.Random(number))).values())
@@ -204,7 +207,7 @@ def lengths(results: Sequence[Result]) -> list[int]:
 
 
 def settled(kernel: KernelGro, frames: list[bytes], expected: list[int]) -> bool:
-    """Whether the kernel's result has those lengths, unless its clock ticks each time."""
+    """Whether the kernel's result has those lengths; retries in case its clock ticks."""
     return any(lengths(of_kernel(kernel.coalesce(frames))) == expected for _ in range(60))
 
 
@@ -212,7 +215,7 @@ def plain(frames: list[bytes]) -> list[int]:
     return [len(frame) for _, frame in coalesce_bytes(frames, udp=True)]
 
 
-DUP = {  # the frame that overtakes takes no sequence number: the flow could go on
+DUP = {  # the overtaking frame uses no sequence number, so the flow could go on
     "bad L4 checksum": {"bad_l4": True},
     "bad IP checksum": {"bad_l3": True},
     "IPv4 options": {"ip_options": b"\1\1\1\1"},
@@ -239,7 +242,7 @@ def test_other_extension_headers(kernel: KernelGro) -> None:
 
 
 def test_urgent_pointer_without_urg(kernel: KernelGro) -> None:
-    """The kernel drops a pointer that means nothing; rtap keeps frames as they are."""
+    """The kernel clears a pointer without meaning; rtap leaves frames as they are."""
     good = train_of(F())
     frames = [f.build() for f in [*good[:3], replace(good[3], urgent=5), *good[4:]]]
     assert settled(kernel, frames, [54 + 600])
@@ -247,8 +250,11 @@ def test_urgent_pointer_without_urg(kernel: KernelGro) -> None:
 
 
 def test_fixed_ids(kernel: KernelGro) -> None:
-    """Merged when asked. The kernel merges TCP, and splits it again for a virtio-net header; it
-    merges UDP, and counts the ID up when it splits that."""
+    """rtap merges them on request.
+
+    The kernel merges TCP, and splits it again for a virtio-net header. It merges UDP, and counts
+    the ID up when it splits that.
+    """
     for proto, alone, kernel_makes in ((TCP, 154, [154] * 6), (UDP, 142, [42 + 600])):
         frames = [replace(f, ident=77).build() for f in train_of(F(proto=proto))]
         assert settled(kernel, frames, kernel_makes)
@@ -258,14 +264,14 @@ def test_fixed_ids(kernel: KernelGro) -> None:
 
 
 def test_cwr(kernel: KernelGro) -> None:
-    """The kernel merges frames that all have it (AccECN), and splits them again for us."""
+    """The kernel merges frames that all have CWR (AccECN), and splits them again for a TAP."""
     frames = [replace(f, flags=ACK | CWR | ECE).build() for f in train_of(F())]
     assert settled(kernel, frames, [154] * 6)
     assert plain(frames) == [154] * 6
 
 
 def test_reserved_bit_of_the_ipv4_header(kernel: KernelGro) -> None:
-    """Frames that all have it are not merged, here as there."""
+    """Neither the kernel nor rtap merges frames that all have it."""
     train = Train(train_of(F(frag=DF | RESERVED)))
     assert agrees(kernel, train) == ""
     assert plain(train.bytes()) == [154] * 6
@@ -273,7 +279,7 @@ def test_reserved_bit_of_the_ipv4_header(kernel: KernelGro) -> None:
 
 @pytest.mark.parametrize("first", [F(), F(**V6), F(proto=UDP), F(proto=UDP, **V6)])
 def test_vlan_tags(kernel: KernelGro, first: F) -> None:
-    """Merged like untagged ones, also where the kernel has no 8021q to do it."""
+    """Tagged frames merge like untagged ones, even where the kernel has no 8021q."""
     tagged = [replace(f, tags=((0x88A8, 5), (0x8100, 6))).build() for f in train_of(first)]
     untagged = [f.build() for f in train_of(first)]
     (head, frame), *rest = coalesce_bytes(tagged, udp=True)
@@ -319,7 +325,7 @@ def test_limits(kernel: KernelGro, first: F, size: int, count: int) -> None:
 
 
 def test_ends_of_a_super_frame(kernel: KernelGro) -> None:
-    """Every place where a short frame, PSH or FIN can stand."""
+    """Every position of a short frame, PSH or FIN."""
     for proto in (TCP, UDP):
         for at in range(6):
             train = Train(

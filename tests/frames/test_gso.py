@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Super-frames in mbufs split into mbufs: every way into and out of pools of any slot size."""
+"""Super-frames in mbufs split into mbufs, from and to pools of any slot size."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SHAPES = [
     for proto in ("tcp", "udp")
     for vlans, options in ((0, False), (2, True))
 ]
-#: data_room of the super-frame's pool and of the other one.
+#: data_room of the super-frame's pool and of the target pool.
 ROOMS = [(65_800, 2048), (2048, 65_800), (300, 2048), (65_800, 300), (300, 128), (101, 67)]
 LEFT_TO_DO = MbufFlag.RX_L4_CKSUM_NONE
 
 
 def wanted(mbuf: Mbuf, proto: str, segsz: int) -> Mbuf:
-    """The application wants the frame split; where its headers are, it need not say."""
+    """Requests that the frame is split; the application need not set header lengths."""
     mbuf.ol_flags = MbufFlag.TX_TCP_SEG if proto == "tcp" else MbufFlag.TX_UDP_SEG
     mbuf.tso_segsz = segsz
     return mbuf
@@ -43,7 +43,7 @@ def slots(n: int, room: int) -> Mempool:
 def test_pools_of_any_slots(
     shape: Shape, source: int, target: int, payload: int, segsz: int
 ) -> None:
-    """By copy into slots that hold a frame, over several that do not, and by reference."""
+    """Frames are copied into one slot or several, or refer to the payload."""
     data = PAYLOAD[:payload]
     pool, other = slots(2 + 70_000 // source, source), slots(40 + 80_000 // target, target)
     burst = pool.alloc_burst(1, shape.unfinished(data))
@@ -76,7 +76,7 @@ def test_the_frames_own_pool() -> None:
 
 @given(st.integers(0, 2**32), st.sampled_from([65_800, 700, 131]), st.sampled_from([9000, 300, 70]))
 def test_like_segment(seed: int, source: int, target: int) -> None:
-    """Frames of all kinds give what segment() gives, which the kernel has judged."""
+    """Frames of all kinds give the result of segment(), which is compared with the kernel's."""
     question = Maker(seed).super_frame()
     pool, other = slots(1 + 70_000 // source, source), slots(2500, target)
     expected = offload.segment(question.frame, question.hdr)
@@ -86,7 +86,7 @@ def test_like_segment(seed: int, source: int, target: int) -> None:
 
 
 def test_order_and_other_frames() -> None:
-    """Frames that are none of its business go on as they are, in their place."""
+    """Frames that need no split pass unchanged, in their place."""
     shape = Shape(6, "tcp")
     pool = slots(200, 2048)
     small = shape.finished(b"small")
@@ -126,7 +126,7 @@ def test_a_shared_frame_is_not_written_to() -> None:
 
 
 def test_too_few_mbufs() -> None:
-    """What does not fit stays in the burst, as after a send; nothing is lost."""
+    """Frames without a slot stay in the burst, as after a send; nothing is lost."""
     shape = Shape()
     pool, other = slots(3, 65_800), slots(12, 2048)
     frames = [shape.finished(bytes([n]) * 5000) for n in range(3)]
@@ -145,7 +145,7 @@ def test_too_few_mbufs() -> None:
 
 
 def test_a_pool_that_cannot_be_used_keeps_no_frame() -> None:
-    """Refused before anything has moved, whatever is wrong with the pool or the frames."""
+    """Whatever is wrong with the pool or the frames, the call fails before any frame moves."""
     shape = Shape()
     pool, closed = slots(10, 4096), slots(4, 64)
     closed.close()
@@ -165,7 +165,7 @@ def test_a_pool_that_cannot_be_used_keeps_no_frame() -> None:
         offload.gso(burst, pool)
     assert [bytes(mbuf) for mbuf in burst] == frames
     burst.free()
-    pool.close()  # nobody uses it
+    pool.close()  # nothing uses it
 
 
 @pytest.mark.parametrize("segsz", [1000, 17_000])
@@ -198,7 +198,7 @@ def test_by_reference_the_super_frame_stays_until_the_last_piece_goes() -> None:
 
 @pytest.mark.parametrize(("room", "segs"), [(70_000, 1), (33_000, 2)])
 def test_by_reference_where_the_pool_has_room_for_it(room: int, segs: int) -> None:
-    """Two mbufs for each piece, and one more for each mbuf that the super-frame lies in."""
+    """Each piece takes two mbufs, and one more for each mbuf of the super-frame that it spans."""
     shape = Shape()
     data = PAYLOAD[:60_000]
     expected = shape.segments(data, 20_000)
@@ -231,7 +231,7 @@ def test_by_reference_from_a_length_on(size: int, room: int, refer: bool) -> Non
 
 @pytest.mark.parametrize(("room", "refer"), [(66, True), (65, False)])
 def test_by_reference_behind_headers_of_one_mbuf(room: int, refer: bool) -> None:
-    """Ethernet, IPv4 and TCP with its timestamps: 66 bytes."""
+    """The headers are Ethernet, IPv4 and TCP with timestamps: 66 bytes."""
     shape = Shape()
     data = PAYLOAD[:40_000]
     with slots(1, 65_800) as pool, slots(700, room) as other:
@@ -243,7 +243,7 @@ def test_by_reference_behind_headers_of_one_mbuf(room: int, refer: bool) -> None
 
 
 def test_by_reference_out_of_clones() -> None:
-    """Segments that borrow bytes themselves: the pieces borrow from the owner."""
+    """Pieces of segments that borrow bytes borrow them from the owner."""
     shape = Shape(6, "udp")
     pool, other = slots(40, 20_000), slots(200, 2048)
     mbuf = pool.alloc(shape.finished(PAYLOAD[:40_000]))
@@ -279,7 +279,7 @@ def test_what_does_not_fit_is_refused_before_anything_moves() -> None:
 
 @pytest.mark.parametrize("what", ["the datagram's length", "the place of the checksum"])
 def test_a_frame_whose_checksum_cannot_be_finished_is_refused_too(what: str) -> None:
-    """It need not be split; the super-frame before it stays whole."""
+    """This frame needs no split, and the super-frame before it stays whole."""
     shape = Shape(4, "udp")
     pool = slots(50, 4096)
     whole = wanted(pool.alloc(shape.finished(PAYLOAD[:3000])), "udp", 1000)

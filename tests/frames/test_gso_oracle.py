@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Segmentation and finished checksums, byte for byte as the kernel does them."""
+"""Segmentation and finished checksums, compared byte for byte with the kernel's."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def test_partial_checksums(kernel: Oracle) -> None:
 
 
 def with_sum_of_zero(frame: bytes, word: int, checksum: int) -> bytes:
-    """The 16-bit word at an even place so changed that `checksum` becomes 0."""
+    """The frame with the 16-bit word at an even offset set so that `checksum` becomes 0."""
     value = ones_sum(frame[word : word + 2] + struct.pack("!H", checksum))
     return frame[:word] + struct.pack("!H", value) + frame[word + 2 :]
 
 
 def test_sums_of_zero(kernel: Oracle) -> None:
-    """Written as 0xffff for UDP, where 0 says "none"; for TCP only by skb_checksum_help."""
+    """UDP writes 0xffff, since 0 means "none"; for TCP only skb_checksum_help does so."""
     maker = Maker(22)
     fields: Counter[tuple[str, int, bytes]] = Counter()
     for _ in range(ZERO_SUMS):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Headers found and checksums checked and written, against scapy, inside guarded memory."""
+"""Parsing headers, and checking and writing checksums, against scapy and in guarded memory."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def total_length(headers: Headers) -> int:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_prefix(name: str) -> None:
-    """A cut frame is malformed, or has fewer headers, all of them inside it."""
+    """A truncated frame is malformed, or has fewer headers, all inside it."""
     frame = CASES[name].frame
     for n in range(len(frame)):
         try:
@@ -87,7 +87,7 @@ def test_every_prefix(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_byte_changed(name: str) -> None:
-    """One byte of the headers with any value: parsed or refused, never read past the end."""
+    """With any value in any byte of the headers, nothing is read past the end."""
     frame = bytearray(CASES[name].frame)
     dice = random.Random(name)
     for at in range(min(len(frame), 140)):
@@ -206,7 +206,7 @@ def test_status(name: str, chains: Mempool) -> None:
 
 @pytest.mark.parametrize("name", [n for n in NAMES if CASES[n].status is ChecksumStatus.GOOD])
 def test_no_bit_may_differ(name: str) -> None:
-    """One bit of what a checksum covers makes it wrong."""
+    """Any changed bit that a checksum covers makes it wrong."""
     case = CASES[name]
     frame = bytearray(case.frame)
     last = len(frame) - 1
@@ -220,7 +220,7 @@ def test_no_bit_may_differ(name: str) -> None:
 
 
 def ipv4_headers(case: Case) -> list[int]:
-    """Offsets of its IPv4 headers."""
+    """Offsets of the frame's IPv4 headers."""
     found = []
     at = 0
     layer = case.packet
@@ -239,7 +239,7 @@ def test_a_wrong_ip_header_checksum(name: str) -> None:
         frame[at + 8] ^= 1  # the time to live
         assert offload.verify(bytes(frame)) is ChecksumStatus.BAD
         assert offload.verify(bytes(frame), layer=3) is ChecksumStatus.BAD
-        if (name, at) != ("vxlan", 64):  # there an outer checksum covers it
+        if (name, at) != ("vxlan", 64):  # where an outer checksum covers it
             assert offload.verify(bytes(frame), layer=4) is CASES[name].status
 
 
@@ -303,7 +303,7 @@ FILLED = [name for name in NAMES if CASES[name].checksums]
 
 @pytest.mark.parametrize("name", FILLED)
 def test_fill(name: str, chains: Mempool) -> None:
-    """Nonsense in every checksum field becomes what scapy computes."""
+    """Wrong values in all checksum fields are replaced by the sums that scapy computes."""
     case = CASES[name]
     broken = ETHER.__class__(case.frame)
     for kind in (IP, TCP, UDP):
@@ -336,7 +336,7 @@ def test_fill_of_a_burst_counts_and_skips_the_malformed(chains: Mempool) -> None
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_udp_sum_of_zero_is_sent_as_ffff(version: int) -> None:
-    """The two bytes of data are the complement of the rest of the sum."""
+    """The two bytes of data complement the rest of the sum."""
     packet = ETHER / (IP4 if version == 4 else IP6) / UDP_PLAIN / b"\0\0"
     whole = bytes(packet)
     data = whole[:-2] + whole[-4:-2]  # the checksum of zeros

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Segmentation and completion as functions on bytes: headers that fit, and those that do not."""
+"""Segmentation and checksum completion on bytes, with headers that fit the frame or do not."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PAYLOAD = random.Random(7).randbytes(70_000)
 
 
 def header(shape: Shape, gso_size: int = 0, **changes: int) -> VnetHdr:
-    """The header that describes a frame of that shape."""
+    """The header for a frame of that shape."""
     kind = VnetHdr.GSO_NONE
     if gso_size:
         kind = VnetHdr.GSO_UDP_L4
@@ -51,7 +51,7 @@ def header(shape: Shape, gso_size: int = 0, **changes: int) -> VnetHdr:
 
 
 def seeded(shape: Shape, payload: bytes) -> bytes:
-    """The frame with the sum of the pseudo-header for an L4 checksum, as a stack hands it over."""
+    """The frame with the pseudo-header's sum as L4 checksum, as a stack hands it over."""
     frame = bytearray(shape.finished(payload))
     l3 = shape.l2_len
     l4 = l3 + shape.l3_len
@@ -116,7 +116,7 @@ def test_segments(shape: Shape, payload: int, gso_size: int) -> None:
     assert got == shape.segments(data, gso_size)
     for piece in got:
         assert offload.verify(piece) is ChecksumStatus.GOOD
-    # It depends neither on hdr_len nor on the sum that the frame carries.
+    # The result depends neither on hdr_len nor on the sum in the frame.
     unsound = header(shape, gso_size, hdr_len=0)
     assert offload.segment(GUARD.put(shape.unfinished(data)), unsound) == got
     assert offload.segment(
@@ -165,7 +165,7 @@ def test_complete(shape: Shape) -> None:
 
 
 def test_tcp_without_needs_csum_is_split_all_the_same() -> None:
-    """As in the kernel: where the checksum is, the frame says itself."""
+    """As in the kernel, the place of the checksum follows from the frame itself."""
     shape = Shape()
     hdr = header(shape, 1000, flags=0, csum_start=0, csum_offset=0)
     data = PAYLOAD[:2500]
@@ -200,7 +200,7 @@ def test_sequence_numbers_and_identifications_wrap() -> None:
 MSS = {4: 1500 - 28, 6: 1500 - 48}
 MOST = {4: 65535 - 28, 6: 65535 - 48}
 #: tools/testing/selftests/net/udpgso.c: payload, gso_size, full segments, bytes of the last one.
-#: None where one is sent as it is.
+#: None where the datagram is sent unchanged.
 UDPGSO = [
     ("one mss", lambda v: (MSS[v], MSS[v], 1, 0)),
     ("one mss and a byte", lambda v: (MSS[v] + 1, MSS[v], 1, 1)),
@@ -232,7 +232,7 @@ def test_linux_udpgso_one_segment_too_many() -> None:
         offload.segment(seeded(shape, PAYLOAD[:129]), header(shape, 1))
 
 
-#: wireguard-go's cases of what a TUN device hands over: lengths of the IP packets.
+#: wireguard-go's cases of reads from a TUN device: lengths of the IP packets.
 WIREGUARD = {
     (4, "tcp"): [152, 152],
     (6, "tcp"): [172, 172],
@@ -243,7 +243,7 @@ WIREGUARD = {
 
 @pytest.mark.parametrize(("version", "proto"), WIREGUARD)
 def test_wireguard_reads(version: int, proto: str) -> None:
-    """200 bytes at 100 each, without Ethernet; its TCP has no options, ours has twelve bytes."""
+    """200 bytes in segments of 100, without Ethernet. Its TCP has no options; ours has 12 bytes."""
     shape = Shape(version, proto)
     frame = seeded(shape, PAYLOAD[:200])[14:]
     got = offload.segment(frame, bare(header(shape, 100), shape), l2=False)
@@ -354,7 +354,7 @@ def test_frames_that_cannot_be_split(name: str) -> None:
 
 
 def test_an_authenticated_packet_is_not_split() -> None:
-    """Its authentication data would be wrong in every piece."""
+    """The authentication data would be wrong in every piece."""
     auth = bytes([6, 4, 0, 0]) + bytes(range(20))  # 24 bytes, TCP follows
     tcp = bytes(CASES["tcp6"].packet.getlayer("TCP")) + PAYLOAD[:3000]
     frame = bytes(ETHER / IPv6(src="fd00::1", dst="fd00::2", nh=51) / (auth + tcp))
@@ -410,7 +410,7 @@ def test_damaged_super_frames(seed: int, damage: list[tuple[int, bytes]]) -> Non
 
 @given(st.integers(0, 2**32))
 def test_payloads_survive(seed: int) -> None:
-    """The pieces' payloads make up the super-frame's, every checksum is right, lengths add up."""
+    """The pieces' payloads add up to the super-frame's, and checksums and lengths are right."""
     question = Maker(seed).super_frame()
     got = offload.segment(question.frame, question.hdr)
     found = [offload.parse(piece) for piece in got]

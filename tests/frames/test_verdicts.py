@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""All frames that the segmentation tests make, as scapy and Wireshark see their checksums."""
+"""The checksums of all frames from the segmentation tests, checked by scapy and Wireshark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from verdicts import BAD, GOOD, scapy_disagrees, tshark, wrong
 
 from rtap import offload
 
-#: scapy takes its time: it gets the first, the second and the last frame of so many.
+#: scapy is slow, so it gets only the first, the second and the last of this many frames.
 FOR_SCAPY = 500
 
 
