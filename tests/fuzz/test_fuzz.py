@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The fuzzing harnesses in small: their corpora replayed, and mistakes that they have to see.
+"""Short runs of the fuzzing harnesses: corpora replayed, and planted faults that must be found.
 
 ``make fuzz`` runs them on millions of new inputs.
 """
@@ -52,7 +52,7 @@ def test_every_input_is_handled(fuzz: ModuleType, target: str) -> None:
 
 
 def planted(fuzz: ModuleType, name: str) -> str:
-    """What is reported of a kernel with a mistake in it, over the very same inputs."""
+    """The report for a kernel with a planted fault, over the same inputs."""
     target = fuzz.TARGETS[name]
     done = fuzz.replay(fuzz.build_replay(target), target, corpus(fuzz, name))
     assert done.returncode != 0
@@ -60,7 +60,7 @@ def planted(fuzz: ModuleType, name: str) -> str:
 
 
 def test_one_byte_too_far_is_seen(fuzz: ModuleType) -> None:
-    """A parser with a wrong bound."""
+    """The parser gets a wrong bound."""
     report = planted(fuzz, "offload")
     assert "heap-buffer-overflow" in report
     assert "READ of size 1" in report
@@ -68,7 +68,7 @@ def test_one_byte_too_far_is_seen(fuzz: ModuleType) -> None:
 
 
 def test_a_copy_into_a_slot_that_is_too_small_is_seen(fuzz: ModuleType) -> None:
-    """One that takes its bound from the pool that a segment borrows from."""
+    """The copy takes its bound from the pool from which a segment borrows."""
     report = planted(fuzz, "frames")
     assert "use-after-poison" in report
     assert "WRITE of size" in report

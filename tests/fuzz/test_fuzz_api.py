@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The API fuzzer in small, and faults that it has to see. ``make fuzz`` runs it on millions of
-calls."""
+"""Short runs of the API fuzzer, and faults that it must find.
+
+``make fuzz`` makes many more calls.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ def fuzz_api() -> ModuleType:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("seed", [2, 3])  # the second has a TAP device, as root
+@pytest.mark.parametrize("seed", [2, 3])  # as root, the second has a TAP device
 def test_nothing_is_found(fuzz_api: ModuleType, seed: int, threads: int) -> None:
     assert fuzz_api.run(seed, threads) == ""
 

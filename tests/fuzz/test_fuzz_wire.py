@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The wire fuzzer in small, and faults that it has to see. ``make fuzz`` sends millions."""
+"""Short runs of the wire fuzzer, and faults that it must find. ``make fuzz`` sends millions."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from rtap import Burst, EthDev, NetNS
 pytestmark = [pytest.mark.root]
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
-#: Runs with a worker and with bursts from Python, TAP and TUN, a stop in the middle.
+#: Runs with a worker or bursts from Python, with TAP or TUN, and with a stop in the middle.
 SEEDS = (1, 2, 8, 11)
 
 
 @pytest.fixture
 def fuzz(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """Modules of the fuzzer, with runs of some hundred frames."""
+    """The fuzzer's modules, set to runs of some hundred frames."""
     skip_without_devices()
     skip_without_engine("uring")
     if str(TOOLS) not in sys.path:
@@ -49,7 +49,7 @@ def test_nothing_is_found(fuzz: Callable[[str], ModuleType], ns: NetNS, seed: in
 
 
 def bursts(fuzz: Callable[[str], ModuleType]) -> Any:
-    """A plan without anything special: bursts from Python, from one device to another."""
+    """A plain plan: bursts from Python, from one device to another."""
     plan = fuzz("wire_plan").Plan(1)
     plain: dict[str, Any] = {"nb_mbufs": None, "txqueuelen": 1000, "tx_gro": False, "rx_gso": False}
     plan.mode, plan.worker, plan.untouched, plan.asked, plan.event = "tap", False, True, False, ""
@@ -112,7 +112,7 @@ def test_a_frame_that_was_not_sent_is_seen(
 def test_other_bytes_are_seen(
     fuzz: Callable[[str], ModuleType], ns: NetNS, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    """One bit of a payload, or of a header's checksum."""
+    """One bit of a payload or of a header's checksum changes."""
     run = fuzz("wire_run")
 
     def handle(self: Any, burst: Burst, _end: Any) -> None:
