@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The code in README and docs does what the pages say.
+"""The code in the README and the docs does what the pages say.
 
 Every ``pycon`` block is a doctest. A ``python`` block with ``<!-- runs -->`` in the line before it
 is executed; with ``<!-- runs with NAME -->`` the text of ``SETUPS[NAME]`` comes first. The blocks
-of a page run in turn, as one program, in a network namespace of its own. All others compile.
+of a page run in order, as one program, in a network namespace of its own. All other blocks must
+compile.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ FENCE = re.compile(
 )
 
 SETUPS = {
-    # A frame waits in it: the kernel looks for the one whom it is to send a datagram to.
+    # A frame waits in the device: the kernel's ARP request for the datagram's destination.
     "a device": """
         import rtap, socket, subprocess
         dev = rtap.open("tap0")
@@ -85,7 +86,7 @@ class Block(NamedTuple):
     setup: str
 
     def shifted(self) -> str:
-        """The code under the page's line numbers."""
+        """The code, shifted to the page's line numbers."""
         return "\n" * self.line + self.code
 
 
@@ -111,7 +112,7 @@ def name(block: Block) -> str:
 
 
 def program(some: list[Block]) -> str:
-    """A Python program of these blocks, in turn, whose tracebacks name the page's lines."""
+    """A Python program of these blocks in order, whose tracebacks name the page's lines."""
     parts = []
     for block in some:
         if block.setup:
@@ -135,7 +136,7 @@ def run_inside(code: str, stdin: str = "") -> str:
 
 
 def test_blocks_are_found() -> None:
-    """This module's own eyes."""
+    """Checks this module's own parser."""
     text = "a\n\n```python\nx = 1\n```\n\n<!-- runs with a device -->\n```python\ny = 2\n```\n"
     plain, marked = blocks(text, "p")
     assert (plain.line, plain.code, plain.runs) == (3, "x = 1\n", False)

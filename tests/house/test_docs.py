@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The reference pages against the code: what they name exists, and what exists they name."""
+"""The reference pages and the code agree: all that a page names exists, and the reverse."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DOCS = ROOT / "docs"
 
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="needs the source tree")
 
-#: What the C driver's ops table has.
+#: The entries of the C driver's ops table.
 C_OPS = """
 dev_start dev_stop dev_configure dev_infos_get dev_close link_update dev_set_link_up
 dev_set_link_down mac_addr_set mtu_set promiscuous_enable promiscuous_disable allmulticast_enable
@@ -47,7 +47,7 @@ def ops() -> set[str]:
 
 
 def tables(text: str) -> list[list[list[str]]]:
-    """Rows of cells of every table of a page, the heading first."""
+    """The rows of cells of every table on a page, heading first."""
     found: list[list[list[str]]] = []
     inside = False
     for line in text.splitlines():
@@ -62,7 +62,7 @@ def tables(text: str) -> list[list[list[str]]]:
 
 
 def documented_ops() -> dict[str, str]:
-    """Page by entry of the ops table."""
+    """The page that documents each entry of the ops table."""
     found = {}
     for page, text in pages().items():
         for heading, *rows in tables(text):
@@ -76,7 +76,7 @@ def documented_ops() -> dict[str, str]:
 
 
 def test_tables_are_read() -> None:
-    """This module's own eyes."""
+    """Checks this module's own parser."""
     (table,) = tables("text\n| a | ops table |\n|---|---|\n| `b` | `c`, `d` |\n| e | |\n\n")
     assert table == [["a", "ops table"], ["`b`", "`c`, `d`"], ["e", ""]]
 
@@ -113,7 +113,7 @@ def test_documented_methods_exist() -> None:
 
 
 def test_public_methods_are_documented() -> None:
-    """All of EthDev is on some page, bursts included."""
+    """Every public method of EthDev is on some page, bursts included."""
     text = "\n".join(pages().values())
     public = {name for name in dir(EthDev) if not name.startswith("_")}
     assert sorted(n for n in public if not re.search(rf"\bdev\.{n}\b", text)) == []

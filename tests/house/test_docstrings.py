@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Everything public says what it is."""
+"""Everything public has a docstring."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ CLASSES = {name: thing for name, thing in THINGS.items() if isinstance(thing, ty
 
 
 def said(thing: object) -> str:
-    """A docstring without the signature that Cython puts first."""
+    """A docstring without the signature that Cython puts in front."""
     if isinstance(thing, (classmethod, staticmethod)):
         thing = thing.__func__
     text = inspect.cleandoc(getattr(thing, "__doc__", None) or "")
-    # "name(arguments)" or "Class.name: type" in a line of its own, over several where it is long.
+    # "name(arguments)" or "Class.name: type" on its own line, or over several if it is long.
     return re.sub(
         r"\A[\w.]+(?:\(.*?\)(?: -> [^\n]+)?|: \w+)(?:\n|\Z)", "", text, flags=re.S
     ).strip()
@@ -51,7 +51,7 @@ def members(cls: type) -> Iterator[tuple[str, object]]:
 
 
 def documented_elsewhere(cls: type) -> set[str]:
-    """Names that the docstring of a class or of a base speaks of, or that have a ``#:`` comment."""
+    """Names in the docstring of a class or of a base, and names with a ``#:`` comment."""
     found: set[str] = set()
     for base in cls.__mro__:
         if base.__module__.partition(".")[0] != "rtap":
@@ -69,7 +69,7 @@ def documented_elsewhere(cls: type) -> set[str]:
 
 
 def values(cls: type) -> set[str]:
-    """Members that are data and can have no docstring: fields, slots, readonly attributes."""
+    """Data members, which cannot have a docstring: fields, slots, readonly attributes."""
     if issubclass(cls, enum.Enum):
         return set(cls.__members__)
     if dataclasses.is_dataclass(cls):
@@ -97,14 +97,14 @@ def test_every_member_says_what_it_is(name: str) -> None:
     assert silent == set()
 
 
-# The names of packet types are put together from the layers that its docstring explains.
+# The names of packet types combine the layers that the docstring explains.
 @pytest.mark.parametrize("name", sorted(CLASSES.keys() - {"rtap.offload.PacketType"}))
 def test_every_value_is_explained_by_its_class(name: str) -> None:
     assert sorted(values(CLASSES[name]) - documented_elsewhere(CLASSES[name])) == []
 
 
 def test_a_class_that_says_nothing_is_seen() -> None:
-    """This module's own eyes."""
+    """Checks this module's own detection."""
 
     class Silent:
         __module__ = "rtap.somewhere"

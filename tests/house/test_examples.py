@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The examples run, and the stages of several languages make the same of the same frames."""
+"""The examples run, and the stages in all languages treat the same frames the same way."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def output(name: str) -> str:
 
 
 def expected() -> str:
-    """Ten IPv4 frames of ports 1000 to 1009 with their addresses exchanged, of thirteen."""
+    """Of thirteen frames, the ten IPv4 ones with ports 1000 to 1009 and addresses swapped."""
     head = "02000000000b" + "02000000000a" + "0800" + "45" + "00" * 19
     lines = [f"{port % 2} {head}{port:04x}\n" for port in range(1000, 1010)]
     return "".join(lines) + "frames: 13\n"

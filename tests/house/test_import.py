@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The package itself: importable anywhere, quick about it, and honest about what is missing."""
+"""Import of the package: works anywhere, is quick, and reports what is missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import rtap
 
 PACKAGE = Path(rtap.__file__).resolve().parent
 
-# What works without privileges, and what cannot.
+# Calls that work without privileges, and calls that cannot.
 UNPRIVILEGED = """
 import os, sys
 import rtap
@@ -45,7 +45,7 @@ assert rtap.devices() == []
 
 
 def unprivileged(prelude: str) -> list[str]:
-    """Runs that as nobody in particular, after a shell command as root."""
+    """Runs the code as an unprivileged user, after a shell command as root."""
     skip_without_devices()
     done = subprocess.run(
         [
@@ -200,7 +200,7 @@ def test_include_directory() -> None:
 
 
 def test_stubs_and_declarations_are_beside_the_modules() -> None:
-    """py.typed, a .pyi and a loaded extension for each of them, .pxd files for cimport."""
+    """There are py.typed, a .pyi for each extension, and .pxd files for cimport."""
     assert (PACKAGE / "py.typed").exists()
     modules = sorted(p.with_name(p.name.partition(".")[0]) for p in PACKAGE.rglob("*.so"))
     assert len(modules) > 30

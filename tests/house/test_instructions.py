@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What counting costs stays what bench/baseline.json says, in callgrind's instructions."""
+"""Counting frames costs no more callgrind instructions than bench/baseline.json allows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HELD: dict[str, float] = BASELINE["instructions"]
 
 @pytest.fixture(scope="module")
 def instructions() -> ModuleType:
-    """The benchmark of that name."""
+    """The benchmark module."""
     if str(ROOT) not in sys.path:
         sys.path.append(str(ROOT))
     return importlib.import_module("bench.instructions")
@@ -29,7 +29,7 @@ def instructions() -> ModuleType:
 
 @pytest.mark.slow
 def test_no_more_than_the_baseline(instructions: ModuleType) -> None:
-    """Measured anew, and exact, whatever else the machine does meanwhile."""
+    """The measurement is exact, whatever else the machine does."""
     if os.environ.get("RTAP_TEST_BUILD"):
         pytest.skip("the baseline is the release build's")
     if platform.machine() != BASELINE["machine"]:
@@ -55,7 +55,7 @@ def test_what_is_too_much(
 
 
 def test_cost_of_a_function_in_a_report(instructions: ModuleType) -> None:
-    """Its own lines and those of what it calls, wherever the lines come from; nobody else's."""
+    """The cost covers the function's lines and its callees, from any file, and nothing else."""
     report = """\
 # callgrind format
 summary: 1111

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The check of layers sees an import upwards, however it is written."""
+"""The layer check finds an import from a higher layer, however it is written."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The build for AddressSanitizer and UBSan sees what it is there for.
+"""The build for AddressSanitizer and UBSan finds the faults that it is made for.
 
-A write that leaves its slot stays inside the arena, one mapping of the process: the sanitizer sees
-it only because the pool poisons what no frame owns. A module made here writes where it is told.
+A write outside its slot stays inside the arena, which is one mapping. The sanitizer sees it only
+because the pool poisons memory that no frame owns. A library compiled here writes to a given place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from support import child_place
 
-#: Where a frame of 60 bytes and its slot are, and a C function that writes one byte.
+#: A frame of 60 bytes, its address, and a C function that writes one byte.
 SCENE = """
 import ctypes, sys
 import rtap
@@ -32,7 +32,7 @@ void plant(unsigned long at) { *(volatile char *)at = 1; }
 
 @pytest.fixture(scope="module")
 def plant(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A library whose one function writes a byte, compiled as the build is."""
+    """A library with one function, which writes a byte; compiled like the build."""
     place = tmp_path_factory.mktemp("plant")
     (place / "plant.c").write_text(PLANT)
     library = place / "plant.so"
@@ -72,7 +72,7 @@ def test_a_write_into_a_slot_that_was_freed_is_seen(plant: Path) -> None:
 
 
 def test_the_build_has_both() -> None:
-    """A sanitizer that is not in the process reports nothing."""
+    """Both are in the process; a missing sanitizer would report nothing."""
     process = ctypes.CDLL(None)
     assert process.__asan_region_is_poisoned is not None
     with open("/proc/self/maps") as maps:

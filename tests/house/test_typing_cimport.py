@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The package from a user's side: cimported by a module of theirs, and seen by a type checker."""
+"""The package as a user sees it: cimported by a user's module, and checked by a type checker."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ setup(
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project of somebody else's, built against this package."""
+    """A user's project, built against this package."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "user.pyx").write_text(USER_MODULE)
     paths = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.pxd"))
@@ -128,7 +128,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(
         [sys.executable, "build.py"],
         cwd=folder,
-        # Cython looks for rtap's .pxd files in sys.path, where an editable install may not put it.
+        # Cython searches sys.path for rtap's .pxd files, and an editable install may not be on it.
         env=child_environment() | {"PYTHONPATH": str(PACKAGE.parent)},
         capture_output=True,
         text=True,
@@ -262,7 +262,7 @@ MISTAKES = {
 
 
 def test_types(tmp_path: Path) -> None:
-    """A program in the ways people write them, and the mistakes that a checker has to find."""
+    """A typical user's program type-checks, and a checker finds its mistakes."""
     pytest.importorskip("mypy")
     wrong = "\n".join(f"    {line}  # type: ignore[{code}]" for line, code in MISTAKES.items())
     file = tmp_path / "program.py"
