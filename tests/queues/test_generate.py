@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Frames from a template, and queues that hold frames back. Neither needs a device or root."""
+"""Queues that make frames from a template, or hold frames back. Needs no device and no root."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_closed_generator_is_closed() -> None:
 
 
 def numbers(burst: Burst) -> list[int]:
-    """Which of a generator's frames these are."""
+    """The sequence numbers of a generator's frames."""
     out = [int.from_bytes(mbuf[30:34], "big") - 0x0AFD0000 for mbuf in burst]
     burst.free()
     return out
@@ -204,7 +204,7 @@ def test_without_a_flush_time_nothing_leaves_a_buffer_that_rests() -> None:
 
 @pytest.mark.parametrize("what", ["reads", "writes", "reads_writes"])
 def test_memory_is_touched_for_every_frame_without_a_buffer(what: str) -> None:
-    """What it costs is to be seen: a frame with many accesses takes many times as long."""
+    """A frame with many memory accesses must take many times as long."""
     inner = endless(Mempool(64, 64))
     queue = NoisyRxQueue(inner, memory_mb=3, **{what: 100})
     queue.start()
