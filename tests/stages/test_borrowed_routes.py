@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Frames that borrow their payload, through workers whose stages write: every byte arrives."""
+"""Frames that borrow their payload pass workers whose stages write; every byte arrives."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_tcp_through_a_stage_that_writes(
     }
     with wire(a=options, b=options) as w:
         worker = Worker()
-        # What a stage changes of the source address is no matter for those who receive.
+        # The stage changes only the source address, which receivers ignore.
         worker.forward((w.a, 0), (w.b, 0), stages=[make()])
         worker.forward((w.b, 0), (w.a, 0), stages=[make()])
         with worker:
@@ -60,8 +60,10 @@ def test_split_into_a_small_pool_and_written_to(
     proto: str,
     room: int,
 ) -> None:
-    """``Gso`` leaves long payloads where they are; the stage behind it copies them into slots that
-    are far smaller, and the frames leave as they should."""
+    """``Gso`` refers to long payloads; the next stage copies them into far smaller slots.
+
+    The frames leave unchanged.
+    """
     shape, payload, segsz = Shape(proto=proto), pattern(7, 60_000), 20_000
     whole = {"mtu": MTU, "data_room": 66_000, "nb_mbufs": 16, "engine": engine}
     with (

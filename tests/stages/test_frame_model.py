@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Frames in bursts, through everything that is done to them without a device, against a model.
+"""A state machine that compares operations on frames in bursts, with stages, with a model.
 
-The model is in frame_machine.py, with all that happens to frames outside of stages.
+The model is in frame_machine.py, with the operations other than stages.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from rtap import Burst, Mbuf, MbufFlag, offload, stages
 from rtap.offload import Gro, VnetHdr
 
 REQUESTS = SEGS | MbufFlag.TX_L4_MASK
-#: A stage makes no more of one frame.
+#: The most frames that a stage makes of one.
 SPLIT_MAX = 2048
 
 
 class StageMachine(FrameMachine):
-    """Frames also pass stages, those that write and those that make other frames."""
+    """Adds stages that write to frames, and stages that make other frames."""
 
     # ---- those that write
 
     def own_all(self, held: Held) -> None:
-        """Each frame of the burst becomes nobody else's; one without a buffer for that goes."""
+        """Each shared frame of the burst is copied; one without a buffer for that is dropped."""
         lost = []
         for k, head in enumerate(held.heads):
             copy = self.private_of(head)
@@ -94,7 +94,7 @@ class StageMachine(FrameMachine):
     @precondition(FrameMachine.has_bursts)
     @rule(i=indices, drop=st.sets(indices, max_size=3), kept=st.integers(0, 3))
     def call(self, i: int, drop: set[int], kept: int) -> None:
-        """A stage that writes to each frame, drops some and keeps some beyond the call."""
+        """A stage that writes to each frame, drops some, and keeps some after the call."""
         held = self.pick(i)
         marks: list[bytes] = []
         keeps: list[Burst] = []
@@ -147,7 +147,7 @@ class StageMachine(FrameMachine):
     def split_all(
         self, held: Held, target: int | None, *, drops: bool
     ) -> tuple[list[Slot], list[Slot]]:
-        """The frames that are made, and those left from the first that finds no buffers."""
+        """The frames made, and those left from the first that finds no buffers."""
         came = held.heads
         made: list[Slot] = []
         for k, head in enumerate(came):
@@ -160,7 +160,7 @@ class StageMachine(FrameMachine):
         return made, []
 
     def split_one(self, head: Slot, target: int | None, *, in_parts: bool) -> list[Slot] | None:
-        """The frames made of one; `in_parts`, as many as there are buffers for."""
+        """The frames made of one; with `in_parts`, as many as there are buffers for."""
         try:
             parts = parts_of(head)
         except ValueError:
@@ -194,7 +194,7 @@ class StageMachine(FrameMachine):
             return  # some would not be merged: which ones is not modelled
         for head in held.heads:
             if not head.is_super and not head.flags & REQUESTS:
-                head.flags = 0  # checksums are looked at
+                head.flags = 0  # checksums are checked
         held.burst.ol_flags = [head.flags for head in held.heads]
         came = held.heads
         simple = all(h.next is None and h.owner is None and h.flags == 0 for h in came) and len(
@@ -219,7 +219,7 @@ class StageMachine(FrameMachine):
         held.burst, held.heads = out, self.merged(out, came)
 
     def merged(self, out: Burst, came: list[Slot]) -> list[Slot]:
-        """Finds what each frame was made of; nothing is left over."""
+        """Finds the frames from which each result was made; none is left over."""
         known = {s.number: s for h in came for s in segments(h)}
         bytes_of = [content(h) for h in came]
         left = list(range(len(came)))
@@ -290,7 +290,7 @@ class StageMachine(FrameMachine):
         return next((s for s in known.values() if s.next is slot and s.n == 0), None)
 
 
-# An example is fifty steps: the suite has fewer of them than of other tests.
+# An example has fifty steps, so the suite runs fewer examples than for other tests.
 EXAMPLES = settings().max_examples
 StageMachine.TestCase.settings = settings(max_examples=EXAMPLES if EXAMPLES > 100 else 40)
 TestFrameModel = pytest.mark.fuzz(pytest.mark.lifetime(StageMachine.TestCase))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where Match has rules of its own: how far it looks, and what it does without a header."""
+"""Match's own limits: how far it parses, and what it does when a header is missing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def times(n: int, layer: Packet) -> Packet:
 
 
 def matched(frames: list[bytes], segment: int = 2048, **rule: Any) -> list[bool]:
-    """Which frames a rule takes, of segments that long."""
+    """The frames that a rule takes, in segments of that length."""
     pool = Mempool(1024, segment)
     verdicts = Match(**rule, action=1)(pool.alloc_burst(len(frames), frames), 2)
     return [verdict == 1 for verdict in verdicts]
@@ -33,20 +33,20 @@ def test_without_a_whole_ip_header_nothing_matches() -> None:
 
 
 def test_tags_that_are_looked_behind() -> None:
-    """Eight."""
+    """Match looks behind eight tags."""
     frames = [bytes(ETHER / times(n, Dot1Q(vlan=1)) / V4 / QUERY) for n in range(1, 11)]
     assert matched(frames, destination_port=53) == [True] * 8 + [False] * 2
 
 
 def test_extension_headers_that_are_looked_behind() -> None:
-    """Sixteen."""
+    """Match looks behind sixteen extension headers."""
     frames = [bytes(ETHER / V6 / times(n, DESTINATION) / QUERY) for n in range(1, 19)]
     assert matched(frames, destination_port=53) == [True] * 16 + [False] * 2
     assert matched(frames, source="fd09::/64") == [True] * 18
 
 
 def test_headers_in_several_segments() -> None:
-    """They are looked at to the 256th byte, in one segment to its end."""
+    """Over several segments, Match reads up to the 256th byte; in one segment, up to its end."""
     frames = [bytes(ETHER / V6 / times(n, DESTINATION) / QUERY / LONG) for n in range(1, 17)]
     frames.append(bytes(ETHER / V6 / IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(190))]) / QUERY))
     assert matched(frames, destination_port=53) == [True] * 17

@@ -36,7 +36,7 @@ def rewritten(at: int, old: bytes, new: bytes, fill: bool) -> Any:
 
 @pytest.mark.parametrize("by", ["ChecksumFill", "fill_burst"])
 def test_a_connection_through_nat(engine: str, by: str) -> None:
-    """To an address that nobody has; super-frames and single frames arrive, and their answers."""
+    """A connection to an address without a host works: frames, super-frames and answers arrive."""
     options = {"engine": engine, "nb_mbufs": 1024, **OFFLOADS}
     data = hashlib.shake_128(b"nat").digest(1 << 20)
     after = [stages.ChecksumFill()] if by == "ChecksumFill" else []

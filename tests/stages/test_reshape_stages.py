@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Stages that make other frames of those they get: ``Gro`` and ``Gso``."""
+"""Stages that merge or split frames: ``Gro`` and ``Gso``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def pool() -> Iterator[Mempool]:
 
 @given(st.randoms(use_true_random=False), st.booleans())
 def test_merging_and_splitting(r: random.Random, tags: bool) -> None:
-    """Merged as the functions over bytes do it; split, they are what they were."""
+    """Frames merge as with the functions over bytes, and a split restores them."""
     frames = random_train(r, longest=16, tags=tags).bytes()
     with Mempool(512, data_room=2048) as pool:
         burst = pool.alloc_burst(len(frames), frames)
@@ -55,7 +55,7 @@ def test_merging_and_splitting(r: random.Random, tags: bool) -> None:
 
 
 def test_what_is_merged(pool: Mempool) -> None:
-    """As its arguments say."""
+    """The stage's arguments decide."""
 
     def lengths(stage: stages.Gro, first: F) -> list[int]:
         burst = pool.alloc_burst(6, frames_of(first))
@@ -79,7 +79,7 @@ def test_what_is_merged(pool: Mempool) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=label)
 def test_segments_that_were_asked_for(pool: Mempool, shape: Shape) -> None:
-    """A request of the application's, TX_TCP_SEG or TX_UDP_SEG, is a super-frame too."""
+    """A frame with the application's request TX_TCP_SEG or TX_UDP_SEG is split too."""
     payload = random.Random(1).randbytes(5000)
     burst = Burst([shape.request(pool.alloc(shape.unfinished(payload)), 600)])
     stages.Gso()(burst)
@@ -102,7 +102,7 @@ def test_frames_around_keep_their_places(pool: Mempool) -> None:
 
 
 def test_far_more_frames_than_came() -> None:
-    """One stage call makes as many as there are, in its pool."""
+    """One stage call makes all of them, in its pool."""
     shape = Shape()
     with Mempool(8, data_room=1 << 16) as big, Mempool(6000, data_room=128) as small:
         payload = random.Random(3).randbytes(20 * 1100)
@@ -116,7 +116,7 @@ def test_far_more_frames_than_came() -> None:
 
 @pytest.mark.parametrize("slots", [0, 4, 5, 14])
 def test_no_buffers(pool: Mempool, slots: int) -> None:
-    """As many frames as there are buffers, in order, and plain frames; the others are dropped."""
+    """Plain frames pass, and as many others as there are buffers, in order; the rest is dropped."""
     shape = Shape()
     with Mempool(max(slots, 1), data_room=1200) as small:
         taken = small.alloc_burst(1 if slots == 0 else 0)
@@ -157,7 +157,7 @@ def test_the_pool_stays_open_while_it_is_used(pool: Mempool) -> None:
 
 
 def test_a_super_frame_that_is_none(pool: Mempool) -> None:
-    """One that does not fit what it says of itself is dropped, the others go on."""
+    """A super-frame that contradicts its header is dropped, and the others pass."""
     shape = Shape()
     good = [frames_of(F(sport=n), 1)[0] for n in range(2)]
     bad = []
@@ -199,7 +199,7 @@ def accounted(route: RouteStats) -> bool:
 
 @pytest.mark.root
 def test_merged_for_each_target(netns: NetNS, engine: str) -> None:
-    """Frames of one burst that go to different targets do not become one frame."""
+    """Frames of one burst that go to different targets do not merge."""
     skip_without_devices()
     first, second = frames_of(F(sport=1)), frames_of(F(sport=2, **V6))
     with ExitStack() as stack:
@@ -225,7 +225,7 @@ def test_merged_for_each_target(netns: NetNS, engine: str) -> None:
             got = [far[n].frames(1)[0] for n in range(2)]
             eventually(lambda: route_of(worker).tx_packets == 2, "they are counted")
             route = route_of(worker)
-        # The kernel's own checksum of the whole is still to come, so the headers are left out.
+        # Headers are not compared: the whole frame's checksum is still unfinished.
         wanted = [expected(frames)[0][1] for frames in (first, second)]
         assert [len(f) for f in got] == [len(f) for f in wanted]
         assert [f[74:] for f in got] == [f[74:] for f in wanted]
@@ -243,7 +243,7 @@ def test_merged_for_each_target(netns: NetNS, engine: str) -> None:
 def forwarded(
     there: Callable[[], list[Any]], *, a: dict[str, Any], b: dict[str, Any]
 ) -> Iterator[tuple[Wire, Worker]]:
-    """Two devices joined by a worker: on the way from a to b through stages."""
+    """Two devices joined by a worker, with stages on the way from a to b."""
     with wire(a=a, b=b) as w:
         for ns, dev in ((w.left, w.a), (w.right, w.b)):
             iproute(ns, f"link set dev {dev.ifname} txqueuelen 20000")
@@ -255,7 +255,7 @@ def forwarded(
 
 
 def finished(w: Wire, worker: Worker) -> RouteStats:
-    """The figures of the way there, once nothing is in hand."""
+    """The figures of the way from a to b, once no frame is under way."""
 
     def through() -> bool:
         routes = worker.stats().routes
@@ -268,7 +268,7 @@ def finished(w: Wire, worker: Worker) -> RouteStats:
 
 @pytest.mark.root
 def test_super_frames_for_a_device_without_offloads(engine: str) -> None:
-    """Real TCP: what the kernel hands over whole is split by the stage, not by who sends."""
+    """Real TCP: the stage splits the kernel's super-frames, not the sending queue."""
     with (
         Mempool(4096) as pool,
         forwarded(
@@ -291,7 +291,7 @@ def test_super_frames_for_a_device_without_offloads(engine: str) -> None:
 
 @pytest.mark.root
 def test_a_pool_for_one_super_frame_at_a_time(engine: str) -> None:
-    """The others wait in the stage until the frames of those before them are sent."""
+    """Other super-frames wait in the stage until the frames of earlier ones are sent."""
     with forwarded(
         lambda: [stages.Gso(Mempool(48))],
         a={"rx_offloads": LRO, "engine": engine},
@@ -318,7 +318,7 @@ def test_frames_become_super_frames_on_the_way(engine: str) -> None:
 
 
 def test_split_frames_go_where_an_earlier_stage_has_sent_them(engine: str) -> None:
-    """All frames of a super-frame, and what comes between two of them."""
+    """All frames of a super-frame go there, and so do those between two super-frames."""
     shape = Shape()
     payloads = [pattern(n, 500) for n in range(2)]
     plain = [frame(n) for n in range(2)]
@@ -352,10 +352,10 @@ def test_split_frames_go_where_an_earlier_stage_has_sent_them(engine: str) -> No
 
 
 class Fed:
-    """A device that receives super-frames, and one that plain frames leave by."""
+    """A device that receives super-frames, and one that sends plain frames."""
 
     SHAPE = Shape(4, "tcp")
-    COUNT = 40  # frames of one
+    COUNT = 40  # frames of one super-frame
 
     def __init__(self, netns: NetNS, engine: str, stack: ExitStack, **there: Any) -> None:
         skip_without_devices()
@@ -368,7 +368,7 @@ class Fed:
         self.seed = 0
 
     def super_frame(self) -> list[bytes]:
-        """Sends one; what is to come out of it."""
+        """Sends a super-frame; returns the frames it must be split into."""
         self.seed += 1
         payload = random.Random(self.seed).randbytes(1400 * self.COUNT)
         mbuf = self.near.pool.alloc(self.SHAPE.unfinished(payload))
@@ -398,7 +398,7 @@ def stack() -> Iterator[ExitStack]:
 def test_a_pool_smaller_than_a_super_frame(
     netns: NetNS, engine: str, stack: ExitStack, slots: int
 ) -> None:
-    """It goes in parts, with nothing behind it that would push it on."""
+    """It goes in parts, even when no later frame pushes it on."""
     fed = Fed(netns, engine, stack)
     pool = stack.enter_context(Mempool(slots))
     peer = stack.enter_context(PacketSocket(netns, "b0", IPV4, rcvbuf=1 << 24))
@@ -415,7 +415,7 @@ def test_a_pool_smaller_than_a_super_frame(
 
 @pytest.mark.root
 def test_buffers_that_the_application_keeps(netns: NetNS, engine: str, stack: ExitStack) -> None:
-    """The route waits for none of them: what finds none is dropped, until some come back."""
+    """The route does not wait for them: frames without a buffer are dropped until some return."""
     fed = Fed(netns, engine, stack)
     pool = stack.enter_context(Mempool(64))
     peer = stack.enter_context(PacketSocket(netns, "b0", IPV4, rcvbuf=1 << 24))
@@ -442,7 +442,7 @@ def test_buffers_that_the_application_keeps(netns: NetNS, engine: str, stack: Ex
 
 @pytest.mark.root
 def test_frames_that_never_fit(netns: NetNS, engine: str, stack: ExitStack) -> None:
-    """One alone takes more buffers than there are: its super-frame is dropped, others go on."""
+    """A super-frame is dropped if one of its frames needs more buffers than exist; others pass."""
     fed = Fed(netns, engine, stack)
     pool = stack.enter_context(Mempool(5, data_room=256))
     peer = stack.enter_context(PacketSocket(netns, "b0", IPV4, rcvbuf=1 << 24))
@@ -464,7 +464,7 @@ def test_frames_that_never_fit(netns: NetNS, engine: str, stack: ExitStack) -> N
 def test_a_target_that_takes_nothing(
     netns: NetNS, engine: str, stack: ExitStack, slots: int
 ) -> None:
-    """Frames wait at the target and in the stage, no others are read; a stop frees them all."""
+    """Frames wait at the target and in the stage, and no others are read. A stop frees them."""
     fed = Fed(netns, engine, stack, sndbuf=20_000)
     pool = stack.enter_context(Mempool(slots))
     stack.enter_context(rtap.open("s0", netns=netns))
@@ -481,7 +481,7 @@ def test_a_target_that_takes_nothing(
     route = route_of(worker)
     lost = route.stages[0].drops
     assert lost == (19 if slots == 64 else 19 + Fed.COUNT - 16)
-    assert route.stages[0].split == 39  # of the first one, the lost ones too
+    assert route.stages[0].split == 39  # all of the first super-frame's, with those lost
     assert lost + route.drops + route.tx_packets == 19 + Fed.COUNT
     assert accounted(route)
     assert (settle(pool), settle(fed.a.pool)) == (0, 0)

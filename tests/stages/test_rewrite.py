@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Stages that rewrite frames and answer requests, on frames of any length, cut anywhere."""
+"""Stages that rewrite frames and answer requests, on frames of any length, truncated anywhere."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHANGES: dict[str, Callable[[], list[Stage]]] = {
 
 
 def changed(data: bytes, change: str, room: int = 2048, cut: int = 0) -> list[bytes]:
-    """What becomes of a frame whose first buffer ends after `cut` bytes, if that is not 0."""
+    """The stage's result for a frame whose first segment ends after `cut` bytes (0: whole)."""
     pool = Mempool(8, 64 if cut else room)
     mbuf = pool.alloc(bytes(64 - cut) + data if cut else data)
     if cut:
@@ -81,7 +81,7 @@ def test_addresses() -> None:
 
 
 def test_ports_of_fragments() -> None:
-    """The first fragment has ports, the others have none."""
+    """The first fragment has ports, and the others have none."""
     shape = Shape(proto="udp")
     for flags, offset, ports in (("MF", 0, True), ("MF", 3, False), (0, 3, False)):
         packet = shape.packet(b"payload")
@@ -96,7 +96,7 @@ def test_ports_of_fragments() -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=label)
 @pytest.mark.parametrize("change", CHANGES)
 def test_frames_that_are_cut_off(change: str, shape: Shape) -> None:
-    """Whatever is missing, a frame keeps its length, and nothing behind it changes."""
+    """Whatever is missing, a frame keeps its length, and no byte after it changes."""
     data = shape.finished(b"payload")
     for n in range(1, len(data)):
         for out in changed(data[:n], change):
@@ -182,7 +182,7 @@ def test_icmpv6(ether: Packet) -> None:
 @pytest.mark.parametrize("options", [0, 1, 2])
 @pytest.mark.parametrize("group", [True, False])
 def test_neighbour_solicitations(options: int, group: bool) -> None:
-    """Their answers have one option, whatever the question had; the frame grows and shrinks."""
+    """An answer has one option, whatever the request had, so the frame may grow or shrink."""
     packet: Packet = ETHER / V6 / ICMPv6ND_NS(tgt="fd00::2")
     if group:
         packet[IPv6].dst = "ff02::1:ff00:2"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Frames whose checksum the kernel has left unfinished, rewritten and sent on.
+"""Frames with checksums that the kernel left unfinished, rewritten and sent on.
 
-They cross two bridges and two devices of rtap's in between. What the last reader gets, who asks the
-kernel for nothing, is compared with what scapy makes of the same changes.
+They cross two bridges with two rtap devices in between. The last reader requests no offloads, and
+what it gets is compared with the same changes made by scapy.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FILLS = ["ChecksumFill", "fill_burst"]
 
 
 class Way:
-    """`first` writes what `dev` receives; what `out` sends is read from `last`."""
+    """`first` writes the frames that `dev` receives; `last` reads the frames that `out` sends."""
 
     def __init__(self, first: Tap, dev: EthDev, out: EthDev, last: Tap) -> None:
         self.first, self.dev, self.out, self.last = first, dev, out, last
@@ -58,14 +58,14 @@ class Way:
         os.write(self.first.fd, hdr.pack() + frame)
 
     def arriving(self, n: int) -> list[bytes]:
-        """``n`` frames, or what there is before five seconds without any."""
+        """``n`` frames, or those received until five seconds pass without one."""
         got: list[bytes] = []
         while len(got) < n and select.select([self.last.fd], [], [], 5)[0]:
             got.append(os.read(self.last.fd, 1 << 17))
         return got
 
     def cross(self, sample: Sample, how: Rewriting, fill: str) -> list[bytes]:
-        """What becomes of a frame that is rewritten and filled on its way."""
+        """The frames that arrive when a frame is rewritten and filled on its way."""
         if fill == "ChecksumFill":
             worker = Worker()
             after = [how.stage(sample), stages.ChecksumFill()]
@@ -93,7 +93,7 @@ class Way:
     ids=lambda param: f"{param[0]}-{'header' if param[1] else 'plain'}",
 )
 def way(request: pytest.FixtureRequest) -> Iterator[Way]:
-    """To a device that has headers, or one where all is done in software."""
+    """The way to a device with headers, or to one without, where software does all."""
     engine, header = request.param
     skip_without_devices()
     skip_without_engine(engine)
@@ -102,7 +102,7 @@ def way(request: pytest.FixtureRequest) -> Iterator[Way]:
         left, right = (stack.enter_context(quiet_netns()) for _ in range(2))
         for ns in (left, right):
             add_bridge(ns)
-            # It floods everything, wherever those addresses were seen last.
+            # The bridge floods all frames, wherever it last saw their addresses.
             iproute(ns, "link set br0 type bridge ageing_time 0")
         first = stack.enter_context(Tap(left, "first", mtu=9000))
         dev = stack.enter_context(rtap.open("in", netns=left, mtu=9000, rx_offloads=RX, **options))
@@ -121,7 +121,7 @@ def way(request: pytest.FixtureRequest) -> Iterator[Way]:
             burst = dev.rx_burst(0, 8, 0.05)
             return len(burst) > 0 and out.tx_burst(0, burst) > 0 and last.waiting()
 
-        # A bridge forwards a moment after its ports are up.
+        # A bridge starts to forward a moment after its ports are up.
         eventually(passes, "a frame over both bridges")
         while last.waiting():
             os.read(last.fd, 1 << 17)
@@ -130,11 +130,11 @@ def way(request: pytest.FixtureRequest) -> Iterator[Way]:
         yield way
 
 
-# ---- what goes that way
+# ---- frames for that way
 
 
 def layers(packet: Packet, *kinds: type[Packet]) -> list[Packet]:
-    """Those of these kinds, from the outermost on."""
+    """The packet's layers of these kinds, from the outermost on."""
     found = []
     while packet:
         if isinstance(packet, kinds):
@@ -145,18 +145,21 @@ def layers(packet: Packet, *kinds: type[Packet]) -> list[Packet]:
 
 @dataclass
 class Sample:
-    """`packets` is what a frame is in the end, before it is rewritten. ``layer`` counts the TCP and
-    UDP headers, from the outermost on, to the one whose checksum is unfinished."""
+    """`packets` are the finished packets of a frame, before it is rewritten.
+
+    ``layer`` is the index, from the outermost, of the TCP or UDP header with the unfinished
+    checksum.
+    """
 
     whole: bytes
     packets: list[bytes]
     segsz: int = 0
     layer: int = 0
-    #: What of the packet belongs to those headers, by layer: where IP and TCP or UDP begin.
+    #: Where IP and TCP or UDP begin in the packet, by layer.
     places: tuple[tuple[int, int], ...] = ()
 
     def frame(self) -> tuple[bytes, VnetHdr]:
-        """As the kernel has it: the sum of the pseudo-header where the checksum is to be."""
+        """The frame as the kernel has it, with the pseudo-header's sum in the checksum field."""
         l3, l4 = self.places[self.layer]
         four = self.whole[l3] >> 4 == 4
         transport = layers(Ether(self.whole), TCP, UDP)[self.layer]
@@ -174,7 +177,7 @@ class Sample:
         return frame, hdr
 
     def rewritten(self, change: Callable[[Packet], None]) -> list[bytes]:
-        """What has to arrive: every checksum right, and those absent that were."""
+        """The frame that must arrive: checksums are right, or absent where they were absent."""
         out = []
         for data in self.packets:
             packet = Ether(data)
@@ -187,7 +190,7 @@ class Sample:
 
 
 def plain(shape: Shape, segsz: int = 0) -> Sample:
-    """A packet that is in no tunnel, or a super-frame with an odd rest."""
+    """A packet without a tunnel, or a super-frame with an odd remainder."""
     payload = pattern(3, 2 * segsz + 301 if segsz else 301)
     at = (shape.l2_len, shape.l2_len + shape.l3_len)
     if segsz == 0:
@@ -215,12 +218,12 @@ def tunnel(
     return Sample(frame, [frame], layer=layer, places=places)
 
 
-# ---- what is done to it
+# ---- changes
 
 
 @dataclass(frozen=True)
 class Rewriting:
-    """The same change twice: by a stage, and with scapy."""
+    """The same change made by a stage and with scapy."""
 
     stage: Callable[[Sample], Any]
     change: Callable[[Packet], None]
@@ -241,7 +244,7 @@ NEW = {4: "198.51.100.7", 6: "fd02::5:7"}
 
 
 def nat(layer: int) -> Rewriting:
-    """Source address and port of the outermost packet, or of the one in a tunnel, by slices."""
+    """Rewrites source address and port by slices, in the outermost packet or inside a tunnel."""
 
     def change(packet: Packet) -> None:
         network = layers(packet, IP, IPv6)[layer]
@@ -265,8 +268,10 @@ def nat(layer: int) -> Rewriting:
 
 
 def zeroed(sample: Sample) -> Callable[[Burst], None]:
-    """As many do before they compute a checksum: the place is zero, and the frame says no less
-    that somebody else is to finish it."""
+    """Zeroes the checksum field, as programs do before they compute one.
+
+    The frame still says that its checksum is unfinished.
+    """
     at = sum(sample.frame()[1][4:6])
 
     def rewrite(burst: Burst) -> None:
@@ -312,7 +317,7 @@ def test_packets(way: Way, shape: Shape, segsz: int, fill: str) -> None:
 def test_tunnels(
     way: Way, outer: int, inner: int, proto: str, vlans: int, layer: int, zero: bool, fill: str
 ) -> None:
-    """What the kernel is to finish is the tunnel's own checksum, or that of the packet in it."""
+    """The unfinished checksum is the tunnel's own or that of the packet inside."""
     sample = tunnel(outer, inner, proto, layer=layer, vlans=vlans, zero=zero)
     for name, how in INSIDE.items():
         assert way.cross(sample, how, fill) == sample.rewritten(how.change), name
@@ -321,7 +326,7 @@ def test_tunnels(
 @pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("version", [4, 6])
 def test_tunnels_that_are_cut_from_one_super_frame(way: Way, version: int, fill: str) -> None:
-    """Each datagram is a VXLAN packet once it is cut. Until then only the first looks like one."""
+    """Each datagram is a VXLAN packet after the split; before, only the first looks like one."""
     inner = Shape(4, "tcp")
     piece = bytes(VXLAN(vni=5, flags=8) / Ether(inner.finished(pattern(5, 401))))
     shape = Shape(version, "udp", fields={"sport": 40000, "dport": 4789})

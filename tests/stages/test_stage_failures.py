@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Stages that fail: no frame passes one, and whoever looks is told why."""
+"""Stages that fail: no frame passes them, and the reason is reported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pool() -> Iterator[Mempool]:
 
 @pytest.fixture
 def null(pool: Mempool) -> Iterator[EthDev]:
-    """A device of two queue pairs without a kernel behind it, started."""
+    """A started net_null device with two queue pairs."""
     with rtap.probe("net_null0,size=64") as dev:
         dev.configure(2, 2)
         for q in range(2):
@@ -42,7 +42,7 @@ def null(pool: Mempool) -> Iterator[EthDev]:
 
 
 def fate(dev: EthDev, *chain: Any) -> RouteStats:
-    """What becomes of a route that ends by itself."""
+    """The final figures of a route that ends by itself."""
     worker = Worker()
     worker.forward((dev, 0), (dev, 0), stages=chain)
     worker.start()
@@ -53,7 +53,7 @@ def fate(dev: EthDev, *chain: Any) -> RouteStats:
 
 @contextlib.contextmanager
 def ignored(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """What Python has nobody to tell of."""
+    """Exceptions that Python reports as unraisable."""
     found: list[Any] = []
     with monkeypatch.context() as patch:
         patch.setattr(sys, "unraisablehook", lambda seen: found.append(seen.exc_type))
@@ -61,7 +61,7 @@ def ignored(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 
 class Mute(Exception):
-    """Cannot be printed."""
+    """An exception that cannot be printed."""
 
     def __init__(self, why: BaseException) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def test_closed_when_the_log_fails(
 
     with ignored(monkeypatch) as seen:
         route = fate(null, refuse)
-    assert seen == [type(broken_log)] * 2  # of the stage, and of its route's end
+    assert seen == [type(broken_log)] * 2  # for the stage, and for its route's end
     assert route.tx_packets == 0
     assert route.rx_packets == route.stages[0].drops > 0
     assert "no customer 4711" in route.error
@@ -136,7 +136,7 @@ def test_closed_when_its_clearing_up_fails(
         with pytest.raises(LookupError, match="4711"):
             stages.Call(refuse)(burst)
         assert len(burst) == 0
-    caplog.clear()  # a record has the exception, which has the frames now
+    caplog.clear()  # a record holds the exception, which holds the frames
     assert seen == [MemoryError] * 2
     assert (route.tx_packets, route.stages[0].drops) == (0, route.rx_packets)
     assert "no customer 4711" in route.error
@@ -189,7 +189,7 @@ def test_its_text_is_one_line_of_bounded_length(null: EthDev, text: str, shown: 
 
 
 def test_each_route_has_its_own(null: EthDev) -> None:
-    """One stage in two routes that run at the same time, and on bursts of two threads."""
+    """Each use of a stage has its own error: in two concurrent routes, and in two threads."""
     both = threading.Barrier(2)
 
     def refuse(burst: Burst) -> None:
@@ -224,7 +224,7 @@ def test_each_route_has_its_own(null: EthDev) -> None:
 
 
 def test_what_it_raised_holds_no_frames(null: EthDev, pool: Mempool) -> None:
-    """Nor does what that came of."""
+    """The exception that caused it holds none either."""
 
     def inner(burst: Burst) -> None:
         _held = list(burst)
@@ -244,7 +244,7 @@ def test_what_it_raised_holds_no_frames(null: EthDev, pool: Mempool) -> None:
 
 
 def test_a_name_is_asked_for_once(null: EthDev) -> None:
-    """When the stage is made: reading figures calls nobody."""
+    """A stage's name is read when the stage is made; reading figures runs no user code."""
 
     class Odd:
         asked = 0
@@ -319,7 +319,7 @@ def test_the_event_says_what_was_raised(null: EthDev) -> None:
 
 
 def test_no_memory_for_a_burst_from_python(pool: Mempool) -> None:
-    """At whatever step: the burst is there again, and the stage can be used, its pool closed."""
+    """At whatever step it fails, the burst is complete again and the stage and its pool work."""
     testcapi = pytest.importorskip("_testcapi")
     split = Mempool(64)
     chain: list[Callable[[Burst, int], Any]] = [stages.Gso(split), stages.Counter()]

@@ -44,7 +44,7 @@ def accounted(route: RouteStats) -> bool:
 
 
 class Line:
-    """Device ``a`` is fed, and ``outs`` are listened to."""
+    """Frames go into device ``a``, and packet sockets listen on ``outs``."""
 
     def __init__(self, stack: ExitStack, ns: NetNS, engine: str, outs: int = 1) -> None:
         self.a = stack.enter_context(rtap.open("a0", netns=ns, engine=engine))
@@ -63,7 +63,7 @@ class Line:
 
 
 def test_several_stages(netns: NetNS, engine: str) -> None:
-    """In turn, each with its own figures."""
+    """Stages run in order, each with its own figures."""
     with ExitStack() as stack:
         line = Line(stack, netns, engine)
         counter = stages.Counter()
@@ -156,7 +156,7 @@ def test_a_spread_never_reorders_a_flow(netns: NetNS, engine: str) -> None:
 
 
 def test_a_spread_over_net_null_by_the_million() -> None:
-    """Counters of all targets add up over millions of frames, with stages that drop."""
+    """The counters of all targets add up over millions of frames, with stages that drop."""
     null = rtap.probe("net_null0,size=64")
     with null:
         null.configure(4, 4)
@@ -223,7 +223,7 @@ def test_tcp_through_checked_and_filled_checksums(engine: str) -> None:
 
 
 def test_retry_with_one_full_target_of_two(netns: NetNS, engine: str) -> None:
-    """Everything arrives, in order on each, though one of them drips."""
+    """All frames arrive, in order on each target, though one of them is slow."""
     with ExitStack() as stack:
         line = Line(stack, netns, engine, outs=1)
         slow = stack.enter_context(rtap.open("s0", netns=netns, engine=engine, sndbuf=20_000))
@@ -276,7 +276,7 @@ def test_a_python_stage(netns: NetNS, engine: str) -> None:
 def test_a_stage_that_fails_ends_its_route(
     netns: NetNS, engine: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Named; the other route goes on, and nothing leaks."""
+    """The error names it, the other route goes on, and nothing leaks."""
     proto = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
     refuse = proto(lambda ctx, burst: -22)
 
@@ -311,7 +311,7 @@ def test_a_stage_that_fails_ends_its_route(
 
 
 def test_stop_while_a_python_stage_waits(netns: NetNS) -> None:
-    """The stage holds the worker up, not the program."""
+    """The stage delays the worker, not the program."""
     inside, go_on = threading.Event(), threading.Event()
 
     def slow(burst: Burst) -> None:

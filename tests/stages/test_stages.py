@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Stages on a burst, each beside what scapy makes of the same frames."""
+"""Stages on a burst, each compared with the same change made by scapy."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_mac_rewrite(pool: Mempool, dst: str | None, src: str | None) -> None:
 
 
 def split(stage: stages.Stage) -> Burst:
-    """Frames of which only 4 bytes lie in the first segment, after the stage."""
+    """The stage's result on frames with only 4 bytes in the first segment."""
     burst = Burst()
     pool = Mempool(256, 64)
     for f in FRAMES:
@@ -276,7 +276,7 @@ def flows(n: int) -> list[Packet]:
 
 
 def test_a_second_spread_needs_another_seed(pool: Mempool) -> None:
-    """With the same one it finds what a first one sent one way all alike."""
+    """With the same seed, it would send all frames of one first target to one second target."""
     frames = flows(256)
     first = stages.Spread()(burst_of(pool, frames), 4).tolist()
     one_way = [frame for frame, target in zip(frames, first, strict=True) if target == 2]
@@ -288,7 +288,7 @@ def test_a_second_spread_needs_another_seed(pool: Mempool) -> None:
 
 
 def test_padding_has_no_ports(pool: Mempool) -> None:
-    """The IP packet may end before them, and the frame after."""
+    """The IP packet may end before the ports while the frame ends after them."""
     frames = [
         ether(
             IP(src="10.0.0.1", dst="10.0.0.2", proto=17, len=20),
@@ -303,7 +303,7 @@ def test_padding_has_no_ports(pool: Mempool) -> None:
 
 
 def test_what_is_wrong_after_an_ip_header(pool: Mempool) -> None:
-    """It still has its addresses, and belongs to the flow."""
+    """A frame that is malformed after the IP header still has addresses and belongs to a flow."""
     sound = ether(IP(src="10.0.0.1", dst="10.0.0.2"), TCP(sport=7, dport=80), Raw(bytes(30)))
     frames = [sound]
     for offset in (0, 4, 15):
