@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Every counter of a queue, provoked: it moves by that much, and no other does.
+"""Every counter of a queue is provoked: it moves by the right amount, and no other does.
 
-The other end of the descriptor is a datagram socket, which can say what the kernel never would:
-any virtio-net header, any length. The one thing it cannot do is be down.
+The other end of the descriptor is a datagram socket, which can send what the kernel never would:
+any virtio-net header, any length. The only thing it cannot do is to be down.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class Pair:
             queue.start()
 
     def receive(self, data: bytes, header: bytes = PLAIN, arrives: bool = True) -> None:
-        """One frame from the other end, which arrives or is counted away."""
+        """Sends one frame from the other end, which is received or counted as an error."""
         assert self.theirs.send(header + data) == len(header) + len(data)
         assert [bytes(m) for m in self.rx.rx_burst(8)] == [data] * arrives
 
     def send(self, *frames: bytes) -> None:
-        """Frames to the other end, which all arrive."""
+        """Sends frames to the other end, where all arrive."""
         assert self.tx.tx_burst(self.pool.alloc_burst(len(frames), list(frames))) == len(frames)
         assert [self.theirs.recv(1 << 16)[10:] for _ in frames] == list(frames)
 
@@ -71,12 +71,12 @@ def pair(engine: str) -> Iterator[Pair]:
 
 
 def moved(queue: RxQueue | TxQueue) -> dict[str, int]:
-    """Both kinds of counters that are not zero."""
+    """All counters that are not zero, of both kinds."""
     return {name: n for name, n in (queue.counters() | queue.xcounters()).items() if n}
 
 
 def counted(*lengths: int, kind: str = "unicast", **more: int) -> dict[str, int]:
-    """What frames that went all right count, and more."""
+    """The counts for frames that pass, with others added."""
     out = {"packets": len(lengths), "bytes": sum(lengths), f"{kind}_packets": len(lengths)} | more
     for length in lengths:
         size = next(name for most, name in SIZES if length <= most)
@@ -94,7 +94,7 @@ SIZES = (
     (1 << 16, "size_above_1518_packets"),
 )
 
-#: TCP, 1000 bytes of payload with its checksum undone.
+#: TCP with 1000 bytes of payload and an unfinished checksum.
 TCP = bytes(Shape().packet(bytes(1000)))
 
 
@@ -138,14 +138,14 @@ def rx_checksum_good(pair: Pair) -> dict[str, int]:
 
 
 def rx_checksum_unknown(pair: Pair) -> dict[str, int]:
-    """Nobody looked at those of TCP, so wrong ones count as little as right ones."""
+    """TCP's checksums are not checked here, so neither wrong nor right ones count."""
     pair.receive(TCP)
     pair.receive(Shape().unfinished(bytes(1000)))
     return counted(len(TCP), len(TCP))
 
 
 def rx_checksum_bad(pair: Pair) -> dict[str, int]:
-    """Those of UDP are looked at."""
+    """UDP's checksums are checked."""
     good = Shape(proto="udp").finished(b"good")
     pair.receive(good)
     pair.receive(good[:-1] + b"?")
@@ -226,7 +226,7 @@ def tx_tso(pair: Pair) -> dict[str, int]:
 
 
 def tx_software_gso(pair: Pair) -> dict[str, int]:
-    """As on a kernel that has no super-frames of TCP over IPv4."""
+    """As on a kernel without super-frames of TCP over IPv4."""
     pair.tx.software_gso = 1
     mbuf = Shape().request(pair.pool.alloc(Shape().unfinished(bytes(1000))), 500)
     assert pair.tx.tx_burst(Burst([mbuf])) == 1
@@ -253,7 +253,7 @@ def tx_refused(pair: Pair) -> dict[str, int]:
 
 
 def tx_header_does_not_fit(pair: Pair) -> dict[str, int]:
-    """A frame that came with its checksum undone, and has lost the place for it since."""
+    """A frame that came with an unfinished checksum, and has lost the field for it since."""
     assert pair.theirs.send(header(NEEDS_CSUM) + TCP) == 10 + len(TCP)
     (mbuf,) = pair.rx.rx_burst(1)
     pair.rx.reset_counters()
@@ -264,7 +264,7 @@ def tx_header_does_not_fit(pair: Pair) -> dict[str, int]:
 
 
 def tx_kernel_refused(pair: Pair) -> dict[str, int]:
-    """Too many segments for writev(2)."""
+    """The frame has too many segments for writev(2)."""
     with Mempool(1100, 64) as tiny:
         burst = tiny.alloc_burst(1, frame(1, 1100 * 64))
         assert burst[0].nb_segs == 1100
@@ -273,7 +273,7 @@ def tx_kernel_refused(pair: Pair) -> dict[str, int]:
 
 
 def tx_full(pair: Pair) -> dict[str, int]:
-    """The other end's queue holds so many datagrams and no more."""
+    """The other end's queue is full of datagrams."""
     sent = 0
     while pair.tx.tx_burst(burst := pair.pool.alloc_burst(1, frame(0, 100))) == 1:
         sent += 1
@@ -283,7 +283,7 @@ def tx_full(pair: Pair) -> dict[str, int]:
 
 
 def tx_no_copy(pair: Pair) -> dict[str, int]:
-    """A frame that somebody else sees, and asks for a change: there is no mbuf for a copy."""
+    """A shared frame requests a change, and there is no mbuf for a copy."""
     shape = Shape(proto="udp")
     with Mempool(1, ROOM) as one:
         mbuf = shape.request(one.alloc(shape.unfinished(bytes(40))))
@@ -340,7 +340,7 @@ def test_no_counter_is_left_out() -> None:
 
 
 def test_a_tun_device_has_no_destinations(netns: NetNS, engine: str) -> None:
-    """What stands where an Ethernet address would is an IP header."""
+    """An IP header stands where an Ethernet address would."""
     with rtap.open("t0", netns=netns, engine=engine, mode="tun") as dev:
         ip(netns, "addr", "add", "10.0.0.1/24", "dev", "t0")
         with netns.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as udp:
@@ -356,7 +356,7 @@ def test_a_tun_device_has_no_destinations(netns: NetNS, engine: str) -> None:
         assert (stats.ipackets, stats.ibytes) == (stats.opackets, stats.obytes) == (1, 100)
 
 
-# ---- what a device makes of its queues' counters
+# ---- a device's sums of its queues' counters
 
 
 class Fake:

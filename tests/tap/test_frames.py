@@ -24,8 +24,8 @@ AT_ONCE = 64
 PERIOD = 251
 SMALL_ROOM = 2048
 
-# Frame number n is a 22-byte head and then this, from n % PERIOD on: no two that meet in a slot
-# or in a queue agree in any of their bytes.
+# Frame n is a 22-byte head followed by these bytes from n % PERIOD on, so that two frames which
+# meet in a slot or in a queue differ in every byte.
 BODY = pattern(0, 66_000 + PERIOD)
 BODY_VIEW = memoryview(BODY)
 HEAD = LOCAL + REMOTE + struct.pack("!H", ETHERTYPE)
@@ -41,7 +41,7 @@ def body(length: int) -> memoryview:
 
 
 def check(data: bytes | bytearray | memoryview, length: int) -> None:
-    """Compared in place: two gigabytes go through here in a test."""
+    """Compares in place: two gigabytes go through here in a test."""
     assert len(data) == length
     assert data[:22] == head(length)
     if not BODY.startswith(memoryview(data)[22:], length % PERIOD):
@@ -111,7 +111,7 @@ def test_every_length_received(tap: Tap, packets: PacketSocket, engine: str, roo
 
 
 def test_upper_bound_is_the_kernels(tap: Tap, packets: PacketSocket, engine: str) -> None:
-    """A packet socket sends no longer frame; what it did send before is not lost."""
+    """A packet socket refuses a longer frame, and frames that it sent before are not lost."""
     rx = tap.rx(Mempool(8, MTU + 15), engine=engine, max_frame=MTU + 14)
     packets.sendmsg([head(MTU + 14), body(MTU + 14)])
     with pytest.raises(OSError, match="long") as refused:
@@ -137,7 +137,7 @@ def test_sends_are_not_limited_by_the_mtu(tap: Tap, packets: PacketSocket, engin
 def test_a_full_buffer_is_one_byte_short_of_legal(
     tap: Tap, packets: PacketSocket, engine: str
 ) -> None:
-    """The longest frame fits by one byte; without that byte it could not be told from a cut one."""
+    """The longest frame leaves one byte free, so a full buffer means a truncated frame."""
     with pytest.raises(ValueError, match=r"65536.*65535"):
         tap.rx(Mempool(8, MTU + 14), engine=engine, max_frame=MTU + 14)
     rx = tap.rx(Mempool(8, MTU + 14), engine=engine, max_frame=MTU + 13)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Super-frames that the kernel does not take: split in software, held, or counted and dropped."""
+"""Super-frames that the kernel refuses: split in software, held, or counted and dropped."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def options(**more):
 
 
 def run(shim: Path, engine: str, code: str) -> Any:
-    """What `code` prints last as JSON, in a process that has the shim."""
+    """Runs `code` in a process with the shim; returns the JSON it prints last."""
     return preload.run(shim, engine, PRELUDE, code)
 
 
@@ -88,7 +88,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_that_the_kernel_refuses_is_split_here(shim: Path, engine: str, kind: str) -> None:
-    """No frame is lost; the kernel is asked twice, with the frame and the probe, and no more."""
+    """No frame is lost, and the kernel is tried only twice: with the frame and with the probe."""
     name, shape, offload, words, _ = KINDS[kind]
     found = run(
         shim,
@@ -138,7 +138,7 @@ def test_a_kind_that_the_kernel_refuses_is_split_here(shim: Path, engine: str, k
 def test_one_frame_that_the_kernel_refuses_is_split_here(
     shim: Path, engine: str, kind: str
 ) -> None:
-    """It takes the probe, which is shorter: nothing is switched off, and nothing is said."""
+    """The kernel takes the shorter probe, so nothing is switched off and nothing is logged."""
     name, shape, _, _, _ = KINDS[kind]
     found = run(
         shim,
@@ -166,7 +166,7 @@ def test_one_frame_that_the_kernel_refuses_is_split_here(
 
 
 def test_a_signal_handler_that_raises_while_it_is_said(shim: Path, engine: str) -> None:
-    """The exception arrives; the frame was sent, and what was found out is known."""
+    """The exception arrives, the frame is sent, and the refusal is remembered."""
     found = run(
         shim,
         engine,
@@ -230,7 +230,7 @@ def test_configuring_anew_asks_the_kernel_anew(shim: Path, engine: str) -> None:
 
 
 def test_what_was_merged_here_is_split_again(shim: Path, engine: str) -> None:
-    """With tx_gro: the frames arrive as they were, and are merged no more."""
+    """With tx_gro, the frames arrive unchanged, and no more are merged."""
     found = run(
         shim,
         engine,
@@ -253,7 +253,7 @@ def test_what_was_merged_here_is_split_again(shim: Path, engine: str) -> None:
 
 
 def test_nothing_overtakes_the_pieces_of_what_was_merged_here(shim: Path) -> None:
-    """256 frames are looked at together; behind them is another that the kernel has room for."""
+    """256 frames are processed together; the kernel has room for another one after them."""
     found = run(
         shim,
         "syscall",
@@ -325,7 +325,7 @@ def test_a_frame_is_prepared_once(shim: Path) -> None:
 
 
 def test_a_worker_falls_back_too(shim: Path, engine: str) -> None:
-    """On a thread without the GIL; super-frames of a real connection, and its data is whole."""
+    """A worker without the GIL splits a real connection's super-frames; its data is whole."""
     found = run(
         shim,
         engine,
@@ -357,7 +357,7 @@ def test_a_worker_falls_back_too(shim: Path, engine: str) -> None:
     assert len(found["said"]) == 1
 
 
-# ---- what the kernel refuses by itself
+# ---- frames that any kernel refuses
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -384,7 +384,7 @@ def test_too_many_datagrams_are_refused_and_counted(engine: str, version: int) -
 
 
 class Pair:
-    """A send queue into a socket that holds a few datagrams, and whoever reads from it."""
+    """A send queue into a socket that holds a few datagrams, and a reader."""
 
     def __init__(self, stack: ExitStack, engine: str) -> None:
         ours, self.theirs = map(
@@ -402,7 +402,7 @@ class Pair:
         return Burst([shape.request(self.pool.alloc(shape.unfinished(payload)), segsz)])
 
     def all(self) -> list[bytes]:
-        """What has arrived, and what is still held."""
+        """The frames that have arrived, and those still held."""
         got = self.drain()
         while more := (self.tx.tx_burst(Burst()), self.drain())[1]:
             got += more
@@ -432,7 +432,7 @@ def test_what_does_not_fit_leaves_first_with_the_next_burst(pair: Pair, shape: S
     assert pair.tx.tx_burst(pair.burst(shape, PAYLOAD, 50)) == 1
     got = pair.drain()
     assert 0 < len(got) < len(wanted)
-    # Nothing else is taken until all of it has left.
+    # The queue takes nothing else until all of it has left.
     more = Burst([pair.pool.alloc(shape.finished(b"more"))])
     taken = 0
     while taken == 0:
@@ -471,12 +471,12 @@ def lose_by_unplugging(pair: Pair) -> str:
     return "link_down_packets"
 
 
-@pytest.mark.parametrize("size", [50, 2])  # of these, not all are made at once
+@pytest.mark.parametrize("size", [50, 2])  # with 2, not all are made at once
 @pytest.mark.parametrize("lose", [lose_by_stopping, lose_by_unplugging])
 def test_what_is_left_when_the_link_goes(
     pair: Pair, lose: Callable[[Pair], str], size: int
 ) -> None:
-    """Every piece is sent, or in the counter that says why not."""
+    """Every piece is sent, or counted with the reason why not."""
     shape = Shape()
     pieces = len(shape.segments(PAYLOAD, size))
     assert pair.tx.tx_burst(pair.burst(shape, PAYLOAD, size)) == 1
@@ -503,7 +503,7 @@ def test_closing_gives_back_what_is_left(engine: str) -> None:
 
 @pytest.mark.parametrize("shape", [Shape(), Shape(6, "udp")], ids=label)
 def test_no_buffer_is_needed(pair: Pair, shape: Shape) -> None:
-    """A super-frame that holds the last one is sent nevertheless."""
+    """A super-frame that holds the last buffer is sent nevertheless."""
     burst = pair.burst(shape, PAYLOAD, 50)
     rest = pair.pool.alloc_burst(pair.pool.available)
     assert pair.pool.available == 0
@@ -515,7 +515,7 @@ def test_no_buffer_is_needed(pair: Pair, shape: Shape) -> None:
 
 @pytest.mark.parametrize("size", [10, 2, 1])
 def test_more_frames_than_the_pool_has(pair: Pair, size: int) -> None:
-    """They leave in portions, whatever their number."""
+    """The frames leave in portions, whatever their number."""
     shape = Shape()
     wanted = shape.segments(PAYLOAD, size)
     assert len(wanted) > pair.pool.size
@@ -526,7 +526,7 @@ def test_more_frames_than_the_pool_has(pair: Pair, size: int) -> None:
 
 
 def test_a_device_that_goes_meanwhile(engine: str) -> None:
-    """What is left of the super-frame when that is noticed is given back with the queue."""
+    """The rest of the super-frame is freed with the queue once the loss is noticed."""
     shape = Shape()
     with bridged(a={"engine": engine}) as bridge:
         queue: Any = bridge.a.tx_queue(0)

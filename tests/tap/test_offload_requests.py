@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Requests for checksums and segmentation in frames that others see, and ones that do not fit.
+"""Checksum and segmentation requests in shared frames, and requests that do not fit.
 
-Compared with scapy's frames, as in test_offload_tx.py. What is refused is counted, the rest goes.
+Results are compared with scapy's frames, as in test_offload_tx.py. Refused frames are counted, and
+the rest is sent.
 """
 
 from __future__ import annotations
@@ -73,9 +74,9 @@ def test_flooded_to_a_device_with_and_one_without_headers(rig: Rig) -> None:
         assert bytes(mbuf) == frame
         assert rig.bridge.arriving(1) == [shape.finished(b"flood")]
         (got,) = seen.frames(1)
-        if rig.header:  # the other one has none: finished in software
+        if rig.header:  # the other one has none, so software finishes the checksum
             assert got == shape.finished(b"flood")
-        else:  # a packet socket sees what the kernel has still to finish
+        else:  # a packet socket sees the checksum unfinished
             assert got[:34] == shape.finished(b"flood")[:34]
             assert got[-5:] == b"flood"
 
@@ -177,7 +178,7 @@ WRONG: dict[str, tuple[Shape, Callable[[Mbuf], None]]] = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_a_request_that_does_not_fit_is_refused_and_counted(rig: Rig, case: str) -> None:
-    """The others of its burst go, and in order."""
+    """The others of its burst are sent, in order."""
     shape, spoil = WRONG[case]
     pool = rig.dev.pool
     payload = b"payload" if "data offset past" not in case else b""
@@ -209,7 +210,7 @@ def test_a_request_that_does_not_fit_is_refused_and_counted(rig: Rig, case: str)
     ids=label,
 )
 def test_headers_have_to_be_in_the_first_segment(rig: Rig, shape: Shape, fits: bool) -> None:
-    """Up to the end of the fixed part of the transport header, in segments of 64 bytes."""
+    """The first segment must hold them up to the end of the transport header's fixed part."""
     with Mempool(64, 64) as pool:
         sent, errors, refused = counters(rig.dev)
         mbuf = shape.request(pool.alloc(shape.unfinished(b"x" * 100)))
@@ -247,7 +248,7 @@ def test_flags_that_ask_for_nothing(rig: Rig) -> None:
 
 @pytest.mark.parametrize("header", [True, False])
 def test_requests_on_a_tun_device(netns: NetNS, engine: str, header: bool) -> None:
-    """Between two TUN devices the kernel routes, and finishes what it was asked to finish."""
+    """The kernel routes between two TUN devices and finishes the checksums as requested."""
     with (
         rtap.open(
             "u0", netns=netns, mode="tun", engine=engine, tx_offloads=OFFLOADS if header else 0
@@ -279,11 +280,11 @@ def test_requests_on_a_tun_device(netns: NetNS, engine: str, header: bool) -> No
 
 @functools.cache
 def template(number: int, n: int) -> bytes:
-    """An unfinished frame of that shape before ``n`` bytes, which scapy takes its time for."""
+    """An unfinished frame of that shape with ``n`` bytes of payload; cached, as scapy is slow."""
     return SHAPES[number].unfinished(bytes(n))[: -n or None]
 
 
-# To everybody: an example may make the bridge look for the receiver elsewhere.
+# Broadcast: an example may make the bridge expect the receiver elsewhere.
 MARK = b"\xff" * 6 + Shape().finished(b"mark")[6:]
 
 
@@ -291,7 +292,7 @@ MARK = b"\xff" * 6 + Shape().finished(b"mark")[6:]
 @pytest.mark.parametrize("rig", [("uring", True), ("syscall", False)], indirect=True)
 @given(data=st.data())
 def test_any_request_is_sent_or_counted(rig: Rig, data: st.DataObject) -> None:
-    """Whatever the lengths and flags say: nothing is lost, nothing breaks, the rest goes."""
+    """Whatever the lengths and flags say, nothing is lost, nothing breaks, and the rest is sent."""
     number = data.draw(st.integers(0, len(SHAPES) - 1))
     shape = SHAPES[number]
     payload = data.draw(st.binary(max_size=100))

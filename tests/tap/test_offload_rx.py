@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Receive offloads: what the kernel leaves undone, is told of in the mbuf, and stays so on its way.
+"""Receive offloads: what the kernel leaves unfinished, the mbuf says so, and it can be sent on.
 
-Device A sends super-frames into a bridge. What device B is allowed to receive decides whether the
-kernel splits them, and whether it finishes their checksums.
+Device A sends super-frames into a bridge. The offloads of device B decide whether the kernel splits
+them, and whether it finishes their checksums.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ETHTOOL = {
 
 
 def kernel_features(ns: NetNS, ifname: str) -> set[str]:
-    """What ethtool says the kernel may leave to the device."""
+    """The offloads that the kernel may leave to the device, according to ethtool."""
     out = ns.run(["ethtool", "-k", ifname], capture_output=True, text=True, check=True).stdout
     found = dict(line.strip().split(": ", 1) for line in out.splitlines()[1:])
     return {short for name, short in ETHTOOL.items() if found[name].startswith("on")}
@@ -174,7 +174,7 @@ def test_unfinished_checksums_are_told_of(engine: str, shape: Shape) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=label)
 def test_finished_checksums_are_checked(engine: str, shape: Shape) -> None:
-    """Frames that come with a checksum, of which the kernel says nothing, are as they came."""
+    """Frames with a finished checksum, about which the kernel says nothing, are checked."""
     good, bad = shape.finished(b"abc"), shape.finished(b"abc")[:-1] + b"d"
     with between(LRO, engine) as bridge:
         for frame, status in (
@@ -192,7 +192,7 @@ def test_finished_checksums_are_checked(engine: str, shape: Shape) -> None:
 @pytest.mark.parametrize("flags", ["A", "CA", "CEPFA"])
 @pytest.mark.parametrize("version", [4, 6])
 def test_ecn_survives(engine: str, version: int, flags: str) -> None:
-    """A super-frame with CWR, which takes TUN_F_TSO_ECN, arrives and can be sent on."""
+    """A super-frame with CWR, which requires TUN_F_TSO_ECN, arrives and can be sent on."""
     shape = Shape(version, tcp_flags=flags)
     payload = pattern(1, 5000)
     with between(LRO, engine) as bridge:
@@ -212,7 +212,7 @@ def test_ecn_survives(engine: str, version: int, flags: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=label)
 @pytest.mark.parametrize("scatter", [False, True])
 def test_sent_on_as_it_came(engine: str, shape: Shape, scatter: bool) -> None:
-    """Received on B and sent back to A, unfinished: same bytes, same segment size, same lengths."""
+    """A frame received on B goes back to A unfinished, with the same bytes and lengths."""
     payload = pattern(1, 20_000)
     options: dict[str, Any] = {"data_room": 2048} if scatter else {}
     offloads = LRO | (RxOffload.SCATTER if scatter else 0)
@@ -232,7 +232,7 @@ def test_sent_on_as_it_came(engine: str, shape: Shape, scatter: bool) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=label)
 def test_sent_on_without_headers(engine: str, shape: Shape) -> None:
-    """For a device without headers checksums are finished and super-frames split in software."""
+    """Toward a device without headers, software finishes checksums and splits super-frames."""
     with between(LRO, engine) as bridge, bridged(a={"engine": engine}) as out:
         for n in (0, 1, 999, 1000):
             send(bridge.a, shape, pattern(n, n))
@@ -254,7 +254,7 @@ def test_sent_on_without_headers(engine: str, shape: Shape) -> None:
 @pytest.mark.parametrize("header", [False, True])
 @pytest.mark.parametrize("tags", [0, 1])
 def test_checksum_place_moves_with_the_frame(engine: str, tags: int, header: bool) -> None:
-    """A tag pushed or popped in front of an unfinished frame, which is then finished."""
+    """A tag is pushed or popped before an unfinished checksum, which is then finished."""
     with (
         between(LRO, engine) as bridge,
         bridged(a={"engine": engine, "tx_offloads": TX if header else 0}) as out,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Checksums and segmentation that an application asks for with mbuf flags.
+"""Checksums and segmentation that an application requests with mbuf flags.
 
-What arrives behind a bridge is compared byte for byte with the frames that scapy makes: the
-kernel (on a device with virtio-net headers) and rtap (on one without) have to agree with it.
+Frames that arrive behind a bridge are compared byte for byte with those that scapy makes. The
+kernel (on a device with virtio-net headers) and rtap (on one without) must agree with scapy.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def test_checksums(rig: Rig, shape: Shape) -> None:
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("proto", ["tcp", "udp"])
 def test_the_kernel_without_a_request_sends_it_as_it_is(rig: Rig, version: int, proto: str) -> None:
-    """That the checksums above were wrong before somebody finished them."""
+    """The checksums above were wrong before they were finished."""
     frame = Shape(version, proto).unfinished(b"x" * 100)
     assert wrong_checksums(frame)
     assert rig.dev.send(frame)
@@ -95,7 +95,7 @@ def test_udp_sum_of_zero_is_sent_as_ffff(rig: Rig, version: int) -> None:
 
 
 def test_tcp_sum_of_zero(rig: Rig) -> None:
-    """Here 0 is as good as 0xffff: both are the same number in ones' complement."""
+    """For TCP, 0 and 0xffff are equally right: they are the same number in ones' complement."""
     shape = Shape()
     rest = Ether(shape.finished(b"\0\0" + b"payload!"))[TCP].chksum
     payload = rest.to_bytes(2, "big") + b"payload!"
@@ -127,7 +127,7 @@ def test_checksum_of_a_chain(rig: Rig, version: int, proto: str, data_room: int)
 
 @pytest.mark.parametrize("layer", [TCP(sport=1, dport=2), UDP(sport=1, dport=2)])
 def test_pseudo_header_with_a_routing_header(rig: Rig, layer: Any) -> None:
-    """It has the final destination (RFC 8200 8.1)."""
+    """The pseudo-header has the final destination (RFC 8200 8.1)."""
     routed = IPv6ExtHdrRouting(addresses=["fd00::8", "fd00::9"], segleft=2)
     packet = Ether(src=HOST_A, dst=HOST_B) / IPv6(src="fd00::1", dst="fd00::2") / routed / layer
     wanted = bytes(packet / b"payload")
@@ -142,7 +142,7 @@ def test_pseudo_header_with_a_routing_header(rig: Rig, layer: Any) -> None:
 
 @shapes
 def test_padding_is_no_part_of_the_sum(rig: Rig, shape: Shape) -> None:
-    """A minimum frame filled up to 60 bytes and more, with what is not zero."""
+    """A minimum frame is padded to 60 bytes and more, with bytes that are not zero."""
     frames = [shape.unfinished(b"ab") + b"\xa5" * n for n in (1, 2, 7, 46)]
     burst = Burst([shape.request(rig.dev.pool.alloc(frame)) for frame in frames])
     assert rig.dev.tx_burst(0, burst) == len(frames)
@@ -152,7 +152,7 @@ def test_padding_is_no_part_of_the_sum(rig: Rig, shape: Shape) -> None:
 
 
 def test_padding_in_segments_of_its_own(rig: Rig) -> None:
-    """Those that hold nothing else are given back."""
+    """Segments that hold only padding are freed."""
     shape = Shape()
     with Mempool(16, 128) as pool:
         mbuf = shape.request(pool.alloc(shape.unfinished(b"ab") + b"\xa5" * 600))
@@ -205,7 +205,7 @@ def test_tcp_flags_of_segments(rig: Rig, version: int, flags: str) -> None:
 def test_what_fits_into_one_segment_is_one_frame(
     rig: Rig, version: int, proto: str, length: int
 ) -> None:
-    """Also without headers: there is a checksum to finish and nothing to split."""
+    """Without headers too, the checksum is finished and nothing is split."""
     shape = Shape(version, proto, tcp_flags="PA")
     payload = pattern(length, length)
     mbuf = shape.request(rig.dev.pool.alloc(shape.unfinished(payload)), 1000)

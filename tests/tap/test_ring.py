@@ -209,7 +209,7 @@ def test_stop_ends_a_waiter(tap: Tap, engine: str, how: str, timeout: float | No
 
 
 def test_descriptor_is_free_when_the_queue_is_closed(netns: NetNS, engine: str) -> None:
-    """No ring keeps the interface, which is gone while this thread has its ring."""
+    """No ring holds the interface: it goes away although this thread keeps its ring."""
     pool = Mempool(64)
     for _ in range(10):
         tap = Tap(netns)
@@ -295,7 +295,7 @@ def test_interface_deleted_during_a_wait(tap: Tap, engine: str) -> None:
 
 
 def test_interface_deleted_during_sends(netns: NetNS, engine: str) -> None:
-    """`sent`, what is left in the burst and what the queue counted agree to the frame."""
+    """`sent`, the frames left in the burst, and the queue's counters agree to the frame."""
     pool = Mempool(8192, 128)
     for delay in (0.0, 0.002, 0.01):
         with Tap(netns) as tap:
@@ -376,7 +376,7 @@ def test_io_uring_blocked_by_seccomp(code: str) -> None:
 
 
 def test_little_locked_memory(engine: str) -> None:
-    """Registered buffers where the limit allows, and sends without them where it does not."""
+    """Buffers are registered where the limit allows; otherwise sends work without them."""
     skip_without_devices()
     done = python(
         """

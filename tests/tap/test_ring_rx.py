@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""RxQueue on real TAP devices, both engines: what is received, cut, and finds no buffer."""
+"""RxQueue on real TAP devices, both engines: reception, truncation, and empty pools."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_forwards_chains_as_they_came(netns: NetNS, engine: str) -> None:
 
 
 def test_depth_adapts_and_nothing_is_lost(tap: Tap, engine: str) -> None:
-    """Arrivals and requests of all sizes, in the same thread and beside it."""
+    """Arrivals and requests come in all sizes, from the same thread and from another."""
     rng = random.Random(4)
     packets = tap.packets(rcvbuf=BIG)
     pool = Mempool(900)
@@ -166,7 +166,7 @@ def test_purge(tap: Tap, engine: str) -> None:
 
 
 def packet(seq: int, length: int) -> bytes:
-    """An IPv4 header and something behind it."""
+    """An IPv4 header with some payload."""
     head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, length, seq, 0, 9, 253, 0, bytes(4), bytes(4))
     return head + pattern(seq, length - 20)
 
@@ -189,7 +189,7 @@ def test_tun_packets_have_no_ethernet_header(
         burst = rx.rx_burst(100)
         assert [bytes(m) for m in burst] == whole
         assert {m.l2_len for m in burst} == {0}
-        # Neither IPv4 nor IPv6: the kernel cannot tell what it is, and refuses.
+        # Neither IPv4 nor IPv6: the kernel cannot tell the protocol, and refuses.
         assert tx.tx_burst(pool.alloc_burst(2, [b"\x15" * 40, whole[5]])) == 2
         assert tx.counters()["refused"] == 1
         assert ear.drain() == [whole[5]]
@@ -205,7 +205,7 @@ def test_tun_packets_have_no_ethernet_header(
 def test_truncated_frames_are_counted_never_delivered(
     netns: NetNS, engine: str, vnet_hdr: bool, room: int, scatter: bool, capacity: int
 ) -> None:
-    """Somebody raises the MTU behind the queue's back."""
+    """Others raise the MTU behind the queue's back."""
     pool = Mempool(200, room)
     with Tap(netns, vnet_hdr=vnet_hdr) as tap:
         rx = tap.rx(pool, engine=engine, max_frame=1522, scatter=scatter)
@@ -260,14 +260,14 @@ def test_wait_on_an_empty_pool_does_not_spin(tap: Tap, engine: str) -> None:
         assert len(rx.rx_burst(64, 0.05)) == 0
         calls += 1
     assert time.thread_time() - cpu < 0.15
-    # Each call counts once, whatever it tried inside.
+    # Each call counts once, however often it tries inside.
     assert calls <= rx.counters()["nombuf"] <= 2 * calls
     assert calls <= 400
     del held
 
 
 def test_pool_that_runs_dry_in_the_middle(tap: Tap, engine: str) -> None:
-    """What finds no mbuf stays in the kernel and comes later, in order."""
+    """Frames without an mbuf stay in the kernel and come later, in order."""
     pool = Mempool(100)
     packets = tap.packets(rcvbuf=BIG)
     rx = tap.rx(pool, engine=engine)

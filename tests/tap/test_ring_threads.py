@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Queues and time: waiting, ending a wait, one thread at a time."""
+"""Queues and threads: waiting, ending a wait, one thread at a time."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_second_thread_is_refused_while_the_first_waits(tap: Tap, engine: str) -
 
 
 def test_threads_that_share_queues_get_errors_not_corruption(netns: NetNS, engine: str) -> None:
-    """Bursts are either whole or refused, whoever tries."""
+    """Bursts are either whole or refused, whichever thread calls."""
     pool = Mempool(4096, 256)
     with Tap(netns, "tap0") as a:
         packets = a.packets(rcvbuf=BIG)
@@ -194,14 +194,14 @@ def test_threads_that_share_queues_get_errors_not_corruption(netns: NetNS, engin
         assert {seq_of(f) for f in got} == set().union(*sent)
         assert len(got) == 4 * 150 * 20 == tx.counters()["packets"]
         assert all(f == frame(seq_of(f)) for f in got)
-        # Within a burst nothing of another's is mixed in.
+        # A burst has no frames of another one mixed in.
         numbers = [seq_of(f) for f in got]
         assert all(numbers[i + 1] - numbers[i] == 1 for i in range(len(numbers)) if i % 20 != 19)
     assert pool.in_use == 0
 
 
 def test_burst_that_is_being_sent_is_nobody_elses(tap: Tap, engine: str) -> None:
-    """Another thread that looks at a burst in flight sees it empty, and may add to it."""
+    """Another thread sees a burst that is being sent as empty, and may add to it."""
     pool = Mempool(8192, 128)
     tx = tap.tx(engine=engine, gil="release")
     looked: list[int] = []
@@ -291,7 +291,7 @@ def test_more_queues_than_a_ring_has_places_for(tap: Tap, engine: str) -> None:
 
 
 def test_a_pool_stays_while_a_burst_reads_into_it(tap: Tap, engine: str) -> None:
-    """New buffers are for the next burst: those that the present one waits with are not let go."""
+    """A new pool serves the next burst; the pool that the waiting burst reads into stays."""
     old, new, newer = Mempool(64), Mempool(64, 4096), Mempool(64, 4096)
     rx = tap.rx(old, engine=engine)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""TxQueue on real TAP devices, both engines: what is sent, refused, shared, and left over."""
+"""TxQueue on real TAP devices, both engines: frames sent, refused, shared and left over."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_empty_burst_sends_nothing(tap: Tap, engine: str) -> None:
 
 @pytest.mark.parametrize("vnet_hdr", [True, False], ids=["vnet", "plain"])
 def test_sends_chains(netns: NetNS, engine: str, vnet_hdr: bool) -> None:
-    """Chains beside plain frames, with empty segments in front, in between and behind."""
+    """Chains and plain frames are sent together, with empty segments anywhere in a chain."""
     pool = Mempool(1000, 64)
     sizes = [60, 64, 65, 128, 129, 500, 1000, 1514, 14, 63] * 8
     frames = [frame(i, n) for i, n in enumerate(sizes)]
@@ -90,11 +90,10 @@ def test_sends_chains(netns: NetNS, engine: str, vnet_hdr: bool) -> None:
 def test_chain_as_long_as_the_kernel_takes(
     netns: NetNS, engine: str, vnet_hdr: bool, segments: int
 ) -> None:
-    """writev(2) takes 1024 pieces; a longer chain is one refused frame, or sent another way."""
+    """writev(2) takes 1024 pieces; a longer chain is refused, or sent another way."""
     pool = Mempool(3100, 64)
     mbuf = pool.alloc(bytes(64 * segments))
-    # 14 bytes in front, the rest in one byte a segment, would need a way to trim inside a chain:
-    # what counts here is the number of pieces, so let the frame be as long as it is.
+    # Only the number of pieces matters here, not the length of the frame.
     mbuf[:22] = frame(9, 22)
     with Tap(netns, vnet_hdr=vnet_hdr, mtu=65521) as tap:
         packets = tap.packets(rcvbuf=BIG)
@@ -114,7 +113,7 @@ def test_chain_as_long_as_the_kernel_takes(
 
 
 def test_many_chains_in_one_burst(tap: Tap, engine: str) -> None:
-    """More pieces than one kernel entry describes."""
+    """The chains have more pieces than one kernel entry can describe."""
     pool = Mempool(8000, 64)
     frames = [frame(i, 1514) for i in range(300)]
     packets = tap.packets(rcvbuf=BIG)
@@ -140,7 +139,7 @@ def test_headroom_smaller_than_the_header(tap: Tap, engine: str, left: int) -> N
 
 
 def test_sends_mbufs_of_many_pools(tap: Tap, engine: str) -> None:
-    """More pools than a ring has places to register; they come and go."""
+    """Pools come and go, more than a ring has places to register."""
     packets = tap.packets(rcvbuf=BIG)
     tx = tap.tx(engine=engine)
     kept = [Mempool(64, 256, memfd=i % 2 == 1) for i in range(20)]
@@ -157,7 +156,7 @@ def test_sends_mbufs_of_many_pools(tap: Tap, engine: str) -> None:
 
 
 def test_sending_never_stops(tap: Tap, engine: str) -> None:
-    """A hundred times the pool's size, with mbufs of which no slot is lost."""
+    """A hundred times the pool's size is sent, and no slot is lost."""
     pool = Mempool(512, 128)
     tx = tap.tx(engine=engine)
     for i in range(800):
@@ -278,7 +277,7 @@ def test_sending_never_writes_into_a_shared_slot(
     chain: bool,
     vnet_hdr: bool,
 ) -> None:
-    """Not even into the headroom, where a private frame gets its virtio-net header."""
+    """Sending does not even write into the headroom, where a private frame gets its header."""
     pool = Mempool(64, 128, memfd=True)
     data = frame(1, 200 if chain else 100)
     mbuf = pool.alloc(data)
@@ -312,7 +311,7 @@ def test_sending_never_writes_into_a_shared_slot(
 
 
 def test_private_frame_of_one_segment_leaves_from_one_place(tap: Tap) -> None:
-    """The test above could not fail if nothing were ever written into a headroom."""
+    """Private frames do get a header in their headroom, so the test above can fail."""
     pool = Mempool(1, 128, memfd=True)
     mbuf = pool.alloc(frame(1))
     mbuf.prepend(32)[:] = MARK
@@ -336,7 +335,7 @@ def test_partial_send_is_a_prefix(netns: NetNS, engine: str, shape: str, nb_desc
         for command in (
             "qdisc add dev tap1 root tbf rate 20mbit burst 3000 limit 10000000",
             "qdisc add dev tap0 ingress",
-            # matchall is not in every kernel
+            # some kernels have no matchall
             "filter add dev tap0 parent ffff: protocol all u32 match u32 0 0 "
             "action mirred egress redirect dev tap1",
         ):

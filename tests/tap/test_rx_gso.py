@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``rx_gso``: the kernel hands over super-frames, the application gets frames within the MTU.
 
-The kernel's own splitting is what they are compared with: what a device without offloads receives.
+They are compared with what a device without offloads receives, which the kernel itself splits.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def test_other_frames_come_as_they_are(split: Bridge) -> None:
 
 
 def test_mbufs_are_of_the_applications_pool(split: Bridge) -> None:
-    """Holding on to what was received never keeps the queue from reading."""
+    """Received frames that the application keeps never stop the queue from reading."""
     held = []
     for n in range(100):
         send_super(split, Shape(), bytes([n]) * 3000, 1000)
@@ -103,7 +103,7 @@ def test_mbufs_are_of_the_applications_pool(split: Bridge) -> None:
 
 @pytest.mark.parametrize("n", [1, 7, 20, 21, 22])
 def test_bursts_shorter_than_a_super_frame(split: Bridge, n: int) -> None:
-    """No burst is longer than asked for, and the next one goes on where it ended."""
+    """No burst is longer than requested, and the next one continues where it ended."""
     payload = random.Random(n).randbytes(20_500)
     frames = Shape().segments(payload, 1000)
     for _ in range(3):
@@ -118,7 +118,7 @@ def test_bursts_shorter_than_a_super_frame(split: Bridge, n: int) -> None:
 
 
 def test_what_waits_in_the_queue_signals(split: Bridge) -> None:
-    """A receive interrupt stays on until the last frame of a super-frame was taken."""
+    """A receive interrupt signals until the last frame of a super-frame is taken."""
     fd = split.b.rx_queue_intr_fd(0)
     split.b.rx_queue_intr_enable(0)
     send_super(split, Shape(), bytes(5000), 1000)
@@ -195,7 +195,7 @@ def test_random_super_frames_are_what_the_kernel_makes(split: Bridge) -> None:
 
 
 def test_both_ways_through_a_worker(engine: str) -> None:
-    """Super-frames from the kernel, frames in the middle, super-frames to the kernel."""
+    """The kernel sends and gets super-frames, and the worker forwards plain frames."""
     skip_without_devices()
     options = {"tx_gro": True, "rx_gso": True, "engine": engine}
     with wire(a=options, b=options) as w:
@@ -246,12 +246,12 @@ def test_the_application_sees_frames_within_the_mtu() -> None:
     assert wrong == 0
 
 
-# ---- headers that lie, from a peer that is no kernel
+# ---- wrong headers, from a peer that is not a kernel
 
 
 @pytest.fixture
 def raw(engine: str) -> Iterator[tuple[socket.socket, RxQueue, Mempool]]:
-    """The other end of a queue that splits."""
+    """The other end of a queue with rx_gso."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     pool = Mempool(4096)
@@ -342,7 +342,7 @@ def test_options(netns: NetNS) -> None:
 
 
 def test_an_mtu_that_is_raised(split: Bridge) -> None:
-    """Longer frames than the pool's buffers hold arrive as chains."""
+    """Frames that are longer than the pool's buffers arrive as chains."""
     for dev in (split.a, split.b):
         dev.mtu = 9000
     split.ns.run(["ip", "link", "set", "br0", "mtu", "9000"], check=True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``rx_gso`` where mbufs are few, kept, or too small, and where its queue is stopped.
 
-No frame blocks the ones behind it, and each is handed out or in a counter.
+No frame blocks the ones after it, and each frame is received or counted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PLAIN = bytes(10)
 
 @functools.cache
 def split(payload: bytes, size: int) -> tuple[bytes, tuple[bytes, ...]]:
-    """A super-frame, and what has to come of it."""
+    """A super-frame, and the frames it must be split into."""
     return Shape().unfinished(payload), tuple(Shape().segments(payload, size))
 
 
@@ -52,7 +52,7 @@ class End:
         self.got = 0
 
     def super_frame(self, payload: bytes, size: int) -> list[bytes]:
-        """Sends one; returns the frames that it has to arrive in."""
+        """Sends a super-frame; returns the frames that must arrive."""
         whole, parts = split(payload, size)
         self.theirs.send(header(NEEDS_CSUM, GSO_TCPV4, size) + whole)
         return list(parts)
@@ -67,7 +67,7 @@ class End:
         return list(burst)
 
     def frames(self, bursts: int, n: int = 64) -> list[bytes]:
-        """What so many bursts bring when the application keeps nothing."""
+        """The frames of that many bursts, when the application keeps none."""
         got: list[bytes] = []
         for _ in range(bursts):
             got += map(bytes, self.burst(n))
@@ -77,7 +77,7 @@ class End:
         return self.queue.counters() | self.queue.xcounters()
 
     def check(self, in_hand: int = 0) -> None:
-        """Every frame that was read has gone somewhere."""
+        """Checks that every frame read is accounted for."""
         n = self.counted()
         assert n["errors"] == n["truncated"] + n["bad_vnet_hdr"] + n["too_long"] + n["read_errors"]
         made = n["packets"] - n["gso_super_packets"] + n["gso_split_packets"]
@@ -86,7 +86,7 @@ class End:
 
 @contextlib.contextmanager
 def end(pool: Mempool, engine: str, reads: Mempool | None = None) -> Iterator[End]:
-    """With all slots back in the end."""
+    """An End whose slots must all be free afterwards."""
     made = End(pool, engine, reads)
     with made.ours, made.theirs:
         try:
@@ -103,7 +103,7 @@ def end(pool: Mempool, engine: str, reads: Mempool | None = None) -> Iterator[En
 @pytest.mark.parametrize("slots", [1, 2, 7, 29, 30, 31])
 @pytest.mark.parametrize("n", [1, 5, 64])
 def test_a_pool_smaller_than_a_super_frame(engine: str, slots: int, n: int) -> None:
-    """It comes in parts, and what follows comes behind it."""
+    """The super-frame comes in parts, and later frames come after it."""
     payload = random.Random(1).randbytes(29_500)
     with Mempool(slots) as pool, end(pool, engine) as e:
         expected = e.super_frame(payload, 1000) + e.plain(frame(1)) + e.super_frame(payload, 700)
@@ -125,7 +125,7 @@ def test_a_pool_smaller_than_a_super_frame(engine: str, slots: int, n: int) -> N
 
 @pytest.mark.parametrize("kept", [1, 5, 31])
 def test_mbufs_that_are_never_given_back(engine: str, kept: int) -> None:
-    """A super-frame for which the pool were large enough, if nobody held any of it."""
+    """The pool would be large enough for the super-frame if none of its mbufs were held."""
     payload = random.Random(2).randbytes(31_500)
     with Mempool(32) as pool, end(pool, engine) as e:
         keep = pool.alloc_burst(kept)
@@ -140,7 +140,7 @@ def test_mbufs_that_are_never_given_back(engine: str, kept: int) -> None:
 
 
 def test_frames_that_wait_come_without_others_behind_them(engine: str) -> None:
-    """As soon as there are mbufs, and with nothing new to read."""
+    """They come as soon as there are mbufs, even with nothing new to read."""
     payload = random.Random(1).randbytes(19_000)
     with Mempool(29) as pool, end(pool, engine) as e:
         expected = e.super_frame(payload, 1000) + e.super_frame(payload, 1900)
@@ -160,7 +160,7 @@ def test_frames_that_wait_come_without_others_behind_them(engine: str) -> None:
 
 
 def test_each_super_frame_waits_for_one_burst(engine: str) -> None:
-    """Also behind one that has waited."""
+    """This also holds for a super-frame after one that has waited."""
     payload = random.Random(3).randbytes(31_500)
     with Mempool(32) as pool, end(pool, engine) as e:
         for n in (1, 2, 3):
@@ -178,7 +178,7 @@ def test_each_super_frame_waits_for_one_burst(engine: str) -> None:
 def test_one_that_the_pool_never_holds_does_not_wait(
     engine: str, room: int, size: int, whole: int
 ) -> None:
-    """Of so many mbufs; with one fewer in the pool there is nothing to wait for."""
+    """If the pool has one mbuf too few, there is nothing to wait for."""
     payload = random.Random(4).randbytes(31_500)
     with Mempool(whole, room) as pool, end(pool, engine) as e:
         keep = pool.alloc_burst(1)
@@ -242,7 +242,7 @@ def test_bad_frames_do_not_prolong_a_burst(engine: str) -> None:
 
 
 def test_a_checksum_outside_the_packet(engine: str) -> None:
-    """Its place is in the padding, where there is nothing to finish: an error, and no packet."""
+    """A checksum field in the padding cannot be finished: an error, and no packet."""
     udp = Shape(proto="udp").unfinished(b"data")
     with Mempool(8) as pool, end(pool, engine) as e:
         start = len(udp)
@@ -252,11 +252,11 @@ def test_a_checksum_outside_the_packet(engine: str) -> None:
         assert (e.counted()["errors"], e.counted()["packets"]) == (1, 1)
 
 
-# ---- payloads that are referred to
+# ---- payloads by reference
 
 
 def test_kept_references_do_not_stop_reception(engine: str) -> None:
-    """Of the slots that are read into, the application can keep half; the rest is copied."""
+    """The application can keep half of the slots that are read into; the rest is copied."""
     with Mempool(256, 32_768) as pool, Mempool(8, 66_000) as reads, end(pool, engine, reads) as e:
         kept: list[Mbuf] = []
         expected: list[bytes] = []
@@ -281,7 +281,7 @@ def test_kept_references_do_not_stop_reception(engine: str) -> None:
 @pytest.mark.parametrize("how", ["stop", "purge", "close"])
 @pytest.mark.parametrize("slots", [128, 25], ids=["whole", "in parts"])
 def test_what_a_stopped_queue_has_in_hand(engine: str, how: str, slots: int) -> None:
-    """The rest of one super-frame, and others that nobody has begun: in a counter."""
+    """The rest of one super-frame, and others not yet started, are counted."""
     with Mempool(slots) as pool, end(pool, engine) as e:
         for _ in range(2):
             e.super_frame(bytes(30_000), 1000)
@@ -303,7 +303,7 @@ def test_what_a_stopped_queue_has_in_hand(engine: str, how: str, slots: int) -> 
 
 
 def test_a_super_frame_after_a_stop_waits_as_the_first_did(engine: str) -> None:
-    """For one burst, until there are mbufs for all of it: the one before it was thrown away."""
+    """It waits for one burst, until there are mbufs for all of it: the previous one was purged."""
     payload = bytes(31_500)
     with Mempool(32) as pool, end(pool, engine) as e:
         keep = pool.alloc_burst(1)
@@ -320,7 +320,7 @@ def test_a_super_frame_after_a_stop_waits_as_the_first_did(engine: str) -> None:
 
 
 def test_a_handler_that_stops_a_queue_whose_burst_waits_for_mbufs(engine: str) -> None:
-    """The burst has the queue, so what it has in hand is dropped by the next one."""
+    """The burst owns the queue, so the next burst drops the frames in hand."""
     with Mempool(1) as pool, end(pool, engine) as e:
         keep = pool.alloc_burst(1)
         e.plain(frame(1))
@@ -347,7 +347,7 @@ FRAMES = 10
 
 @contextlib.contextmanager
 def opened(ns: NetNS, engine: str, queues: int) -> Iterator[tuple[EthDev, Callable[[], None]]]:
-    """A device that splits, and what has the kernel send it a super-frame of a flow of its own."""
+    """A device with rx_gso, and a function that has the kernel send it super-frames."""
     with rtap.open("g0", netns=ns, engine=engine, rx_gso=True, queues=queues) as dev:
         ip(ns, "addr", "add", "10.9.0.1/24", "dev", "g0")
         ip(ns, "neigh", "add", "10.9.0.2", "dev", "g0", "lladdr", str(dev.app_mac))
@@ -365,7 +365,7 @@ def waiting(dev: EthDev, queue: int) -> bool:
 
 
 def split_and_lost(dev: EthDev, queue: int) -> tuple[int, int]:
-    """Frames that came out of its super-frames, and those of them that it lost in its own hands."""
+    """The frames split from its super-frames, and those lost after the split."""
     x = dev.xstats()
     q = f"rx_q{queue}_"
     assert dev.stats().ierrors == 0
@@ -376,7 +376,7 @@ def split_and_lost(dev: EthDev, queue: int) -> tuple[int, int]:
 @pytest.mark.root
 @pytest.mark.parametrize("kind", ["multi-queue", "single-queue"])
 def test_a_device_queue_that_is_stopped(netns: NetNS, engine: str, kind: str) -> None:
-    """The rest of a super-frame goes, and what waited in the kernel: each has its counter."""
+    """The rest of a super-frame and the frames in the kernel are dropped, each with a counter."""
     skip_without_devices()
     queues = 2 if kind == "multi-queue" else 1
     if queues == 1:
@@ -404,7 +404,7 @@ def test_a_device_queue_that_is_stopped(netns: NetNS, engine: str, kind: str) ->
         assert purged + stats.ipackets == netdev(netns, "g0")["tx_packets"]
         if queues == 2:
             assert split_and_lost(dev, 1) == (other, 0)
-        # It goes on where nothing is left of before.
+        # It starts again with no frames from before.
         dev.stop()
         dev.start()
         stopped = dev.xstats()["rx_q0_stopped_packets"]
@@ -416,7 +416,7 @@ def test_a_device_queue_that_is_stopped(netns: NetNS, engine: str, kind: str) ->
 
 @pytest.mark.root
 def test_stop_of_a_device_whose_worker_has_frames_in_hand(netns: NetNS, engine: str) -> None:
-    """With a pool that lets few through: what the worker's queue still has is counted."""
+    """With a small pool, the frames left in the worker's queue are counted."""
     skip_without_devices()
     with Mempool(4) as small, opened(netns, engine, 1) as (dev, send):
         dev.stop()
@@ -450,7 +450,7 @@ def test_a_pool_that_holds_no_frame_is_refused(netns: NetNS) -> None:
 
 @pytest.mark.root
 def test_what_waits_in_the_kernel_at_a_stop(netns: NetNS, engine: str) -> None:
-    """It is counted at the next start, also after another configuration."""
+    """Those frames are counted at the next start, even after another configuration."""
     skip_without_devices()
     with rtap.open("t0", netns=netns, engine=engine) as dev, PacketSocket(netns, "t0") as peer:
         pool = dev.pool
@@ -464,7 +464,7 @@ def test_what_waits_in_the_kernel_at_a_stop(netns: NetNS, engine: str) -> None:
                     dev.rx_queue_setup(q, 64, pool)
                     dev.tx_queue_setup(q, 64)
             dev.start()
-            # A queue that is set up anew begins at zero.
+            # A queue that is set up again starts at zero.
             assert dev.xstats()["rx_q0_purged_packets"] == 5
             assert len(dev.rx_burst(0)) == 0
         assert netdev(netns, "t0")["tx_packets"] == 10

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a received mbuf says of its frame: packet type, header lengths, checksums, segment size.
+"""The metadata of a received mbuf: packet type, header lengths, checksums, segment size.
 
-The descriptor is one end of a pair of datagram sockets, so that any frame can come under any
-virtio-net header, also those that no kernel would write.
+The descriptor is one end of a pair of datagram sockets, so that any frame can come with any
+virtio-net header, even with one that no kernel would write.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ IP_GOOD, IP_BAD = MbufFlag.RX_IP_CKSUM_GOOD, MbufFlag.RX_IP_CKSUM_BAD
 
 
 class Pair:
-    """Queues on one end of a pair of sockets."""
+    """Queues on one end of a socket pair."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Pair:
             queue.start()
 
     def receive(self, data: bytes, header: bytes = PLAIN) -> Mbuf | None:
-        """The mbuf of such a frame; None when it was dropped, and counted as what it is."""
+        """The mbuf of such a frame; None if it was dropped and counted with its reason."""
         before = self.rx.counters()
         assert self.theirs.send(header + data) == len(header) + len(data)
         burst = self.rx.rx_burst(8)
@@ -408,7 +408,7 @@ def test_the_same_without_the_fault(engine: str, data: bytes, hdr: bytes, room: 
 
 
 def test_split_datagrams_of_a_tunnel_are_the_tunnels(pair: Pair) -> None:
-    """What is inside of the first one says nothing of the others."""
+    """The contents of the first datagram say nothing about the others."""
     data = ether(
         IP(src="10.0.0.2", dst="10.0.0.1") / UDP() / VXLAN() / Ether() / INNER / bytes(900)
     )
@@ -419,7 +419,7 @@ def test_split_datagrams_of_a_tunnel_are_the_tunnels(pair: Pair) -> None:
 
 
 def test_unfinished_in_a_tunnel(pair: Pair) -> None:
-    """The checksum that is left may be the inner one, also in tunnels that are not known here."""
+    """The unfinished checksum may be the inner one, even in an unknown tunnel."""
     data = ether(IP(dst="10.0.0.1") / UDP() / VXLAN() / Ether() / INNER)
     at = data.index(bytes(INNER)) + 20
     for place in ({"start": at}, {"start": 34, "offset": 6}):
@@ -434,7 +434,7 @@ def test_unfinished_in_a_tunnel(pair: Pair) -> None:
 
 @pytest.mark.parametrize("gap", [7, 8])
 def test_what_is_around_an_unfinished_one_is_filled_in(pair: Pair, gap: int) -> None:
-    """In a tunnel unknown here, whose header may have an odd length."""
+    """The tunnel is unknown, and its header may have an odd length."""
     data = ether(IP(dst="10.0.0.1") / UDP(dport=6081) / bytes(gap) / Ether() / INNER)
     inner = bytes(INNER)
     at = data.index(inner) + 20
@@ -447,7 +447,7 @@ def test_what_is_around_an_unfinished_one_is_filled_in(pair: Pair, gap: int) -> 
 
 
 def test_unfinished_behind_the_packet(pair: Pair) -> None:
-    """Not in what the packet's own checksum covers, which is as it would be without."""
+    """An unfinished field outside the packet does not change the packet's own verdict."""
     data = ether(IP(dst="10.0.0.1") / UDP() / bytes(30)) + b"\xa5" * 40
     wrong = data[:40] + b"\xbe\xef" + data[42:]
     place = header(start=len(data) - 36, offset=6)
@@ -458,11 +458,11 @@ def test_unfinished_behind_the_packet(pair: Pair) -> None:
     assert [bytes(mbuf) for mbuf in burst] == [data, data]
 
 
-# ---- nothing outside of the frame is read or written
+# ---- nothing outside the frame is read or written
 
 
 def seen(pair: Pair, data: bytes, hdr: bytes, fill: int) -> tuple[object, ...]:
-    """What comes of a frame in a pool full of that byte, of which nothing else may change."""
+    """Receives a frame into a pool filled with that byte; no other memory may change."""
     room, pool = pair.pool.data_room, pair.pool
     slots = pool.alloc_burst(pool.available, bytes([fill]) * room)
     for mbuf in slots:
@@ -480,7 +480,7 @@ def seen(pair: Pair, data: bytes, hdr: bytes, fill: int) -> tuple[object, ...]:
     for mbuf in slots:
         whole = bytes(mbuf.prepend(HEADROOM)) + bytes(mbuf.append(room))
         stained += room + HEADROOM - whole.count(fill)
-    # The frame and its header, less bytes that happen to be like that.
+    # The frame and its header, except bytes that happen to have that value.
     assert stained <= len(hdr) + len(data)
     return result
 
@@ -513,7 +513,7 @@ HEADERS = st.builds(
 @pytest.mark.fuzz
 @given(data=st.data())
 def test_any_header_on_any_frame(data: st.DataObject) -> None:
-    """It is dropped and counted, or delivered as it is; sent on, it has a header that fits."""
+    """The frame is dropped and counted, or delivered unchanged; sent on, its header fits."""
     raw = bytearray(data.draw(st.sampled_from([d for d, _ in CASES])))
     for _ in range(data.draw(st.integers(0, 4))):
         raw[data.draw(st.integers(0, min(100, len(raw) - 1)))] = data.draw(st.integers(0, 255))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A device on somebody else's descriptor, who makes it blocking: no burst waits in the kernel.
+"""A device on a descriptor that its lender makes blocking: no burst waits in the kernel.
 
-In processes of their own, since one that waits there for ever has to be killed.
+The tests use child processes, since one that waits in the kernel for ever must be killed.
 """
 
 from __future__ import annotations
@@ -113,6 +113,6 @@ def test_bursts_do_not_wait(shim: Path, engine: str) -> None:
 
 
 def test_bursts_do_not_wait_on_older_kernels(shim: Path) -> None:
-    """Before Linux 6.4 a TAP descriptor cannot be asked for RWF_NOWAIT."""
+    """Before Linux 6.4 a TAP descriptor does not support RWF_NOWAIT."""
     refused = preload.run(shim, "syscall", PRELUDE + "shim.refuse_nowait()\n", PROGRAMS)
     assert all(refused), refused

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Frames in are frames out and named drops, to the frame, through a worker and a queue."""
+"""Every frame that enters a worker and a queue leaves, or is a drop with a named reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rtap.stages import DROP
 
 pytestmark = [pytest.mark.root, pytest.mark.lifetime]
 
-#: Claims to be IPv4, and that a checksum can be placed where there is no UDP.
+#: A frame that claims IPv4 and a checksum field, but has no UDP header.
 IMPOSSIBLE = MbufFlag.TX_UDP_CKSUM
 GENERATED = b"\xff" * 6 + bytes(6) + b"\x08\x00" + b"\x45" + bytes(75)
 
@@ -51,7 +51,7 @@ def test_whose_fault_the_kernels_drops_are(
 
 
 def source(stack: ExitStack, args: str, pool: Mempool) -> EthDev:
-    """A started net_null device, which has frames without end."""
+    """A started net_null device, an endless source of frames."""
     dev = stack.enter_context(rtap.probe(args))
     dev.configure(1, 1)
     dev.rx_queue_setup(0, 64, pool)
@@ -60,7 +60,7 @@ def source(stack: ExitStack, args: str, pool: Mempool) -> EthDev:
     return dev
 
 
-#: For each target, which of its frames ask for the impossible.
+#: For each target, which of its frames have impossible requests.
 REQUESTS = {
     "all": ["1", "1"],
     "one target's": ["0", "1"],
@@ -75,7 +75,7 @@ REQUESTS = {
 def test_impossible_requests_to_several_targets(
     netns: NetNS, engine: str, requests: list[str], on_full: str
 ) -> None:
-    """None of them is on the wire, whichever targets share an entry into the kernel."""
+    """None of them is sent, whichever targets share a kernel entry."""
     turns = [itertools.cycle(map(int, turn)) for turn in requests]
     asked = [0] * len(turns)
     sent = [0] * len(turns)
@@ -167,7 +167,7 @@ def test_a_worker_sends_what_waits_without_new_frames(
         slow = Slow(stack, netns, engine, "1mbit")
         with slow.worker(on_full) as worker:
             slow.offer()
-            # A counter keeps what a look at the queue may come too late for.
+            # A look at the queue may come too late, but the counter stays.
             eventually(lambda: slow.queue.counters()["full"] > 0, "the kernel is full")
             eventually(lambda: slow.counted() == (PIECES, 0), "all pieces leave")
             (route,) = worker.stats().routes
@@ -185,7 +185,7 @@ def test_a_worker_sends_what_waits_without_new_frames(
 
 @pytest.mark.parametrize("end", ["worker", "queue", "device", "close"])
 def test_what_waits_at_the_end_is_counted(netns: NetNS, engine: str, end: str) -> None:
-    """Whatever ends, and whoever owns the queue then."""
+    """This holds whatever ends, and whatever owns the queue then."""
     with ExitStack() as stack:
         slow = Slow(stack, netns, engine, "8kbit")
         worker = stack.enter_context(slow.worker("retry"))
@@ -213,7 +213,7 @@ def test_what_waits_at_the_end_is_counted(netns: NetNS, engine: str, end: str) -
 
 
 def waits(target: socket.socket, data: bytes) -> int:
-    """How many such writes its peer's buffer takes."""
+    """How many such writes the peer's buffer takes."""
     for n in itertools.count():
         try:
             target.send(data)
@@ -223,7 +223,7 @@ def waits(target: socket.socket, data: bytes) -> int:
 
 
 def test_what_waits_is_offered_once_more_at_the_end(engine: str) -> None:
-    """The route ends in a stage, in which its target gets room again."""
+    """The route ends in a stage, during which its target gets room again."""
     shape = Shape(4, "tcp")
     with ExitStack() as stack:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -288,14 +288,14 @@ class Pairs:
             queue.start()
 
     def too_many(self, target: int = 0) -> bytes:
-        """A payload of which that target takes two thirds, in pieces of 50 bytes."""
+        """A payload of which the target takes two thirds, in pieces of 50 bytes."""
         self.outs[target].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 15)
         room = waits(self.outs[target], self.shape.finished(bytes(50)))
         assert len(drained(self.peers[target])) == room > 10
         return pattern(3, 50 * (room + room // 2))
 
     def super_frame(self, payload: bytes, feed: int = 0) -> list[bytes]:
-        """Comes in; what it is split into."""
+        """Sends a super-frame in; returns the pieces it is split into."""
         hdr = header(1, VnetHdr.GSO_TCPV4, 50)
         self.feeds[feed].send(hdr + self.shape.unfinished(payload))
         return self.shape.segments(payload, 50)
@@ -308,7 +308,7 @@ class Pairs:
 
 
 def test_nothing_overtakes_what_waits_at_one_of_several_targets(engine: str) -> None:
-    """A target has room again when frames for all targets, which might go together, are sent."""
+    """A target gets room again just when frames for all targets could be sent together."""
     with ExitStack() as stack:
         pairs = Pairs(stack, engine, 1, 3)
         payload = pairs.too_many()
@@ -348,7 +348,7 @@ def test_nothing_overtakes_what_waits_at_one_of_several_targets(engine: str) -> 
 
 @pytest.mark.parametrize("targets", [1, 2])
 def test_pieces_that_are_refused_are_no_frames_of_the_route(engine: str, targets: int) -> None:
-    """The kernel takes none of them: errors of the queue.  The route sent one frame."""
+    """The kernel refuses all pieces: they are errors of the queue, and the route sent one frame."""
     with ExitStack() as stack:
         pairs = Pairs(stack, engine, 1, targets)
         pairs.peers[0].close()
@@ -370,7 +370,7 @@ def test_pieces_that_are_refused_are_no_frames_of_the_route(engine: str, targets
 
 
 def test_what_waits_when_a_route_ends_is_sent_by_an_idle_one(engine: str) -> None:
-    """To whom the target passes: it is parked, and no frame comes for it."""
+    """The target passes to a parked route, to which no frame comes."""
     with ExitStack() as stack:
         pairs = Pairs(stack, engine, 2, 1)
         payload = pairs.too_many()
@@ -394,7 +394,7 @@ def test_what_waits_when_a_route_ends_is_sent_by_an_idle_one(engine: str) -> Non
 
 @pytest.mark.parametrize("end", ["stop", "close"])
 def test_a_super_frame_that_is_split_in_portions_is_let_go_of(engine: str, end: str) -> None:
-    """Only its first pieces are made when its queue is stopped."""
+    """When its queue stops, only its first pieces exist."""
     shape = Shape()
     payload = pattern(3, 250) * 200
     with ExitStack() as stack:
@@ -421,7 +421,7 @@ def test_a_super_frame_that_is_split_in_portions_is_let_go_of(engine: str, end: 
 
 
 def test_a_target_passes_to_the_route_that_still_has_it(engine: str) -> None:
-    """And is nobody's when that one has ended, too."""
+    """When that route has ended too, the target has no owner."""
     with ExitStack() as stack:
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
         for one in (end for pair in pairs for end in pair):
@@ -442,7 +442,7 @@ def test_a_target_passes_to_the_route_that_still_has_it(engine: str) -> None:
             eventually(lambda: drained(pairs[2][1]) == [frame(1)], "the other route goes on")
         assert tx.tx_burst(pool.alloc_burst(1, frame(2))) == 1
         assert drained(pairs[2][1]) == [frame(2)]
-        # Not in any case: close() waits for whoever has the queue, so without end if nobody does.
+        # Only now: close() waits for the queue's owner, and would wait for ever without one.
         for queue in (*rxs, tx):
             queue.close()
 
@@ -486,7 +486,7 @@ def test_the_descriptor_of_a_route_that_has_ended_is_not_watched(netns: NetNS, e
 
 @pytest.mark.parametrize("mode", ["tap", "tun"])
 def test_runts_are_bad_requests(netns: NetNS, engine: str, mode: str) -> None:
-    """None reaches the kernel, by whichever way; those beside them do."""
+    """No such frame reaches the kernel by any path; frames beside them do."""
     least = 14 if mode == "tap" else 20
     good = frame() if mode == "tap" else b"\x45" + bytes(59)
     lengths = [1, least - 1, least]

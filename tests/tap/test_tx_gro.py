@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``tx_gro``: what a device sends is coalesced on the way into the kernel.
+"""``tx_gro``: frames that a device sends are coalesced on the way into the kernel.
 
-The kernel is asked for its opinion: it splits what it was given for a device that wants frames
-within the MTU, and the result has to be what was sent.
+The kernel is the oracle: it splits what it was given for a device that needs frames within the MTU,
+and the result must be the frames that were sent.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ FIRSTS = {
 
 @pytest.mark.parametrize("name", FIRSTS)
 def test_super_frames_enter_the_kernel(engine: str, name: str) -> None:
-    """Twenty frames are one to the kernel, and one to a device that takes super-frames."""
+    """Twenty frames are one for the kernel, and one for a device that takes super-frames."""
     skip_without_devices()
     frames = frames_of(FIRSTS[name])
     ((header, whole),) = coalesce(frames, udp=True)
@@ -83,7 +83,7 @@ def test_the_kernel_splits_them_into_what_was_sent(engine: str, name: str) -> No
 
 
 def test_random_traffic(engine: str) -> None:
-    """Whatever is sent arrives, byte for byte and in the order of its flow."""
+    """Every frame arrives, byte for byte and in the order of its flow."""
     skip_without_devices()
     options = {"nb_mbufs": 4096, "engine": engine}
     with bridged(a={**UDP_TOO, **options}, b=options) as bridge:
@@ -97,7 +97,7 @@ def test_random_traffic(engine: str) -> None:
 
 
 def test_many_flows_in_one_burst(engine: str) -> None:
-    """More frames than one pass looks at, more flows than it holds."""
+    """There are more frames than one pass takes, and more flows than it holds."""
     skip_without_devices()
     r = random.Random(1)
     flows = [frames_of(F(sport=n), 10, 100) for n in range(100)]
@@ -120,7 +120,7 @@ def test_datagrams_only_when_asked_for() -> None:
 
 
 def test_checksums_asked_for_are_finished(engine: str) -> None:
-    """Frames that ask for their checksum merge without it having been there."""
+    """Frames that request their checksum merge although it is not written yet."""
     skip_without_devices()
     shape = Shape()
     payload = random.Random(2).randbytes(5000)
@@ -138,7 +138,7 @@ def test_checksums_asked_for_are_finished(engine: str) -> None:
 
 
 def test_wrong_checksums_stay_wrong() -> None:
-    """Merging would have the kernel write right ones."""
+    """If they merged, the kernel would write right ones."""
     skip_without_devices()
     good = list(regular(F(), [500] * 6, random.Random(6)))
     frames = [f.build() for f in [*good[:3], replace(good[3], bad_l4=True), *good[4:]]]
@@ -151,7 +151,7 @@ def test_wrong_checksums_stay_wrong() -> None:
 
 
 def test_frames_that_others_see(engine: str) -> None:
-    """They are sent merged, and stay as they are."""
+    """Shared frames are sent merged, and stay unchanged."""
     skip_without_devices()
     frames = frames_of(F())
     with bridged(a={"tx_gro": True, "engine": engine}) as bridge:
@@ -184,7 +184,7 @@ def test_chains_in_and_out(engine: str) -> None:
 
 @pytest.mark.parametrize("shape", ["plain", "shared", "some refused"])
 def test_what_does_not_fit_stays(netns: NetNS, engine: str, shape: str) -> None:
-    """A kernel that takes no more leaves the frames themselves, in the order of their flows."""
+    """When the kernel takes no more, the original frames stay, in the order of their flows."""
     pool = Mempool(400)
     r = random.Random(4)
     flows = [frames_of(F(sport=n), 50, 240) for n in range(4)]
@@ -228,7 +228,7 @@ def test_what_does_not_fit_stays(netns: NetNS, engine: str, shape: str) -> None:
 
 
 def test_ends_of_flows_are_not_delayed(netns: NetNS) -> None:
-    """Nothing waits in the queue after a burst: one frame at a time goes at once."""
+    """Nothing waits in the queue after a burst: single frames leave at once."""
     with Tap(netns) as a:
         tx = a.tx(gro=True)
         ear = a.packets(protocol=0x0800)
@@ -239,7 +239,7 @@ def test_ends_of_flows_are_not_delayed(netns: NetNS) -> None:
 
 
 def test_tcp_through_a_worker_that_merges(engine: str) -> None:
-    """A real connection, forwarded frame by frame, in both directions."""
+    """A real connection is forwarded frame by frame in both directions."""
     skip_without_devices()
     options = {"tx_gro": True, "engine": engine}
     with wire(a=options, b=options) as w:

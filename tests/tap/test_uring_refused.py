@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""io_uring that is blocked while queues use it: a seccomp filter that a program installs late.
+"""A program blocks io_uring with a seccomp filter while queues use it.
 
-In processes of their own, for a filter cannot be taken off again.
+The tests use child processes, since a filter cannot be removed.
 """
 
 from __future__ import annotations

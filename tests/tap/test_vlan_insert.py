@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""VLAN tags that an application asks for with TX_VLAN and TX_QINQ, as they arrive."""
+"""VLAN tags that an application requests with TX_VLAN and TX_QINQ arrive in the frames."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_frames_of_any_kind(rig: Rig, flag: MbufFlag) -> None:
 @asked
 @pytest.mark.parametrize("shape", SHAPES, ids=label)
 def test_with_checksums_and_segments(rig: Rig, shape: Shape, flag: MbufFlag) -> None:
-    """The lengths are those of the frame as the application has it, without the tags."""
+    """The application's header lengths do not include the requested tags."""
     for segsz in (0, 1000) if rig.header else (0,):
         payload = pattern(3, 3500 if segsz else 1200)
         mbuf = shape.request(rig.dev.pool.alloc(shape.unfinished(payload)), segsz)
@@ -108,7 +108,7 @@ def test_a_shared_original_is_left_alone(rig: Rig, flag: MbufFlag) -> None:
 @asked
 @pytest.mark.parametrize("headroom", [0, 3, 4, 7, 8, 17])
 def test_where_the_room_is(rig: Rig, headroom: int, flag: MbufFlag) -> None:
-    """In front of the frame, or else behind it; the virtio-net header comes on top."""
+    """Tags use the headroom, or else the tailroom; the virtio-net header needs room as well."""
     with Mempool(4, 256, headroom=32) as pool:
         mbuf = pool.alloc(frame(1, 100)[32 - headroom :])
         mbuf.prepend(32 - headroom)[:] = frame(1, 100)[: 32 - headroom]
@@ -181,7 +181,7 @@ def test_chains(rig: Rig, flag: MbufFlag) -> None:
 
 @asked
 def test_a_super_frame_on_its_way(engine: str, flag: MbufFlag) -> None:
-    """Received whole, tagged, and sent on whole."""
+    """It is received whole, tagged, and sent on whole."""
     shape = Shape()
     payload = pattern(1, 20_000)
     options = {"engine": engine, "rx_offloads": LRO, "tx_offloads": INSERT | OFFLOADS}

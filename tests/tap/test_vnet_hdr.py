@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The virtio-net header: kept from the read to the write, so that a super-frame stays one.
+"""The virtio-net header is kept from the read to the write, so that a super-frame stays one.
 
-Packet sockets with PACKET_VNET_HDR stand at both ends: what is sent under one header into device
-A, and forwarded by rtap from A to B, has to be seen under the same header on B.
+Packet sockets with PACKET_VNET_HDR are at both ends. A frame that is sent with a header into device
+A, and that rtap forwards from A to B, must come out of B with the same header.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PACKET_VNET_HDR = 15  # linux/if_packet.h
 
 
 class VnetSocket:
-    """A packet socket on which every frame has its virtio-net header in front."""
+    """A packet socket on which every frame follows its virtio-net header."""
 
     def __init__(self, tap: Tap, protocol: int = 3) -> None:
         self.socket: PacketSocket = tap.packets(protocol, rcvbuf=64 << 20)
@@ -67,7 +67,7 @@ def taps(netns: NetNS, netns2: NetNS) -> Iterator[tuple[Tap, Tap]]:
 def forwarding(
     taps: tuple[Tap, Tap], engine: str, shape: Shape, room: int
 ) -> tuple[Pair, VnetSocket, Mbuf]:
-    """A frame of that shape, sent to device A and received there; and what is seen on B."""
+    """Sends a frame of that shape to device A and forwards it; gives what B sends."""
     a, b = taps
     offload(a, shape.features)
     pair = Pair(a, b, engine, room)
@@ -87,7 +87,7 @@ def assert_came_through(shape: Shape, came: tuple[tuple[int, ...], bytes]) -> No
     header, data = came
     assert data == shape.frame()
     wanted = expected_header(shape)
-    # hdr_len is a hint, which the kernel makes up anew from what it finds linear.
+    # hdr_len is a hint that the kernel computes again from the linear part of the frame.
     assert (*header[:2], *header[3:]) == (*wanted[:2], *wanted[3:])
 
 
@@ -143,7 +143,7 @@ def test_header_of_a_shared_frame(
 def test_header_follows_when_the_front_of_the_frame_moves(
     taps: tuple[Tap, Tap], engine: str, shape: Shape, room: int, clone: bool
 ) -> None:
-    """A tunnel takes the Ethernet header off and puts another one on; a router pushes a tag."""
+    """A tunnel replaces the Ethernet header, and a router pushes a tag."""
     pair, sink, mbuf = forwarding(taps, engine, shape, room)
     if clone:
         mbuf = mbuf.clone()
@@ -159,7 +159,7 @@ def test_header_follows_when_the_front_of_the_frame_moves(
     mbuf[:16] = LOCAL + REMOTE + tag
     assert pair.tx.tx_burst(Burst([mbuf])) == 1
     header, data = sink.recv()
-    # The kernel takes the tag out of the frame on reception, and accounts for that.
+    # The kernel removes the tag on reception, and adjusts the header.
     untagged = LOCAL + REMOTE + shape.frame()[12:]
     tagged = LOCAL + REMOTE + tag + shape.frame()[12:]
     assert data in (untagged, tagged)
@@ -170,7 +170,7 @@ def test_header_follows_when_the_front_of_the_frame_moves(
 
 
 def test_frame_cut_past_its_headers_has_none(taps: tuple[Tap, Tap], engine: str) -> None:
-    """What is left must not be sent under offsets that point in front of it."""
+    """The rest must not be sent with offsets that point before it."""
     shape = SHAPES[2]
     pair, sink, mbuf = forwarding(taps, engine, shape, 2048)
     mbuf.adj(60)
@@ -181,7 +181,7 @@ def test_frame_cut_past_its_headers_has_none(taps: tuple[Tap, Tap], engine: str)
 
 
 def test_flags_taken_off_take_the_header_off(taps: tuple[Tap, Tap], engine: str) -> None:
-    """Who finishes a checksum says so in ol_flags, and the kernel is not asked to."""
+    """A program that finishes a checksum clears the flags, and the kernel gets no request."""
     shape = SHAPES[2]
     pair, sink, mbuf = forwarding(taps, engine, shape, 2048)
     burst = Burst([mbuf])
@@ -250,7 +250,7 @@ def test_checksum_is_finished_for_a_device_without_headers(
 def test_super_frame_never_leaves_by_a_device_without_headers(
     netns: NetNS, netns2: NetNS, engine: str
 ) -> None:
-    """It is split, never sent as if it were one frame."""
+    """A super-frame is split there, never sent as one frame."""
     shape = SHAPES[7]
     with Tap(netns, "tap0") as a, Tap(netns2, "tap1", vnet_hdr=False) as b:
         offload(a, shape.features)

@@ -26,7 +26,7 @@ UDP_SEGMENT = 103  # linux/udp.h
 
 
 class Forwarder:
-    """Both directions between two devices, in two Python threads."""
+    """Forwards in both directions between two devices, in two Python threads."""
 
     def __init__(self, a: Tap, b: Tap, engine: str, room: int) -> None:
         self.pool = Mempool(512 if room > 2048 else 16384, room)
@@ -64,7 +64,7 @@ class Forwarder:
 def routed(
     ns1: NetNS, ns2: NetNS, engine: str, room: int, version: int, features: TunFeature
 ) -> Iterator[tuple[Forwarder, Tap, Tap, str]]:
-    """Two kernels that talk over rtap: A at .1, B at .2."""
+    """Two network stacks that talk over rtap: A at .1, B at .2."""
     with (
         Tap(ns1, "tap0", mac=LOCAL, up=False) as a,
         Tap(ns2, "tap1", mac=REMOTE, up=False) as b,
@@ -75,7 +75,7 @@ def routed(
                 tap.set("up")
                 ip(tap.ns, "addr", "add", f"10.9.0.{n}/24", "dev", tap.name)
             else:
-                # Before it is up: a report that is due when it goes down would count as dropped.
+                # Before it is up: a report due when it goes down would count as dropped.
                 tap.ns.call(_enable_ipv6)
                 tap.set("addrgenmode", "none", "up")
                 add_ipv6(tap.ns, tap.name, f"fd09::{n}")
@@ -95,7 +95,7 @@ def _enable_ipv6() -> None:
 
 
 def transfer(ns1: NetNS, ns2: NetNS, address: str, size: int) -> str:
-    """Sends from the first namespace to the second over TCP; the digest of what arrived."""
+    """Sends from the first namespace to the second over TCP; returns the digest of the data."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = ns2.call(socket.socket, family, socket.SOCK_STREAM)
     client = ns1.call(socket.socket, family, socket.SOCK_STREAM)
@@ -144,7 +144,7 @@ def test_tcp_super_frames_are_forwarded_whole(
             assert l4 >= 20
             assert segsz == 1500 - l3 - l4
             assert length > 14 + l3 + l4 + segsz
-        # What left is what came: no super-frame was cut on the way.
+        # As many frames left as came: no super-frame was split on the way.
         arrived = [len(f) for f in ear.drain()]
         assert arrived == [length for _, length, *_ in forwarder.seen][-len(arrived) :]
         assert sum(n > 1514 for n in arrived) >= len(supers)
@@ -155,7 +155,7 @@ def test_tcp_super_frames_are_forwarded_whole(
 
 
 def test_ecn_super_frames_are_not_lost(netns: NetNS, netns2: NetNS, engine: str) -> None:
-    """Congestion is marked on the way, so that the sender's next super-frame carries CWR."""
+    """Congestion is marked on the way, so the sender's next super-frame carries CWR."""
     size = 4 << 20
     seen_cwr = 0
     count = 0
