@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""MacAddr: what it takes, what it refuses, and the address of the wire's other end."""
+"""MacAddr: what it accepts and refuses, and the address of the wire's other end."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_every_form(value: str | bytes) -> None:
 
 
 def test_bytes_of_frames_and_addresses_mix() -> None:
-    """Compared either way round, and written to a frame."""
+    """They compare in both orders, and an address can be written to a frame."""
     mac, other = MacAddr(RAW), MacAddr(RAW).peer()
     with Mempool(2) as pool:
         mbuf = pool.alloc(bytes(12) + b"tail")
