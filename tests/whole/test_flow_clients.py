@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""iperf3 through workers that spread flows over queues: what the kernel says of the order."""
+"""iperf3 through workers that spread flows over queues; the kernel checks the order."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ pytestmark = [
 ]
 
 QUEUES = 4
-#: Of all streams together, no more bytes under way than a queue has room for.
+#: All streams together have no more bytes in flight than a queue has room for.
 TCP = ("-P", "8", "-w", "512K", "--cport", "41000", "-n", "128M")
-#: As fast as it goes, so that a burst has several frames of a stream. And short: after 3 s the
-#: kernel forgets by which queue a flow came, and what is not answered may change over to another.
+#: Full speed, so that a burst has several frames of a stream. The run is short, because after 3 s
+#: the kernel forgets a flow's queue, and a flow without answers may move to another.
 UDP = ("-P", "4", "-u", "-l", "1400", "-b", "0", "--cport", "41000", "-t", "2")
 OUT_OF_ORDER = ("TcpExtTCPOFOQueue", "TcpExtTCPSACKReorder", "TcpExtTCPRenoReorder")
 
 
 def dealt_out(burst: Burst) -> list[int]:
-    """The later in a burst, the sooner a frame leaves."""
+    """A stage by which later frames of a burst leave sooner."""
     return [QUEUES - 1 - n * QUEUES // len(burst) for n in range(len(burst))]
 
 
@@ -38,7 +38,7 @@ def dealt_out(burst: Burst) -> list[int]:
 def spread(
     engine: str, stage: Callable[[Burst], Sequence[int] | None] | None = None
 ) -> Iterator[Wire]:
-    """A wire of devices with several queues, and a worker for each direction between them."""
+    """A wire of devices with several queues, with a worker for each direction."""
     options: dict[str, Any] = {"engine": engine, "queues": QUEUES, "txqueuelen": 20000}
     with wire(a=options, b=options) as w:
 
@@ -58,7 +58,7 @@ def spread(
 
 
 def used(dev: EthDev) -> int:
-    """Queues that sent more than a handshake."""
+    """The queues that sent more than a handshake."""
     return sum(n > 100 for n in dev.stats().q_opackets)
 
 

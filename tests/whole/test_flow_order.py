@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Flows keep their order through workers that spread them: numbered frames by the million."""
+"""Flows keep their order through workers that spread them: millions of numbered frames."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ FLOWS = 300
 TARGETS = 4
 CHUNK = 2048
 TOTAL = {"uring": 3_000_000, "syscall": 500_000}
-#: Frames under way at most. Each queue on the way has room for all of them.
+#: The most frames in flight. Each queue on the way has room for all of them.
 WINDOW, ROOM = 8192, 16384
-#: The last target is behind a shaper, with room for a few frames.
+#: The last target is behind a shaper with room for a few frames.
 SNDBUF = 4000
 RATES = {"retry": "100mbit", "drop": "10mbit"}
 
@@ -38,9 +38,8 @@ class Path:
 
     out => in -> spread over 4 -> there<k> => back<k> -> mark k, spread over 4 -> home => end
 
-    The arrows with a double line are the kernel's: what enters on the one is read from the other.
-    The way there is from 4 queues to 4 devices, the last of which is often full; the way back from
-    8 queues to 4.
+    The kernel redirects at arrows with a double line. The way there is from 4 queues to 4 devices,
+    the last of which is often full; the way back is from 8 queues to 4.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class Path:
             stack.enter_context(worker)
 
     def losses(self) -> dict[str, int]:
-        """What was lost, by the counter that says so."""
+        """Lost frames by counter."""
         found: dict[str, int] = {}
         for worker in self.workers:
             for route in worker.stats().routes:
@@ -109,7 +108,7 @@ class Path:
         return {name: n for name, n in found.items() if n}
 
     def carry(self, streams: Streams) -> Arrivals:
-        """Sends them, no more than WINDOW ahead of what has arrived or was lost."""
+        """Sends all frames, at most WINDOW ahead of those that arrived or were lost."""
         arrived, sent, lost = Arrivals(), 0, 0
         moved = time.monotonic()
         while (gone := arrived.n + lost) < streams.total:
@@ -134,7 +133,7 @@ class Path:
 
 
 def run(path: Path, streams: Streams) -> tuple[Arrivals, list[str]]:
-    """What arrived, and what is wrong with it."""
+    """The frames that arrived, and what is wrong with them."""
     arrived = path.carry(streams)
     losses = path.losses()
     assert arrived.n + sum(losses.values()) == streams.total, losses
@@ -148,7 +147,7 @@ def run(path: Path, streams: Streams) -> tuple[Arrivals, list[str]]:
 
 
 def slow_ones(path: Path) -> list[rtap.TargetStats]:
-    """The figures of the target that is often full, one for each route to it."""
+    """The figures of the slow target, one for each route to it."""
     return [route.targets[-1] for worker in path.hop1 for route in worker.stats().routes]
 
 
@@ -173,7 +172,7 @@ def test_drops_are_counted_and_reorder_nothing(netns: NetNS, engine: str) -> Non
         dropped = sum(target.drops for target in slow_ones(path))
         assert dropped > 0
         assert set(path.losses()) <= {f"drops of tx queue {q} of {slow}" for q in range(2)}
-        # The holes of each stream on the slow target, and of those only, are what was dropped.
+        # Frames are missing only from streams on the slow target, exactly as many as it dropped.
         stream, _, via = arrived.arrays()
         holes = streams.counts - np.bincount(stream, minlength=streams.n)
         assert holes.sum() == dropped
@@ -181,11 +180,11 @@ def test_drops_are_counted_and_reorder_nothing(netns: NetNS, engine: str) -> Non
         assert not holes[elsewhere].any()
 
 
-# ---- what the check sees
+# ---- tests of the check itself
 
 
 def test_frames_dealt_out_in_turn_are_noticed(netns: NetNS) -> None:
-    """Over the same path: the order is the spreading's doing."""
+    """A round-robin over the same path breaks the order, so it is Spread that keeps it."""
 
     def in_turn(burst: Burst) -> list[int]:
         return [n % TARGETS for n in range(len(burst))]
@@ -196,7 +195,7 @@ def test_frames_dealt_out_in_turn_are_noticed(netns: NetNS) -> None:
 
 
 def arrays_of(streams: Streams) -> tuple[Numbers, Numbers, Numbers]:
-    """All frames as sent, each flow by one target."""
+    """All frames in sending order, each flow by one target."""
     stream, number = streams.stream.astype(np.int64), streams.number.astype(np.int64)
     return stream, number, stream // 2 % TARGETS
 
@@ -221,7 +220,7 @@ def test_the_check_notices() -> None:
 
 
 def test_streams_are_what_they_say() -> None:
-    """Sound frames, whatever their number, of both directions of each flow."""
+    """Frames are valid, whatever their number, in both directions of each flow."""
     streams = Streams(40, 2000)
     pool = rtap.Mempool(2048)
     burst = streams.burst(pool, 0, 2000)

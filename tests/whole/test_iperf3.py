@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""iperf3 between two namespaces, rtap in between: what its frames are, and that none is lost."""
+"""iperf3 between two namespaces with rtap in between: frame sizes, and no losses."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ DATAGRAMS = 3000
 
 
 def transfer(w: Wire, address: str, size: int = SIZE) -> None:
-    """Sends that much over TCP, from the left to the right; all of it passes."""
+    """Sends that many bytes over TCP from left to right; all must arrive."""
     clients.at_any_speed(w)
     end, _ = clients.iperf3(w.left, w.right, address, "-n", str(size))
     assert end["sum_sent"]["bytes"] >= size
-    # The server counts no further when the client has written all.
+    # The server stops counting once the client has written all.
     assert end["sum_received"]["bytes"] >= size - clients.ON_ITS_WAY
 
 
 @contextmanager
 def forwarded(**options: Any) -> Iterator[Wire]:
-    """A wire whose devices are joined by a worker, with room for a whole window of frames."""
+    """A wire with a worker between its devices, and room for a whole window of frames."""
     with wire(a=options, b=options) as w:
         for ns, dev in ((w.left, w.a), (w.right, w.b)):
             iproute(ns, f"link set dev {dev.ifname} txqueuelen 20000")
@@ -50,7 +50,7 @@ def forwarded(**options: Any) -> Iterator[Wire]:
 
 
 def received_ect0(ns: NetNS) -> int:
-    """Packets marked as of an ECN-capable flow that the namespace has received."""
+    """The number of ECN-capable packets that the namespace has received."""
     v6 = dict(line.split() for line in clients.proc_net(ns, "snmp6").splitlines())
     return clients.netstat(ns)["IpExtInECT0Pkts"] + int(v6["Ip6InECT0Pkts"])
 
@@ -77,7 +77,7 @@ def test_tcp_super_frames_stay_whole(engine: str, case: str) -> None:
         transfer(w, address)
         clients.assert_nothing_lost(w)
         came, left = w.a.xstats(), w.b.xstats()
-        # Nearly all of it came in super-frames, far longer than the MTU, and left in them.
+        # Nearly all data came and left in super-frames, far longer than the MTU.
         whole = came["rx_q0_lro_packets"]
         assert w.a.stats().ibytes / w.a.stats().ipackets > 5 * 1500
         assert came["rx_q0_size_above_1518_packets"] <= whole
@@ -91,7 +91,7 @@ def test_udp_with_checksums_left_undone(engine: str) -> None:
     with forwarded(engine=engine, nb_mbufs=1024, rx_offloads=LRO, tx_offloads=TSO) as w:
         options = ("-u", "-b", "200M", "-l", "1400", "-n", str(DATAGRAMS * 1400))
         clients.iperf3(w.left, w.right, "10.9.0.2", *options)
-        # The client's word that it has sent all goes the same way behind them.
+        # The client's end message takes the same way, after all frames.
         clients.assert_nothing_lost(w)
         assert w.a.stats().ipackets >= DATAGRAMS
         assert w.a.xstats()["rx_q0_checksum_none"] >= DATAGRAMS
@@ -101,7 +101,7 @@ def test_udp_with_checksums_left_undone(engine: str) -> None:
 
 
 class Watched:
-    """Two Python threads that forward between the devices, and look at what they forward."""
+    """Two Python threads that forward between the devices and inspect the frames."""
 
     def __init__(self, a: EthDev, b: EthDev) -> None:
         self.stop = threading.Event()
@@ -134,7 +134,7 @@ class Watched:
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_without_offloads_frames_are_plain(engine: str, version: int) -> None:
-    """Within the MTU, complete, and of no particular state."""
+    """Frames are within the MTU, have finished checksums, and carry no offload flags."""
     with wire(a={"engine": engine}, b={"engine": engine}) as w:
         if version == 6:
             clients.six(w)

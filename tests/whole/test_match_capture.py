@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Mixed traffic of real programs, steered by Match: each target gets the frames that tcpdump and
-tshark say of a capture of it all."""
+"""Mixed traffic of real programs, steered by Match.
+
+Each target must get the frames that tcpdump and tshark select from a capture of all traffic.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,7 @@ def steered(engine: str, directory: Path) -> Iterator[Steered]:
 
 
 def differences(wanted: list[list[bytes]], got: list[list[bytes]]) -> list[str]:
-    """Frames that a target has and should not, and the other way round."""
+    """Frames that a target has but should not, and frames that it lacks."""
     found = []
     for n, (right, actual) in enumerate(zip(wanted, got, strict=True)):
         found += [f"{n} lacks {in_words(f)}" for f in Counter(right) - Counter(actual)]
@@ -81,7 +83,7 @@ def udp(ns: NetNS, source: str, port: int = 0) -> socket.socket:
 
 
 def answer(server: socket.socket) -> None:
-    """Sends everything back, until there is something empty."""
+    """Sends everything back until it receives something empty."""
     while True:
         data, peer = server.recvfrom(1 << 16)
         if not data:
@@ -90,7 +92,7 @@ def answer(server: socket.socket) -> None:
 
 
 def refused(ns: NetNS, address: str, port: int) -> None:
-    """A connection that does not come about: nobody says anything."""
+    """A connection that fails without any data."""
     with ns.call(socket.socket, family(address), socket.SOCK_STREAM) as s:
         s.settimeout(0.05)
         with pytest.raises(TimeoutError):
@@ -138,7 +140,7 @@ def fetch(ns: NetNS, address: str, port: int) -> bytes:
 
 
 def everything(rig: Steered, directory: Path) -> None:
-    """Clients of all kinds; those that are meant to be served are."""
+    """Runs clients of all kinds; those meant to be served are served."""
     client = rig.client
     rig.give_addresses()
     ping(client, SERVER)
@@ -150,7 +152,7 @@ def everything(rig: Steered, directory: Path) -> None:
         for n in range(20):
             ask(client, SERVER, b"who is %d" % n)
             ask(client, SERVER6, b"who is %d" % n)
-    # Fragments have no ports, and so MAIN gets them.
+    # Fragments have no ports, so MAIN gets them.
     with answering(rig.hosts[MAIN], 53):
         ask(client, SERVER, b"a long question" * 300)
         ask(client, SERVER6, b"a long question" * 300)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A storm of control operations on two devices while iperf3 runs through them.
 
-They are done through rtap and, behind its back, by ip(8), in random order: in every other squall
-one after the other, as the seeds have it, so that what came of each can be looked at; in the rest
-both at the same time. Another thread reads all there is to read meanwhile. After every squall the
-test puts back what it took away (addresses after a move to another namespace, carrier, IFF_UP,
-promiscuous mode), and the same TCP connection has to go on.
+The operations go through rtap and, behind its back, through ip(8), in random order. In every other
+squall they come one after the other, in an order given by the seeds, so that each result can be
+checked. In the rest both sources act at the same time. Another thread reads all statistics and
+settings meanwhile. After every squall the test restores what it removed (addresses after a move to
+another namespace, carrier, IFF_UP, promiscuous mode), and the same TCP connection must go on.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from rtap.cli.tcp import Iperf3
 
 OPERATIONS = 520
 SQUALLS = 20
-GUST = OPERATIONS // SQUALLS  # even: half of it each when two are at work
-#: How long TCP may take to notice that the wire is back: its timer doubles with each loss.
+GUST = OPERATIONS // SQUALLS  # even: two sources share it equally
+#: Seconds until TCP must notice that the wire is back: its timer doubles with each loss.
 RESUME_S = 20
-#: A whole squall; far beyond what it takes, so that only a deadlock gets there.
+#: Seconds for a whole squall, far more than it takes, so that only a deadlock reaches it.
 HANG_S = 60
 
 LRO = {
@@ -52,7 +52,7 @@ LRO = {
 
 
 class End:
-    """A device, where its interface is, and how it should be there."""
+    """A device, the namespace of its interface, and the expected settings."""
 
     def __init__(self, dev: EthDev, home: NetNS, away: NetNS, address: str) -> None:
         self.dev, self.home, self.away, self.address = dev, home, away, address
@@ -70,7 +70,7 @@ class End:
         self.name = name
 
     def move(self) -> None:
-        """Home, with the address put back, or away."""
+        """Moves the interface home, and restores its address, or away."""
         there = self.away if self.at is self.home else self.home
         self.set("netns", there.path)
         self.at = there
@@ -82,7 +82,7 @@ class End:
             ip(self.at, "addr", "replace", f"{self.address}/24", "dev", self.name)
 
     def mend(self) -> None:
-        """As it has to be for traffic to pass."""
+        """Restores the settings that traffic needs."""
         if self.at is not self.home:
             self.move()
         self.furnish()
@@ -90,7 +90,7 @@ class End:
         self.dev.promiscuous = True
 
     def check(self) -> None:
-        """What the device says of itself is what is so."""
+        """The device reports the kernel's state."""
         shown = link(self.at, self.name)
         info = self.dev.info()
         assert (info.ifname, info.if_index, info.mtu) == (
@@ -107,7 +107,7 @@ class Storm:
 
     def __init__(self, w: Wire, away: NetNS, worker: Worker) -> None:
         self.worker = worker
-        self.alone = True  # nothing else is done meanwhile, so each operation can be checked
+        self.alone = True  # no other operations run, so each one can be checked
         self.ends = [End(w.a, w.left, away, "10.9.0.1"), End(w.b, w.right, away, "10.9.0.2")]
         self.done: list[str] = []
         self.heard: Counter[EthEvent] = Counter()
@@ -116,7 +116,7 @@ class Storm:
                 end.dev.callback_register(event, self.listen)
 
     def listen(self, dev: EthDev, event: EthEvent, data: object) -> None:
-        """On the events thread, which may ask the device for everything."""
+        """Runs on the events thread, which may call everything on the device."""
         if event != EthEvent.DESTROY:
             dev.link()
             assert dev.info().name == dev.name
@@ -141,7 +141,7 @@ class Storm:
         end.dev.mac_addr_remove("02:00:00:00:00:77")
 
     def own_carrier(self, end: End, rng: random.Random) -> None:
-        """Down and up again, mostly."""
+        """Takes the carrier down, and mostly up again."""
         end.dev.set_link_down()
         assert not (self.alone and end.dev.link().link_status)
         if rng.random() < 0.8:
@@ -156,7 +156,7 @@ class Storm:
         end.dev.xstats_reset()
 
     def own_restart(self, end: End, rng: random.Random) -> None:
-        """The worker leaves a queue that is stopped, so it is started again as well."""
+        """The worker drops a queue that stops, so the worker is started again as well."""
         end.dev.stop()
         self.worker.stop()
         end.dev.start()
@@ -204,7 +204,7 @@ class Storm:
             getattr(self, kind)(end, rng)
 
     def squall(self, number: int, n: int) -> None:
-        """`n` operations, then everything as it was."""
+        """Does `n` operations, then restores everything."""
         self.alone = number % 2 == 0
         if self.alone:
             self.gust(OWN + THEIR, n, number)
@@ -219,7 +219,7 @@ class Storm:
         assert [route.error for route in self.worker.stats().routes] == ["", ""]
 
     def watch(self, over: threading.Event) -> int:
-        """Reads whatever can be read until it is over; how often."""
+        """Reads everything until the storm is over; returns how often."""
         n = 0
         while not over.is_set():
             for end in self.ends:
@@ -239,7 +239,7 @@ THEIR = [name for name in vars(Storm) if name.startswith("their_")]
 
 
 def within(seconds: float, what: str, fn: Callable[..., object], *args: object) -> None:
-    """``fn(*args)``; when it does not return, every thread's stack and a failure."""
+    """Calls ``fn(*args)``; if it does not return, prints every thread's stack and fails."""
     task = Task(fn, *args)
     task.join(seconds)
     if task.is_alive():
@@ -250,7 +250,7 @@ def within(seconds: float, what: str, fn: Callable[..., object], *args: object) 
 
 @contextlib.contextmanager
 def iperf3(w: Wire) -> Iterator[Callable[[], int]]:
-    """One TCP connection that is always full; says how many bytes the receiver has had."""
+    """One TCP connection that is always full; gives the number of bytes received."""
 
     def connected() -> int:
         shown = w.right.run(
@@ -291,7 +291,7 @@ def iperf3(w: Wire) -> Iterator[Callable[[], int]]:
 
 
 class Ends:
-    """What :class:`rtap.cli.tcp.Client` needs to know."""
+    """The attributes that :class:`rtap.cli.tcp.Client` needs."""
 
     def __init__(self, w: Wire) -> None:
         self.name, self.client, self.server, self.address = "rtap", w.left, w.right, "10.9.0.2"
@@ -327,12 +327,12 @@ def test_storm(engine: str, caplog: pytest.LogCaptureFixture) -> None:
             finally:
                 over.set()
             assert watcher.result() > SQUALLS
-            # Not none_left: what was opened anew in place of another one is there now.
+            # Not none_left: descriptors that replaced others are open now.
             eventually(lambda: len(open_fds()) <= len(before), f"no more are open than {before}")
             threads_end(threads)
         assert len(storm.done) == OPERATIONS
         assert storm.heard.keys() >= TOLD
-        # What a callback raises, or what goes wrong on the netlink thread, is only logged.
+        # Exceptions of callbacks and of the netlink thread are only logged.
         assert [record.getMessage() for record in caplog.records] == []
         assert {line.split()[0] for line in storm.done} == {*OWN, *THEIR}
         with worker:
