@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Worker: what it forwards, whom it keeps off its queues, and how it ends."""
+"""Worker: what it forwards, how it owns its queues, and how it ends."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_order_and_contents(netns: NetNS, engine: str) -> None:
 
 
 def test_many_queues_onto_one(netns: NetNS, engine: str) -> None:
-    """Four routes share a transmit queue, and go on when others of them end."""
+    """Four routes share a transmit queue, and the rest go on when some end."""
     with ExitStack() as stack:
         a = stack.enter_context(rtap.open("a0", netns=netns, engine=engine, queues=4))
         b = stack.enter_context(rtap.open("b0", netns=netns, engine=engine))
@@ -157,7 +157,7 @@ def test_many_queues_onto_one(netns: NetNS, engine: str) -> None:
                     assert sum(1 for n in counts if n) > 1
                 else:
                     assert len(at_b.frames(sum(counts[round_:]))) == sum(counts[round_:])
-                # A flow stays on its queue; those of the queues that were stopped are lost.
+                # A flow stays on its queue; flows on stopped queues are lost.
                 for q in range(round_, 4):
                     expected[q] += counts[q]
                 assert [route.rx_packets for route in worker.stats().routes] == expected
@@ -168,11 +168,11 @@ def test_many_queues_onto_one(netns: NetNS, engine: str) -> None:
             assert worker.join(5)
             assert not worker.running
         assert [route.tx_packets for route in worker.stats().routes] == expected
-        assert b.send(frame())  # given back by the last route
+        assert b.send(frame())  # the last route has released the queue
 
 
 def test_it_works_while_python_holds_the_gil(netns: NetNS, engine: str) -> None:
-    """In a closed loop frames go round for ever: a0 receives, b0 sends, the kernel redirects."""
+    """Frames go round a closed loop for ever: a0 receives, b0 sends, the kernel redirects."""
     with (
         rtap.open("a0", netns=netns, engine=engine) as a,
         rtap.open("b0", netns=netns, engine=engine) as b,
@@ -186,7 +186,7 @@ def test_it_works_while_python_holds_the_gil(netns: NetNS, engine: str) -> None:
                 at_a.send(frame(seq))
             eventually(lambda: worker.stats().rx_packets > 1000, "the loop is closed")
             before = worker.stats().rx_packets
-            ctypes.PyDLL(None).usleep(200_000)  # a call that keeps the GIL
+            ctypes.PyDLL(None).usleep(200_000)  # a call that holds the GIL
             moved = worker.stats().rx_packets - before
         assert moved > 1000
         stats = worker.stats()
@@ -198,7 +198,7 @@ def test_it_works_while_python_holds_the_gil(netns: NetNS, engine: str) -> None:
 
 @contextmanager
 def slow_line(ns: NetNS, engine: str) -> Iterator[tuple[EthDev, PacketSocket, EthDev, EthDev]]:
-    """a0 receives from a packet socket; what b0 sends drips out of c0 at 20 Mb/s."""
+    """a0 receives from a packet socket; frames that b0 sends leave c0 at 20 Mb/s."""
     with (
         rtap.open("a0", netns=ns, engine=engine) as a,
         rtap.open("b0", netns=ns, engine=engine, sndbuf=20_000) as b,

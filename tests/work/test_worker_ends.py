@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What workers live through, and how they end: devices and processes that do, Ctrl-C, fork."""
+"""Workers when devices or processes end, after Ctrl-C and after fork."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_device_stopped_under_it(line: Line, engine: str) -> None:
         start = time.monotonic()
         line.a.stop()
         assert time.monotonic() - start < 1
-        # Both routes used it: nothing is left to do.
+        # Both routes used the device, so the worker has none left.
         eventually(lambda: not worker.running, "the worker has ended by itself")
         assert worker.join(1)
         assert [route.error for route in worker.stats().routes] == ["", ""]
@@ -98,14 +98,14 @@ def test_the_other_routes_go_on(netns: NetNS, engine: str, victim: str, way: str
 
 
 def test_an_interface_taken_down_and_up_again(line: Line) -> None:
-    """No route ends for that."""
+    """No route ends because of it."""
     with both_ways(line.a, line.b) as worker:
         line.passes()
         iproute(line.ns, "link set b0 down")
         line.at_a.send(frame(5))
         eventually(lambda: line.b.stats().oerrors == 1, "the kernel refuses it")
         iproute(line.ns, "link set b0 up")
-        with PacketSocket(line.ns, "b0") as again:  # the other one reports that it was down
+        with PacketSocket(line.ns, "b0") as again:  # the first socket reports the downtime
             line.at_a.send(frame(6))
             assert again.frames(1) == [frame(6)]
         assert worker.running
@@ -113,7 +113,7 @@ def test_an_interface_taken_down_and_up_again(line: Line) -> None:
 
 
 def test_frames_that_find_no_mbuf(netns: NetNS, engine: str) -> None:
-    """The worker waits for buffers without spinning, and goes on when there are some."""
+    """The worker waits for buffers without spinning, and goes on when some are free."""
     with ExitStack() as stack:
         line = Line(stack, netns, engine=engine, nb_mbufs=8)
         held = line.a.pool.alloc_burst(8)
@@ -306,7 +306,7 @@ def test_no_warning_of_a_worker_that_has_ended(line: Line, end: str) -> None:
 
 
 def test_control_while_it_runs(netns: NetNS) -> None:
-    """Statistics and settings of devices whose queues a worker has."""
+    """Statistics and settings work on devices whose queues a worker owns."""
     with ExitStack() as stack:
         line = Line(stack, netns)
         with Mempool(16), both_ways(line.a, line.b) as worker:

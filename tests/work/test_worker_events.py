@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A worker's routes that give up tell so; what a worker asks of idling processors."""
+"""Events for routes that end, and a worker's limit on the latency of idle processors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LATENCY = Path("/dev/cpu_dma_latency")
 
 
 class Told:
-    """What callbacks for every device heard of routes."""
+    """Records the route events that callbacks of all devices get."""
 
     def __init__(self) -> None:
         self.queue: queue.SimpleQueue[tuple[str, RouteStats]] = queue.SimpleQueue()
@@ -54,7 +54,7 @@ def devs(netns: NetNS) -> Iterator[list[EthDev]]:
 
 @pytest.fixture
 def null() -> Iterator[EthDev]:
-    """A device without a kernel behind it, started."""
+    """A started net_null device."""
     with Mempool(256) as pool, rtap.probe("net_null0") as dev:
         dev.configure(1, 1)
         dev.rx_queue_setup(0, 64, pool)
@@ -64,7 +64,7 @@ def null() -> Iterator[EthDev]:
 
 
 def circle(dev: EthDev, stages: Iterable[Any] = (), **options: Any) -> Worker:
-    """A worker that sends what a device hands out to that device."""
+    """A worker that sends a device's received frames back to it."""
     worker = Worker(**options)
     worker.forward((dev, 0), (dev, 0), stages=stages)
     return worker
@@ -75,7 +75,7 @@ def circle(dev: EthDev, stages: Iterable[Any] = (), **options: Any) -> Worker:
 def test_a_device_that_disappears(
     netns: NetNS, devs: list[EthDev], told: Told, wait: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its route tells, once and by name, also a sleeping worker's; the other one goes on."""
+    """Its route reports it once and by name, even in a sleeping worker; the other route goes on."""
     worker = Worker(wait=wait)
     worker.forward((devs[0], 0), (devs[1], 0))
     worker.forward((devs[2], 0), (devs[3], 0))
@@ -94,7 +94,7 @@ def test_a_device_that_disappears(
         near.send(frame(1))
         assert far.frames(1) == [frame(1)]
         assert worker.running
-        # Whoever hears of it can have what the route had.
+        # A callback can already use the queues of the route.
         assert devs[1].tx_burst(0, Burst()) == 0
         with pytest.raises(DeviceStateError):
             devs[3].tx_burst(0, Burst())
@@ -103,7 +103,7 @@ def test_a_device_that_disappears(
 
 @pytest.mark.root
 def test_a_stopped_queue_and_a_stopped_worker(devs: list[EthDev], told: Told) -> None:
-    """A route that somebody ends tells too, without an error; the end of a worker's is its own."""
+    """A stopped queue ends its route with an event without error; a worker's stop sends none."""
     worker = Worker()
     worker.forward((devs[0], 0), (devs[1], 0))
     worker.forward((devs[2], 0), (devs[3], 0))
@@ -113,7 +113,7 @@ def test_a_stopped_queue_and_a_stopped_worker(devs: list[EthDev], told: Told) ->
         assert (name, stats.error) == (devs[0].name, "")
     assert told.queue.empty()
     devs[0].rx_queue_start(0)
-    with worker:  # anew, for each start
+    with worker:  # a new limit for each start
         devs[2].rx_queue_stop(0)
         devs[0].rx_queue_stop(0)
         assert {told.next()[0] for _ in range(2)} == {devs[0].name, devs[2].name}
@@ -153,13 +153,13 @@ def test_a_callback_of_the_source_may_start_it_again(null: EthDev) -> None:
 
 
 def limit() -> int:
-    """Microseconds, the least that anybody asks for."""
+    """The lowest limit that any process requests, in microseconds."""
     (value,) = struct.unpack("=i", LATENCY.read_bytes()[:4])
     return int(value)
 
 
 def waiting_child() -> tuple[Callable[[int, int], None], int, int]:
-    """Forks; what ends the child, and its arguments."""
+    """Forks a child; returns the function that ends it, and its arguments."""
     come, go = os.pipe()
     child = os.fork()
     if child == 0:
@@ -178,7 +178,7 @@ def end(go: int, child: int) -> None:
 @pytest.mark.root
 @pytest.mark.skipif(not os.access(LATENCY, os.W_OK), reason=f"{LATENCY} cannot be written")
 def test_resume_latency(null: EthDev) -> None:
-    """Asked for while the worker runs, and not by what it forks."""
+    """The limit holds while the worker runs, and a forked child does not keep it."""
     before, open_before = limit(), open_fds()
     worker = circle(null, resume_latency=7)
     assert worker.resume_latency == 7

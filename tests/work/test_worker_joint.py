@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A worker's writes to several queues in one kernel entry: that they are, and what happens when
-the kernel does not take them all."""
+"""A worker writes to several queues in one kernel entry, even when the kernel does not take all."""
 
 from __future__ import annotations
 
@@ -100,7 +99,7 @@ SHAPES = ["own", "shared", "spread"]
 
 
 def run(shim: Path, shape: str, fault: int, **options: Any) -> dict[str, Any]:
-    """What came of so many frames, with what holds whatever the kernel does checked."""
+    """Runs the forwarding; checks what holds whatever the kernel does, and returns the figures."""
     code = f"print(json.dumps(forward({shape!r}, {fault}, **{options!r})))"
     found: dict[str, Any] = preload.run(shim, "uring", PRELUDE, code)
     assert found["accounted"]
@@ -114,7 +113,7 @@ def run(shim: Path, shape: str, fault: int, **options: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_one_entry_for_all_targets(shim: Path, shape: str) -> None:
-    """Of a worker's routes, or of one route."""
+    """The targets may be of several routes of a worker, or of one route."""
     found = run(shim, shape, NONE)
     assert found["most"] == (1 if shape == "shared" else found["served"])
     assert found["served"] > 4
@@ -161,7 +160,7 @@ def test_a_queue_that_is_gone_ends_its_routes_alone(shim: Path, shape: str) -> N
 
 
 def test_targets_of_all_kinds_in_one_pass(netns: NetNS, engine: str) -> None:
-    """Those that cannot share an entry are sent to as they always were, in their turn."""
+    """Targets that cannot share an entry get their frames in turn, each by itself."""
     kinds: list[dict[str, Any]] = [
         {},
         {"sndbuf": 1 << 24},
@@ -209,7 +208,7 @@ def test_targets_of_all_kinds_in_one_pass(netns: NetNS, engine: str) -> None:
 
 
 def test_a_target_that_disappears(netns: NetNS, engine: str) -> None:
-    """Its routes end; those beside them, and a route's other targets until then, lose nothing."""
+    """Its routes end. Other routes lose nothing, nor do their other targets until then."""
     with ExitStack() as stack:
         a = stack.enter_context(rtap.open("a0", netns=netns, engine=engine, queues=4))
         outs = [

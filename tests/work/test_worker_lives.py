@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Many lives of workers leave nothing behind; ten thousand are for make soak."""
+"""Many starts and stops of workers leave nothing behind; make soak does ten thousand."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from support import none_left, open_fds, threads_end
 import rtap
 from rtap import EthDev, Mempool, Worker
 
-#: Two hundred threads that were left would be 1.6 GB of address space.
+#: Two hundred leaked threads would take 1.6 GB of address space.
 lives = pytest.mark.parametrize("lives", [200, pytest.param(5000, marks=pytest.mark.soak)])
 
 
 @pytest.fixture
 def pair() -> Iterator[tuple[EthDev, EthDev, Mempool]]:
-    """Two devices without a kernel behind them, on one pool."""
+    """Two net_null devices on one pool."""
     with (
         Mempool(512) as pool,
         rtap.probe("net_null0,size=64") as source,
@@ -40,7 +40,7 @@ def pair() -> Iterator[tuple[EthDev, EthDev, Mempool]]:
 def test_many_starts_and_stops(
     pair: tuple[EthDev, EthDev, Mempool], again: bool, lives: int
 ) -> None:
-    """Of one worker, or each time of a new one; each has moved frames."""
+    """One worker is started many times, or a new one each time; each moves frames."""
     source, sink, pool = pair
 
     def make() -> Worker:
@@ -57,7 +57,7 @@ def test_many_starts_and_stops(
             worker = make()
         worker.start()
         while worker.stats().routes[0].tx_packets == 0:
-            time.sleep(0)  # its thread needs the GIL once, to begin
+            time.sleep(0)  # its thread needs the GIL once, to start
         worker.stop()
         assert not worker.running
     gc.collect()
@@ -71,4 +71,4 @@ def test_many_starts_and_stops(
     stats = worker.stats().routes[0]
     assert stats.tx_packets > 0
     assert stats.drops == 0
-    assert source.rx_burst(0, 8)  # the queues are given back
+    assert source.rx_burst(0, 8)  # the worker has released the queues

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A worker over many queues: all are served, idle ones leave the pass and come back."""
+"""A worker over many queues: all are served; idle ones leave the pass and come back."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def served(worker: Worker) -> list[int]:
 
 
 def test_128_queues_carry_traffic(netns: NetNS, engine: str) -> None:
-    """Flows spread by the kernel over all of them, and every frame accounted for."""
+    """The kernel spreads flows over all queues, and every frame is accounted for."""
     flows, rounds = 2000, 3
     with ExitStack() as stack:
         options: dict[str, Any] = {"netns": netns, "engine": engine, "queues": MANY}
@@ -76,8 +76,10 @@ def test_128_queues_carry_traffic(netns: NetNS, engine: str) -> None:
 
 @pytest.mark.parametrize("wait", WAITS)
 def test_an_idle_queue_is_served(netns: NetNS, engine: str, wait: str) -> None:
-    """One queue is never empty: its frames circle.  The others leave the pass, and each of them
-    is served when a frame comes."""
+    """An idle queue that has left the pass is served when a frame comes.
+
+    One queue is never empty meanwhile: its frames go round.
+    """
     with ExitStack() as stack:
         loop_in = stack.enter_context(rtap.open("a0", netns=netns, engine=engine))
         loop_out = stack.enter_context(rtap.open("b0", netns=netns, engine=engine))
@@ -108,7 +110,7 @@ def test_an_idle_queue_is_served(netns: NetNS, engine: str, wait: str) -> None:
 
 @pytest.mark.parametrize("wait", WAITS)
 def test_no_wake_up_is_lost(netns: NetNS, engine: str, wait: str) -> None:
-    """Frames come just when a queue leaves the pass, or when the worker falls asleep."""
+    """Frames come just when a queue leaves the pass, or when the worker goes to sleep."""
     chance = random.Random(5)
     with ExitStack() as stack:
         a = stack.enter_context(rtap.open("a0", netns=netns, engine=engine, queues=8))
@@ -127,8 +129,10 @@ def test_no_wake_up_is_lost(netns: NetNS, engine: str, wait: str) -> None:
 
 @pytest.mark.parametrize("tx_queues", [16, 1])
 def test_read_together_in_order(netns: NetNS, engine: str, tx_queues: int) -> None:
-    """All queues are full when the worker starts, of frames of all lengths; flows keep their
-    order whatever the size of a burst, on tx queues of their own or on one for all."""
+    """When the worker starts, all queues are full of frames of all lengths.
+
+    Flows keep their order for any burst size, with a TX queue each or one for all.
+    """
     flows, each = 40, 30
     with ExitStack() as stack:
         options: dict[str, Any] = {"netns": netns, "engine": engine}
@@ -150,7 +154,7 @@ def test_read_together_in_order(netns: NetNS, engine: str, tx_queues: int) -> No
 
 
 def test_read_together_into_chains(netns: NetNS) -> None:
-    """With SCATTER a frame takes several slots, and fewer queues fit one kernel entry."""
+    """With SCATTER a frame takes several slots, so fewer queues fit into one kernel entry."""
     skip_without_engine("uring")
     with ExitStack() as stack:
         a = stack.enter_context(
@@ -181,7 +185,7 @@ def test_read_together_into_chains(netns: NetNS) -> None:
 
 
 def test_many_queues_without_buffers(netns: NetNS, engine: str) -> None:
-    """Nothing is lost for it, and the worker goes on when buffers come back."""
+    """No frame is lost, and the worker goes on when buffers come back."""
     with ExitStack() as stack:
         a = stack.enter_context(rtap.open("a0", netns=netns, engine=engine, queues=8, nb_mbufs=8))
         b = stack.enter_context(rtap.open("b0", netns=netns, engine=engine))
@@ -212,7 +216,7 @@ def owned(dev: rtap.EthDev, queue: int) -> bool:
 
 @pytest.mark.parametrize("wait", WAITS)
 def test_fewer_buffers_than_queues(netns: NetNS, engine: str, wait: str) -> None:
-    """Queues that have nothing do not keep the only buffers from those behind them."""
+    """Empty queues do not keep the only buffers from the queues after them."""
     flows = 200
     with ExitStack() as stack:
         options: dict[str, Any] = {"netns": netns, "engine": engine, "queues": 4}
@@ -254,7 +258,7 @@ def test_queues_that_vanish_while_idle(netns: NetNS, engine: str) -> None:
             assert [route.error for route in stats.routes] == [""] * 16
             a.rx_queue_stop(0)
             assert worker.join(5)
-        # Descriptors of queues that went meanwhile were not left in the set: it works again.
+        # No descriptors of closed queues are left in the epoll set, so it works again.
         a.stop()
         b.stop()
         a.start()
@@ -306,7 +310,7 @@ def test_a_device_that_disappears_names_its_routes(netns: NetNS, engine: str, wa
             for n in range(100):
                 at_a.send(flow(n))
             assert sorted(flow_of(data) for data in at_b.frames(100)) == list(range(100))
-            # The other end: noticed by the frame that cannot leave.
+            # The target: a frame that cannot be sent shows it.
             iproute(netns, "link del b0")
             for n in range(100):
                 at_a.send(flow(n))
@@ -317,7 +321,7 @@ def test_a_device_that_disappears_names_its_routes(netns: NetNS, engine: str, wa
 
 
 def test_a_full_target_holds_up_no_other_route(netns: NetNS, engine: str) -> None:
-    """A route that retries waits for its own target alone."""
+    """A route that retries waits only for its own target."""
     with ExitStack() as stack:
         a = stack.enter_context(rtap.open("a0", netns=netns, engine=engine))
         full = stack.enter_context(rtap.open("b0", netns=netns, engine=engine, sndbuf=20_000))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a worker's route may be, how its figures name it, and starts that fail."""
+"""Which routes a worker takes, how its figures name them, and starts that fail."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rtap import Burst, DeviceStateError, EthDev, Mempool, NetNS, Worker, stages
 from rtap._queues.null import NullRxQueue, NullTxQueue
 from rtap._ring import RxQueue, TxQueue
 
-# No descriptor is behind the queues that are made here.
+# The queues made here have no descriptor.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed [rt]x queue:ResourceWarning")
 
 MAC = "02:00:00:00:00:01"
 
 
 class Ends:
-    """Like a device, with queues of any kind; nothing can refer to it weakly."""
+    """Like a device, with queues of any kind, but without support for weak references."""
 
     __slots__ = ("rx", "tx")
 
@@ -40,7 +40,7 @@ class Ends:
 
 
 def ends(mode: str) -> Any:
-    """Queues as of a TAP device, a TUN device, or one for which that is one."""
+    """Queues of a TAP device, of a TUN device, or of one for which both are the same."""
     if mode == "null":
         return Ends(NullRxQueue(Mempool(8), name="n"), NullTxQueue("n"))
     l2 = mode == "tap"
@@ -50,7 +50,7 @@ def ends(mode: str) -> Any:
 
 @pytest.fixture
 def devs() -> Iterator[list[EthDev]]:
-    """Two devices without a kernel behind them, started, of two queue pairs each."""
+    """Two started net_null devices with two queue pairs each."""
     with ExitStack() as stack:
         pool = stack.enter_context(Mempool(256))
         made = []
@@ -122,7 +122,7 @@ def test_a_driver_that_gives_no_queue(
 def test_a_device_that_nothing_can_refer_to_weakly(
     devs: list[EthDev], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its routes run; of their end there is nobody to tell but the log."""
+    """Its routes run, and only the log reports their end."""
 
     def refuse(burst: Burst) -> None:
         raise ValueError("no more")
@@ -152,7 +152,7 @@ def test_a_device_that_nothing_can_refer_to_weakly(
     ],
 )
 def test_stages_that_name_a_target(devs: list[EthDev], stage: Any, names: int) -> None:
-    """It has to be there: in a route, and in a call."""
+    """The named target must exist, both in a route and in a call."""
     targets = [(dev, q) for dev in devs for q in range(2)]
     with Mempool(8) as pool:
         burst = pool.alloc_burst(2, bytes(60))
@@ -187,7 +187,7 @@ def test_ports_of_what_has_none(protocol: Any, ports: dict[str, Any]) -> None:
     ("source", "target"), [("tap", "tun"), ("tun", "tap")], ids=["tap to tun", "tun to tap"]
 )
 def test_frames_for_a_device_of_packets(source: str, target: str) -> None:
-    """And the other way round: refused, unless a stage of the user's may convert them."""
+    """Frames for packets, or the reverse, are refused unless a user's stage may convert them."""
     layer: Any = {"l2": source == "tap"}
     worker = Worker()
     for chain in ([], [stages.Counter()], [stages.Spread(**layer)], [stages.Gso(**layer)]):
@@ -277,12 +277,12 @@ def free_again(devs: list[EthDev]) -> None:
 
 
 def test_no_memory_at_any_step(devs: list[EthDev], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Queues, descriptors, threads and the pool of a stage are given back, and it can start."""
+    """A failed start releases queues, descriptors, threads and the stage's pool; a retry works."""
     testcapi = pytest.importorskip("_testcapi")
     start = threading.Thread.start
 
     def with_memory(self: threading.Thread) -> None:
-        testcapi.remove_mem_hooks()  # Python waits for ever for a thread that has none to begin
+        testcapi.remove_mem_hooks()  # Python waits for ever for a thread without memory to start
         start(self)
 
     monkeypatch.setattr(threading.Thread, "start", with_memory)
@@ -342,7 +342,7 @@ def test_a_thread_that_cannot_be_made(
 def test_a_thread_without_one_for_its_events(
     devs: list[EthDev], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """It ends at once, and has given the queues and the stages' pool back."""
+    """A worker's thread that cannot start its events thread ends and releases all it holds."""
     real = getattr(threading.Thread, where)
     told: list[type[BaseException] | None] = []
 
@@ -369,7 +369,7 @@ def test_a_thread_without_one_for_its_events(
 def test_a_thread_that_comes_late(
     devs: list[EthDev], monkeypatch: pytest.MonkeyPatch, again: bool
 ) -> None:
-    """Ctrl-C while it is on its way: it finds nothing to do, also when there is another one."""
+    """Ctrl-C comes before the thread starts: it finds nothing to do, even beside a later one."""
     arrive = threading.Event()
     made: list[threading.Thread] = []
 
@@ -402,7 +402,7 @@ def test_a_thread_that_comes_late(
 
 
 def test_ctrl_c_once_the_thread_runs(devs: list[EthDev], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then it is stopped, as any that runs."""
+    """The worker is stopped like any that runs."""
     start = threading.Thread.start
     worker = Worker()
 
