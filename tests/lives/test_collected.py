@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Devices that the garbage collector finds in a cycle, with all that belongs to them."""
+"""Devices that the garbage collector finds in a cycle, with all their objects."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ pytestmark = [
 ]
 
 
-#: A name is free again when its device is closed, which another thread may still be at.
+#: A name is free once its device is closed, and another thread may still be closing it.
 numbers = itertools.count(500)
 
 
 @pytest.fixture
 def complaints(monkeypatch: pytest.MonkeyPatch) -> list[BaseException | None]:
-    """What finalizers, and threads that they start, raised."""
+    """Exceptions from finalizers and from threads that they start."""
     raised: list[BaseException | None] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda about: raised.append(about.exc_value))
     monkeypatch.setattr(threading, "excepthook", lambda about: raised.append(about.exc_value))
@@ -59,7 +59,7 @@ def packet_device(ns: NetNS, name: str, engine: str) -> EthDev:
 def test_a_burst_in_progress_keeps_its_descriptors(
     netns: NetNS, engine: str, complaints: list[BaseException | None], kind: str
 ) -> None:
-    """Their numbers could be those of other files by the time that it writes."""
+    """Otherwise their numbers could be those of other files when the burst writes."""
     if kind == "tap":
         held = cycle(*(rtap.open(name, netns=netns, engine=engine) for name in ("t0", "t1")))
     else:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Constructors of the extension types: their signatures, each object made once, never made."""
+"""Constructors of the extension types: signatures, objects made twice, and objects never made."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rtap._queues.noisy import NoisyRxQueue
 from rtap._queues.null import NullRxQueue, NullTxQueue
 from rtap._ring import RxQueue, TxQueue
 
-# No descriptor is behind the queues that are made here.
+# The queues made here have no descriptor.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed [rt]x queue:ResourceWarning")
 
 SOURCES = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ def stage(burst: Burst) -> None:
     pass
 
 
-#: A class, and arguments of all kinds that one of it can be made with.
+#: Each class, with arguments of all kinds for its constructor.
 MADE: dict[type, Callable[[], dict[str, Any]]] = {
     Worker: lambda: {
         "cpu": None,
@@ -141,7 +141,7 @@ classes = pytest.mark.parametrize("cls", MADE, ids=lambda cls: f"{cls.__module__
 
 
 class Sly:
-    """Stands for a value, and does something whenever it is looked at."""
+    """Replaces a value, and runs code whenever it is read."""
 
     def __init__(self, value: Any, act: Callable[[], None]) -> None:
         self.value, self.act = value, act
@@ -184,7 +184,7 @@ class Sly:
 
 
 class Liar(int):
-    """A number that says of itself to be in any range."""
+    """A number that claims to be in any range."""
 
     def __ge__(self, other: object) -> bool:
         return True
@@ -195,12 +195,12 @@ class Liar(int):
 def outcome_of(act: Callable[..., object], *args: Any, **kwargs: Any) -> str:
     try:
         act(*args, **kwargs)
-    except Exception as exc:  # noqa: BLE001 - whatever it is, but a crash
+    except Exception as exc:  # noqa: BLE001 - any exception, but no crash
         return f"{type(exc).__name__}: {exc}"
     return "made"
 
 
-# ---- made once
+# ---- made only once
 
 
 @classes
@@ -214,7 +214,7 @@ def test_made_once(cls: Any) -> None:
 
 @classes
 def test_made_once_whatever_an_argument_does(cls: Any) -> None:
-    """An argument's own code makes the object first: it stays what that made of it."""
+    """When an argument's code initializes the object first, it keeps that state."""
     for name in MADE[cls]():
         thing = cls.__new__(cls)
         arguments = MADE[cls]()
@@ -234,7 +234,7 @@ def test_made_once_whatever_an_argument_does(cls: Any) -> None:
 
 
 def test_the_arguments_that_run_code_do() -> None:
-    """Or the test above would show nothing."""
+    """Otherwise the test above would show nothing."""
     cases: list[tuple[Any, str]] = [
         (Worker, "burst"),
         (Worker, "resume_latency"),
@@ -300,7 +300,7 @@ UNTOUCHED = {"__class__", "__new__", "__init__", "__dict__", "__pyx_vtable__"}
 
 @pytest.mark.parametrize("cls", NEVER, ids=lambda cls: f"{cls.__module__}.{cls.__name__}")
 def test_an_object_that_was_never_made(cls: Any) -> None:
-    """``__new__`` without ``__init__``: whatever is done with it raises, or gives something."""
+    """After ``__new__`` without ``__init__``, every use raises or returns, and does not crash."""
     pool = Mempool(16)
     for name in dir(cls):
         if name in UNTOUCHED:
@@ -352,7 +352,7 @@ def stub_of(cls: type) -> inspect.Signature:
 
 
 def source_of(cls: type) -> inspect.Signature:
-    """The signature of a class's constructor as it is written, without the types of C."""
+    """The signature of a class's constructor in the source, without C types."""
     path = SOURCES / (cls.__module__.replace(".", "/") + ".pyx")
     text = path.read_text().partition(f"cdef class {cls.__name__}(")[2]
     text = text or path.read_text().partition(f"cdef class {cls.__name__}:")[2]
@@ -379,7 +379,7 @@ def made_of(arguments: str) -> inspect.Signature:
 
 @classes
 def test_a_signature_is_that_of_the_constructor(cls: type) -> None:
-    """What ``help()`` and editors show, the stub, the source and what is taken are one."""
+    """``help()``, the stub, the source and the accepted arguments all agree."""
     shown = inspect.signature(cls)
     assert shown == source_of(cls)
     stub = stub_of(cls)

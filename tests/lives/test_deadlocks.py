@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Whoever stops a queue waits for nobody who waits for it: stages, their workers, finalizers.
+"""A thread that stops a queue never waits for one that waits for it: stages, workers, finalizers.
 
-What could hang runs in a child process that is given seconds.
+Code that could hang runs in a child process with a time limit.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def test_a_stage_cannot_stop_what_its_worker_has(call: str) -> None:
 
 
 def test_a_stage_asks_what_another_thread_stops() -> None:
-    """Reads are answered, or refused when it is closed; both threads go on."""
+    """Its reads are answered, or refused when the device is closed; both threads go on."""
     child(
         """
         reads = (lambda d: d.stats(), lambda d: d.app_mac, lambda d: d.link(), lambda d: d.info(),
@@ -175,7 +175,7 @@ def test_a_stage_cannot_wait_for_its_own_worker() -> None:
 
 @pytest.mark.parametrize("call", ["stop", "join"])
 def test_stages_that_wait_for_each_others_worker(call: str) -> None:
-    """Two that stop each other end; two that join each other do once one is stopped."""
+    """Two that stop each other end; two that join each other end once one is stopped."""
     child(
         """
         import logging
@@ -216,7 +216,7 @@ def test_stages_that_wait_for_each_others_worker(call: str) -> None:
 
 
 def test_a_log_handler_cannot_wait_for_the_worker_it_hears_of() -> None:
-    """It runs on a thread that the worker waits for."""
+    """The handler runs on a thread for which the worker waits."""
     child(
         """
         import logging

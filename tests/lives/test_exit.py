@@ -146,7 +146,7 @@ def test_uncaught_error_is_the_only_output(netns: NetNS, engine: str) -> None:
 def test_killed_process_leaves_a_name_that_can_be_used(
     netns: NetNS, engine: str, number: signal.Signals
 ) -> None:
-    """Also while the kernel is still taking the dead process's ring down."""
+    """The name works even while the kernel still removes the dead process's ring."""
     code = textwrap.dedent(PREPARE) + "print('ready', flush=True)\ndev.rx_burst(0, 8, None)\n"
     child = subprocess.Popen(
         [sys.executable, "-c", code, netns.path, engine],
@@ -170,6 +170,6 @@ def test_killed_process_leaves_a_name_that_can_be_used(
 
 
 def test_environment_is_the_one_under_test() -> None:
-    """The children above have to import the build that this process tests."""
+    """The children above must import the build that this process tests."""
     done = python("import rtap, os; print(os.path.dirname(rtap.__file__))")
     assert done.stdout.strip() == os.path.dirname(rtap.__file__)

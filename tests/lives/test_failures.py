@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A failure at any step of opening, taking over, configuring, starting or ending leaves nothing.
+"""Failures at any step of opening, taking over, configuring, starting or ending leave nothing.
 
-At each step another kind of failure; each kind at all steps is for make soak.
+Each step gets another kind of failure; make soak tries each kind at all steps.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from rtap.ethdev import registry
 
 
 class Injector:
-    """Makes the n-th of the calls that reach for something outside fail."""
+    """Makes the n-th call to something outside the process fail."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fail_at: int, error: BaseException) -> None:
         self.fail_at, self.error = fail_at, error
-        # What the netlink thread does comes when it likes: these tests are without it.
+        # The netlink thread acts at any time, so these tests run without it.
         look = observed.Observer.look
         monkeypatch.setattr(
             observed.Observer,
@@ -42,7 +42,7 @@ class Injector:
         )
         for dev in registry.devices():
             with dev._lock:
-                pass  # what it has begun is over
+                pass  # wait until it has finished its work
         self.calls: list[str] = []
         for owner, name in (
             (fcntl, "ioctl"),
@@ -89,7 +89,7 @@ KINDS: dict[str, Callable[[], BaseException]] = {
 
 
 def one_after_another(*kinds: str) -> pytest.MarkDecorator:
-    """At each step another kind of failure; for make soak, each of them at all steps."""
+    """Another kind of failure at each step; with make soak, each kind at all steps."""
     alone = [pytest.param((kind,), marks=pytest.mark.soak, id=kind) for kind in kinds]
     return pytest.mark.parametrize("kinds", [pytest.param(kinds, id="in turn"), *alone])
 
@@ -108,8 +108,8 @@ def failing_at_each_step(
 ) -> list[str]:
     """Calls ``work(make())`` once for each step in it that can fail, and ``check`` after each.
 
-    Which kind of failure comes at the first step is drawn anew in each run, so that in time every
-    kind comes at every step. The message of a failure has the kind and the step.
+    Each run draws the kind of failure for the first step, so that in time every kind comes at every
+    step. The message of a failed check has the kind and the step.
     """
     steps: list[str] = []
     turn = random.randrange(len(kinds))
@@ -123,7 +123,7 @@ def failing_at_each_step(
             injector = Injector(patch, step, failure)
             try:
                 work(dev)
-            except BaseException as exc:  # noqa: BLE001 - looked at next
+            except BaseException as exc:  # noqa: BLE001 - checked next
                 raised: BaseException | None = exc
             else:
                 raised = None
@@ -134,10 +134,10 @@ def failing_at_each_step(
                     dev.close()
                 return steps
             steps.append(injector.calls[step])
-            # A device that seems gone is looked for, and may be found.
+            # A device that seems gone is searched for, and may be found.
             if raised is None:
                 assert error == "gone" or (may_swallow and error != "ctrl-c")
-            # An OSError may have passed the gate where errno values become exceptions.
+            # The OSError may have passed through the function that maps errno to exceptions.
             elif raised is not failure:
                 assert type(raised) is type(failure)
                 assert isinstance(raised, DeviceGone) or getattr(raised, "errno", None) == code
@@ -182,7 +182,7 @@ def test_open_that_fails_at_any_step(
 def test_taking_over_that_fails_at_any_step(
     netns: NetNS, monkeypatch: pytest.MonkeyPatch, kinds: Sequence[str]
 ) -> None:
-    """The interface stays, as it was."""
+    """The interface stays unchanged."""
     iproute(netns, "tuntap add mode tap p0 multi_queue")
     iproute(netns, "addr add 10.0.0.1/24 dev p0")
     index = link(netns, "p0")["ifindex"]
@@ -208,11 +208,11 @@ def test_taking_over_that_fails_at_any_step(
     check(None)
 
 
-@one_after_another("ENOMEM", "ctrl-c")  # gone: it is no descriptor to adopt
+@one_after_another("ENOMEM", "ctrl-c")  # not "gone": there would be no descriptor to adopt
 def test_adopting_that_fails_at_any_step(
     netns: NetNS, monkeypatch: pytest.MonkeyPatch, kinds: Sequence[str]
 ) -> None:
-    """The descriptor stays its lender's, and the interface with it."""
+    """The lender keeps the descriptor, and the interface with it."""
     with Tap(netns, "t0", multi_queue=True) as lender:
         before = open_fds()
         opened: list[EthDev] = []
@@ -240,7 +240,7 @@ def test_adopting_that_fails_at_any_step(
 def test_configure_that_fails_at_any_step(
     netns: NetNS, monkeypatch: pytest.MonkeyPatch, kinds: Sequence[str], header: bool
 ) -> None:
-    """The device can still be closed, and nothing stays; mostly it can be configured again."""
+    """The device can still be closed without leftovers, and mostly be configured again."""
     before = open_fds()
     there = RxOffload.CHECKSUM if header else RxOffload(0)
     other = EthConf(rx_offloads=RxOffload(0) if header else RxOffload.CHECKSUM, engine="syscall")
@@ -311,7 +311,7 @@ def test_start_that_fails_at_any_step(
 def test_the_end_that_fails_at_any_step(
     netns: NetNS, monkeypatch: pytest.MonkeyPatch, kinds: Sequence[str], then: str
 ) -> None:
-    """Whatever goes wrong on the way, the device is stopped or closed."""
+    """Whatever fails on the way, the device is stopped or closed."""
     before = open_fds()
 
     def end(dev: EthDev) -> None:

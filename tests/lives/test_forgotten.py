@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What nobody closes, or closes again and again, leaves nothing."""
+"""Objects that are never closed, or closed many times, leave nothing behind."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def opened(ns: NetNS, engine: str, name: str = "tap0", **options: Any) -> EthDev
     return rtap.open(name, netns=ns, engine=engine, **options)
 
 
-# ---- nobody closes
+# ---- never closed
 
 
 def forget(held: list[Any]) -> None:
@@ -56,7 +56,7 @@ def test_forgotten_device_warns_and_goes(netns: NetNS, engine: str, cycle: bool)
     del dev
     with pytest.warns(ResourceWarning, match=r"unclosed device"):
         forget(held)
-    # On another thread, when somebody looks at the device at that moment.
+    # It may happen on another thread, if that uses the device at this moment.
     eventually(lambda: gone() is None, "the device is collected")
     assert links(netns) == ["lo"]
     assert rtap.devices() == []
@@ -160,7 +160,7 @@ def test_open_and_close_again_and_again(netns: NetNS, engine: str) -> None:
             assert pool.in_use == 0
         assert links(netns) == ["lo"]
 
-    # Without a GIL the interpreter keeps a heap for each of a number of threads that have ended.
+    # Free-threaded Python keeps the heaps of some threads that have ended.
     for _ in range(50 if sysconfig.get_config_var("Py_GIL_DISABLED") else 10):
         once()
     gc.collect()
@@ -169,7 +169,7 @@ def test_open_and_close_again_and_again(netns: NetNS, engine: str) -> None:
         once()
     gc.collect()
     none_left(before)
-    # Forty lost pools would be 300 MB, forty lost rings 10 MB.
+    # Forty leaked pools would take 300 MB, and forty leaked rings 10 MB.
     assert memory()[1] - size[1] < 8 * MB
     assert threading.active_count() < 5
 
@@ -193,7 +193,7 @@ def test_stop_and_start_again_and_again(netns: NetNS, engine: str) -> None:
 
 
 def test_rings_of_ended_threads_are_used_again(netns: NetNS) -> None:
-    """A ring belongs to a thread; threads come and go."""
+    """A ring belongs to a thread, and threads come and go."""
 
     skip_without_engine("uring")
     pool = Mempool(64)

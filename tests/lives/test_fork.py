@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""os.fork with open rings: the child may use nothing of the parent's, the parent goes on."""
+"""os.fork with open rings: the child may not use the parent's objects, and the parent goes on."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_child_is_refused_by_the_device(dev: EthDev) -> None:
 
 @pytest.mark.parametrize("use", ["stop", "close", "purge", "start", "delete"])
 def test_child_does_not_hang_on_a_queue_that_was_in_use(tap: Tap, engine: str, use: str) -> None:
-    """Its owner is a thread that does not exist in the child."""
+    """The queue's owner is a thread that does not exist in the child."""
     queues = [tap.rx(Mempool(8), engine=engine)]
     waiter = Task(queues[0].rx_burst, 8, 20)
     time.sleep(0.05)
@@ -109,7 +109,7 @@ def test_child_does_not_hang_on_a_queue_that_was_in_use(tap: Tap, engine: str, u
                 getattr(queues[0], use)()
 
     def from_another_thread() -> None:
-        # Whose number is not that of the thread that waits.
+        # Its thread id differs from that of the waiting thread.
         in_child(child, 5)
 
     from_another_thread()
@@ -131,7 +131,7 @@ def test_child_does_not_hang_on_a_device_that_was_in_use(dev: EthDev, netns: Net
 
 
 def test_childs_copies_of_mbufs_are_its_own(tap: Tap, engine: str) -> None:
-    """Anonymous memory is copied on write, also where the kernel has the arena pinned."""
+    """Anonymous memory is copied on write, even where the kernel has pinned the arena."""
     pool = Mempool(64)
     rx, tx = tap.rx(pool, engine=engine), tap.tx(engine=engine)
     warm_up(rx, tx, pool, tap)
@@ -159,7 +159,7 @@ def test_childs_copies_of_mbufs_are_its_own(tap: Tap, engine: str) -> None:
 
 
 def test_parent_goes_on_while_the_child_lives(tap: Tap, engine: str) -> None:
-    """What a fork does to pinned memory must not come between the ring and the arena."""
+    """A fork must not separate the ring's pinned memory from the arena."""
     pool = Mempool(256)
     rx, tx = tap.rx(pool, engine=engine), tap.tx(engine=engine)
     warm_up(rx, tx, pool, tap)
@@ -230,7 +230,7 @@ def test_child_does_not_keep_the_interface_alive(netns: NetNS, engine: str) -> N
 
 
 def test_queues_that_are_not_the_devices(tap: Tap, engine: str) -> None:
-    """The child's copy of a ring holds no reference on a descriptor either."""
+    """The child's copy of a ring does not hold a reference to a descriptor either."""
     pool = Mempool(64)
     rx, tx = tap.rx(pool, engine=engine), tap.tx(engine=engine)
     warm_up(rx, tx, pool, tap)

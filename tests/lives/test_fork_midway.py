@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""os.fork while other threads have locks, use pools, burst, start workers; and how children end."""
+"""os.fork while other threads hold locks, use pools, burst or start workers; how children end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.root, pytest.mark.lifetime]
 
 
 def use_after_fork(dev: EthDev, worker: Worker, netns: NetNS) -> None:
-    """In the child: what takes a lock."""
+    """Makes the calls that take a lock, in the child."""
     for use in (dev.stats, dev.stop, dev.link, worker.start):
         with pytest.raises(RuntimeError, match="fork"):
             use()
@@ -41,7 +41,7 @@ def use_after_fork(dev: EthDev, worker: Worker, netns: NetNS) -> None:
 
 @contextlib.contextmanager
 def held(lock: Any) -> Iterator[None]:
-    """By another thread."""
+    """Another thread holds the lock."""
     taken, give = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -107,7 +107,7 @@ def test_fork_while_another_thread_starts_a_worker(
 
 
 def test_the_child_lets_go_of_a_device_that_another_thread_uses(netns: NetNS) -> None:
-    """It does not close what it has the last reference to: it is the parent's."""
+    """The child has the last reference but does not close the device, which is the parent's."""
     inside, go = threading.Event(), threading.Event()
 
     def callback(*_: object) -> None:
@@ -145,7 +145,7 @@ def test_the_child_lets_go_of_a_device_that_another_thread_uses(netns: NetNS) ->
 def test_fork_while_other_threads_use_the_pool_without_the_lock(
     netns: NetNS, netns2: NetNS, engine: str
 ) -> None:
-    """A child that frees mbufs must not wait for a lock whose holder it does not have."""
+    """A child that frees mbufs must not wait for a lock held by a thread that it does not have."""
     with (
         rtap.open("tap0", netns=netns, engine=engine) as a,
         rtap.open("tap1", netns=netns2, engine=engine) as b,
@@ -170,7 +170,7 @@ def test_fork_while_other_threads_use_the_pool_without_the_lock(
 
 
 def test_fork_while_other_threads_burst(netns: NetNS, engine: str) -> None:
-    """Rings, their list and the pool's caches are all in use when the child is made."""
+    """Rings, their list and the pool's caches are all in use at the fork."""
     stop = threading.Event()
     pool = Mempool(8192)
     taps = [Tap(netns, f"tap{i}") for i in range(3)]
@@ -218,7 +218,7 @@ def test_fork_in_a_thread(tap: Tap, engine: str) -> None:
 
 
 def test_child_that_exits_as_usual_leaves_the_parent_alone() -> None:
-    """The whole interpreter is taken down in the child, with everything open in it."""
+    """The child shuts down the whole interpreter with everything open."""
     skip_without_devices()
     done = python(
         """
@@ -260,7 +260,7 @@ def test_child_that_exits_as_usual_leaves_the_parent_alone() -> None:
 
 
 def test_multiprocessing_by_fork(netns: NetNS, engine: str) -> None:
-    """A pool of worker processes beside an open device, as data-processing code has it."""
+    """A pool of worker processes runs beside an open device, as in data-processing code."""
     skip_without_devices()
     done = python(
         """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Buffers shared between threads: nothing is corrupted or lost.
 
-With a GIL these tests find what runs without it; on a free-threaded interpreter all that is shared
-(see docs/freethreading.md).
+With a GIL, these tests cover the code that releases it; on a free-threaded interpreter, they cover
+all that threads share (see docs/freethreading.md).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def pool() -> Iterator[Mempool]:
 
 @pytest.fixture
 def quick_switches() -> Iterator[None]:
-    """With a GIL: as many switches between threads as there can be."""
+    """With a GIL, makes threads switch as often as possible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -56,8 +56,10 @@ print(has_gil())
 
 
 def test_the_gil_stays_as_it_was() -> None:
-    """Off, where it can be: the import of a module that does not declare itself would turn it on,
-    with a warning."""
+    """Where the GIL is off, it stays off.
+
+    The import of a module that does not declare support would turn it on, with a warning.
+    """
     done = python(EVERYTHING, warnings="error")
     has_gil = str(not FREE_THREADED)
     assert (done.stdout.split(), done.stderr) == ([has_gil, has_gil], "")
@@ -90,7 +92,7 @@ def test_a_buffer_is_never_given_out_twice(pool: Mempool) -> None:
 
 
 def test_close_against_alloc() -> None:
-    """Whoever comes first: the pool closes, or a buffer keeps it open."""
+    """Either the pool closes first, or a buffer keeps it open."""
 
     def job(me: int) -> None:
         for mempool in pools:
@@ -139,7 +141,7 @@ def test_a_burst_that_everybody_changes(pool: Mempool, quick_switches: None) -> 
         for _ in range(1500):
             n = len(shared)
             choice = rng.randrange(12)
-            # As many values as there are frames no more.
+            # There are as many values as there were frames before.
             with may_raise(IndexError, PoolEmpty), may_raise(ValueError, says="burst of"):
                 if choice < 3:
                     shared.append(pool.alloc(b"%d" % me))
@@ -172,7 +174,7 @@ def test_a_burst_that_everybody_changes(pool: Mempool, quick_switches: None) -> 
 
 
 def test_two_bursts_into_each_other(pool: Mempool) -> None:
-    """The one's lock, then the other's; and the other way round."""
+    """Two threads take the locks of both bursts in opposite orders."""
     for _ in range(100):
         a, b = Burst([pool.alloc(b"a")]), Burst([pool.alloc(b"b")])
         together(lambda a=a, b=b: a.extend(b), lambda a=a, b=b: b.extend(a))
@@ -216,7 +218,7 @@ def test_each_frame_is_sent_once(pool: Mempool) -> None:
 
 
 def test_a_frame_that_everybody_resizes(pool: Mempool, quick_switches: None) -> None:
-    """Several objects over one frame: its window stays in its slot, and its neighbours whole."""
+    """Several objects resize one frame: its window stays in its slot, and neighbours are intact."""
     burst = pool.alloc_burst(3, b"\x11" * 100)
     held = [bytes(burst[0]), bytes(burst[2])]
     slot = burst[1].headroom + 100 + burst[1].tailroom
@@ -302,7 +304,7 @@ def test_a_view_or_free_but_not_both(pool: Mempool, quick_switches: None) -> Non
 
 
 def test_growing_or_free_but_not_both(pool: Mempool) -> None:
-    """What append returns keeps the frame, from the moment it exists."""
+    """The view from append keeps the frame in use from the moment it exists."""
     for _ in range(300):
         mbuf = pool.alloc(b"x")
 
@@ -324,7 +326,7 @@ def test_growing_or_free_but_not_both(pool: Mempool) -> None:
 @pytest.mark.root
 @pytest.mark.parametrize("vnet_hdr", [True, False])
 def test_sent_while_it_is_resized(netns: NetNS, engine: str, vnet_hdr: bool) -> None:
-    """What leaves is the slot's bytes, whatever part of them."""
+    """Only bytes of the slot are sent, whatever part of them."""
     pool = Mempool(3, 1024)
     first, mbuf, last = (pool.alloc(bytes([n]) * 1024) for n in (0x55, 0xAA, 0x55))
     for other in (first, last):

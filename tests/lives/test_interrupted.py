@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a signal handler raises may come after any call, in Python. Here it comes after each of them
-in turn: a trace function raises it."""
+"""An exception from a signal handler may come after any call in Python.
+
+Here a trace function raises it after each call in turn.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ from rtap.control import netns as netns_module
 from rtap.control.attach import adopt, netns_of
 from rtap.control.netns import NetNS
 
-#: Where descriptors are opened and passed on.
+#: Modules that open descriptors and pass them on.
 TRACED = {
     module.__file__
     for module in (attach, channel, descriptor, netns_module, threading, threads, tun)
@@ -34,21 +36,21 @@ TRACED = {
 
 
 class Interrupt(Exception):
-    """Not a KeyboardInterrupt: handlers raise what they like."""
+    """Not a KeyboardInterrupt: handlers may raise any exception."""
 
 
 def interrupted(fn: Callable[[], object], step: int) -> bool:
-    """Calls `fn` with an Interrupt at that step of it; false when it has fewer.
+    """Calls `fn` with an Interrupt at that step; returns false if `fn` has fewer steps.
 
     The interpreter runs signal handlers after calls, where a function begins and where a loop goes
-    back: not within the steps of a with statement, say.
+    back, but not within the steps of a with statement, for instance.
     """
     steps = itertools.count()
     previous: dict[FrameType, str] = {}
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         if frame.f_code.co_filename not in TRACED or frame.f_code.co_name == "__del__":
-            return None  # what is raised in a finalizer, as weakref has some, is lost
+            return None  # an exception in a finalizer, such as weakref's, is lost
         frame.f_trace_opcodes = True
         if event == "opcode":
             before = previous.get(frame, "")
@@ -106,7 +108,7 @@ def test_no_descriptor_is_lost(netns: NetNS, what: str) -> None:
 
 
 def test_a_thread_that_starts() -> None:
-    """The exception arrives as it is, and the thread runs or does not."""
+    """The exception arrives unchanged, and the thread either runs or does not."""
     ended = threading.Event()
 
     def start() -> None:
@@ -118,15 +120,17 @@ def test_a_thread_that_starts() -> None:
 
 
 def interrupt_main(handled: threading.Event) -> None:
-    """Has the main thread run its handler of SIGUSR1. A signal that comes just before a wait does
-    not end that, so there is another one."""
+    """Makes the main thread run its handler of SIGUSR1.
+
+    A signal just before a wait does not end the wait, so another one follows.
+    """
     while not handled.wait(0.01):
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
 
 @pytest.fixture
 def handled() -> Iterator[threading.Event]:
-    """Set when a handler of SIGUSR1 has run, and raised Interrupt."""
+    """An event that is set when a handler of SIGUSR1 has run and raised Interrupt."""
     event = threading.Event()
 
     def handler(*_: object) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Nothing is left behind: after many lives, and after a violent end.
+"""Nothing is left behind after many lives, or after a violent end.
 
-Twenty lives show whatever each of them leaves: a descriptor, a thread, an arena. The thousand that
-show what is small, or left now and then, are for make soak.
+Twenty lives show what each of them leaves: a descriptor, a thread, an arena. make soak has the
+thousand lives that show small or occasional leaks.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ from rtap.ethdev import registry
 
 
 def collect_now_and_then(n: int) -> None:
-    """Without a GIL garbage may grow to a quarter of all objects, here of all that pytest has."""
+    """Without a GIL, garbage may grow to a quarter of all objects, including all of pytest's."""
     if n % 10 == 9:
         gc.collect()
 
 
 def no_more_fds_than(before: int) -> None:
-    """While a device is open the netlink thread has some for as long as it has news to look at."""
+    """While a device is open, the netlink thread opens some for as long as it handles news."""
     none_left(before)
 
 
 @contextmanager
 def nothing_left(ns: NetNS, *stays: str) -> Iterator[None]:
-    """Descriptors, threads, devices, names and interfaces afterwards are those of before."""
+    """Descriptors, threads, devices, names and interfaces are the same as before."""
     gc.collect()
     before, threads = open_fds(), threading.active_count()
     yield
@@ -67,7 +67,7 @@ def nothing_left(ns: NetNS, *stays: str) -> Iterator[None]:
 # ---- many lives
 
 
-#: Lives, and those before them that fill the caches.
+#: The number of lives, and of those before them that fill the caches.
 lives = pytest.mark.parametrize(
     ("cycles", "first"), [(20, 5), pytest.param(500, 50, marks=pytest.mark.soak)]
 )
@@ -90,7 +90,7 @@ def test_many_times_open_and_close(netns: NetNS, engine: str, cycles: int, first
     gc.collect()
     now = memory()
     none_left(before)
-    # A single forgotten arena is 9 MB of address space: twenty are 180 MB.
+    # One leaked arena takes 9 MB of address space, so twenty take 180 MB.
     assert now[0] - size[0] < 64 * MB
     assert now[1] - size[1] < 8 * MB
     assert registry._devices == {}
@@ -99,7 +99,7 @@ def test_many_times_open_and_close(netns: NetNS, engine: str, cycles: int, first
 @lives
 def test_many_times_stop_and_start(netns: NetNS, engine: str, cycles: int, first: int) -> None:
     with (
-        # So few that each is used soon, and memory touched for the first time is no leak.
+        # Few buffers, so that each is used soon: memory touched first later would look like a leak.
         rtap.open("t0", netns=netns, engine=engine, queues=2, nb_mbufs=64) as dev,
         PacketSocket(netns, "t0") as kernel,
     ):
@@ -196,7 +196,7 @@ def test_forgotten_devices(netns: NetNS, engine: str) -> None:
 
 
 def test_killed_and_opened_again(netns: NetNS, engine: str) -> None:
-    """SIGKILL in the middle of traffic, and the same name again at once."""
+    """After SIGKILL in the middle of traffic, the same name can be opened at once."""
     code = """
 import sys, rtap
 with rtap.open("k0", netns=sys.argv[1], engine=sys.argv[2], queues=2) as a:
@@ -276,7 +276,7 @@ def test_moved_and_closed(netns: NetNS, netns2: NetNS, engine: str) -> None:
 
 
 def test_its_namespace_goes_away(engine: str) -> None:
-    """The interface dies with the namespace only when the device lets go of that."""
+    """The interface vanishes with the namespace only when the device releases that."""
     skip_without_devices()
     ns = NetNS()
     dev = rtap.open("t0", netns=ns, engine=engine)
@@ -290,7 +290,7 @@ def test_its_namespace_goes_away(engine: str) -> None:
 
 
 def test_close_says_so_when_the_interface_stays(netns: NetNS) -> None:
-    """Somebody else holds a descriptor of it."""
+    """Another descriptor keeps the interface."""
     dev = rtap.open("t0", netns=netns)
     with Tap(netns, "t0", multi_queue=True):
         with pytest.warns(ResourceWarning, match="t0 outlives its device: another process"):

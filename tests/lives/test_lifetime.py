@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Who outlives whom: views, mbufs, bursts, pools, queues, devices, workers."""
+"""Which object may outlive which: views, mbufs, bursts, pools, queues, devices, workers."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_frames_of_a_closed_device_are_sent_by_another(
 
 
 def test_close_while_views_exist(netns: NetNS, engine: str) -> None:
-    """Also of frames that are in the kernel's registered buffers; the name is free at once."""
+    """Views may be of frames in registered buffers; the name is free at once."""
     dev = opened(netns, engine)
     views = []
     for _ in range(40):
@@ -192,7 +192,7 @@ def test_device_closed_under_a_worker(netns: NetNS, netns2: NetNS, engine: str, 
     eventually(lambda: not worker.running, "a worker without a route left ends")
     worker.stop()
     worker.stop()
-    # The other device is nobody's now.
+    # Nothing owns the other device now.
     assert b.tx_burst(0, b.pool.alloc_burst(1, frame(1))) == 1
     b.close()
     with pytest.raises(RuntimeError):
@@ -239,7 +239,7 @@ def test_frames_in_a_workers_hands_return(netns: NetNS, netns2: NetNS, engine: s
 
 
 def test_pool_of_a_dead_ring(netns: NetNS) -> None:
-    """Pools that a ring had registered go before the ring and after it, in other threads too."""
+    """Pools that a ring registered are freed before or after the ring, in other threads too."""
 
     skip_without_engine("uring")
     with Tap(netns) as tap:
@@ -261,7 +261,7 @@ def test_pool_of_a_dead_ring(netns: NetNS) -> None:
 
 
 def test_last_mbuf_is_freed_by_a_send(netns: NetNS, engine: str) -> None:
-    """An arena that goes away in the middle of a burst, together with its registration."""
+    """The arena and its registration go in the middle of a burst."""
     with Tap(netns) as tap:
         packets = tap.packets(rcvbuf=64 << 20)
         tx = tap.tx(engine=engine, gil="release")
@@ -277,7 +277,7 @@ def test_last_mbuf_is_freed_by_a_send(netns: NetNS, engine: str) -> None:
 
 
 def test_views_in_threads_that_end_late() -> None:
-    """The last reference is dropped by whoever is last, in any thread."""
+    """Any thread may drop the last reference."""
     data = pattern(1, 60)
     for _ in range(50):
         burst = Mempool(64).alloc_burst(64, data)

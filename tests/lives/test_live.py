@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Counters of native objects: in the checked build, where each test is looked at for what it left
-(live_objects.py), and nowhere else."""
+"""Counters of native objects, which only the checked build has.
+
+There, live_objects.py checks what each test leaves behind.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ COUNTED = BUILD in ("debug", "sanitize")
 
 @contextmanager
 def one_time(**expected: int) -> Iterator[None]:
-    """Inside there are so many more of each kind, and of no other; afterwards none."""
+    """Inside, exactly so many more objects of each kind exist; afterwards none do."""
     gc.collect()
     before = live.counts()
     yield

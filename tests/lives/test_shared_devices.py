@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Queues, devices, callbacks and workers shared between threads: nothing is lost or counted twice.
 
-As test_freethreading.py, which has pools, bursts and mbufs.
+test_freethreading.py does the same for pools, bursts and mbufs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def pool() -> Iterator[Mempool]:
 
 
 def test_a_queue_has_one_owner_at_a_time(pool: Mempool) -> None:
-    """A second thread gets an error, and every frame is somebody's."""
+    """A second thread gets an error, and every frame goes to exactly one thread."""
     rx = NullRxQueue(pool, name="null", gil="release")
     tx = NullTxQueue("null", gil="release")
     rx.start()
@@ -75,7 +75,7 @@ def test_started_stopped_and_closed_by_everybody() -> None:
     queues = [NullRxQueue(pool, name="null") for _ in range(200)]
     in_threads(job, 4)
     assert settle(pool) == 0
-    pool.close()  # no queue has let go of it twice, or not at all
+    pool.close()  # each queue has released it exactly once
 
 
 def test_counters_while_everybody_resets(pool: Mempool) -> None:
@@ -144,7 +144,7 @@ def test_devices_come_and_go() -> None:
 
 
 def test_one_device_and_everybody(pool: Mempool) -> None:
-    """Control, statistics and bursts from all sides, until somebody closes it."""
+    """Threads make control calls, read statistics and burst, until one closes the device."""
     dev = rtap.probe("net_null0")
     dev.configure(THREADS, THREADS)
     for q in range(THREADS):
@@ -261,4 +261,4 @@ def test_a_worker_that_everybody_starts_and_stops(pool: Mempool) -> None:
         in_threads(job, 4)
         worker.stop()
         assert not worker.running
-        assert dev.tx_burst(0, dev.rx_burst(0, 4)) == 4  # the queues are nobody's
+        assert dev.tx_burst(0, dev.rx_burst(0, 4)) == 4  # the queues have no owner

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a stop waits for, what ends the wait, and what is not waited for when the process ends.
+"""What a stop waits for, what ends the wait, and what the end of the process does not wait for.
 
-What could hang runs in a child process that is given seconds.
+Code that could hang runs in a child process with a time limit.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def test_stop_waits_for_the_burst_in_progress(what: str) -> None:
 
 @pytest.mark.parametrize("way", ["stop", "close", "rx_queue_stop", "queue"])
 def test_ctrl_c_while_it_waits(way: str) -> None:
-    """What was interrupted refuses bursts, and the next call does the rest."""
+    """The interrupted object refuses bursts, and the next call does the rest."""
     child(
         """
         way = sys.argv[1]
@@ -139,7 +139,7 @@ def test_an_interrupted_stop_is_finished_by_whatever_comes_next() -> None:
 
 
 def test_a_handler_closes_while_it_stops() -> None:
-    """In the thread that waits: it closes, and the stop beneath finds that done."""
+    """A handler in the waiting thread closes the device, and the stop below it finds it closed."""
     child(
         """
         dev = null(0)
@@ -227,7 +227,7 @@ def test_exit_waits_for_no_stage(stage: str, ending: str) -> None:
 @pytest.mark.root
 @pytest.mark.parametrize("lock", ["channel._channels.lock", "held._lock", "dev._lock"])
 def test_exit_waits_for_no_lock_of_a_thread(lock: str) -> None:
-    """A daemon thread stays where it is when the interpreter ends, with what it has locked."""
+    """A daemon thread keeps its locks when the interpreter ends."""
     done = child(
         f"""
         from rtap.control import channel

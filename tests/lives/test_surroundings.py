@@ -222,7 +222,7 @@ os.write(1, b"fine\\n")
 os._exit(0)
 """
 PATCHES = {
-    # What the libraries do to the modules, so that the test needs none of them.
+    # Patches the modules as the libraries do, so that the test needs none of them.
     "stand-in": "import _thread; _thread.start_new_thread = lambda *args: args[0](*args[1])",
     "no epoll": "import select; del select.epoll",
     "gevent": "from gevent import monkey; monkey.patch_all()",

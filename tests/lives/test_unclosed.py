@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Objects that nobody closes: a ResourceWarning each, once, that tells where they were made."""
+"""An object that is never closed gives one ResourceWarning, which tells where it was made."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rtap._ring import RxQueue, TxQueue
 
 pytestmark = [pytest.mark.root, pytest.mark.lifetime]
 
-# The second line of each is where its object is made.
+# The second line of each makes its object.
 
 
 def opened(tap: Tap) -> Any:
@@ -107,7 +107,7 @@ def test_told_once_and_where_it_was_made(tap: Tap, make: Callable[[Tap], Any], c
     assert str(warning.message).startswith(MAKERS[make])
     assert str(warning.message).endswith(f", made at {place_of(make)}")
     assert warning.source is not None
-    # It is what the warning is about, and dies once more: in silence.
+    # The warning refers to the object, which is finalized again without a warning.
     del warning
     told.list.clear()
     gc.collect()
@@ -127,7 +127,7 @@ def test_nothing_is_told_of_what_was_closed(tap: Tap, make: Callable[[Tap], Any]
 
 
 def test_tracemalloc_knows_more(tap: Tap) -> None:
-    """The warning names its source, which Python looks up where that runs."""
+    """The warning has its source, so tracemalloc can report where that was allocated."""
     code = """
         import sys, tracemalloc
         import rtap
@@ -156,14 +156,14 @@ def test_tracemalloc_knows_more(tap: Tap) -> None:
 
 
 def test_queues_of_a_device_are_its_own(tap: Tap) -> None:
-    """Also when the collector finds them first."""
+    """They give no warning of their own, even if the collector finds them first."""
     held: list[Any] = [opened(tap)]
     dev = held[0]
     queues = [dev.rx_queue(0), dev.tx_queue(0)]
     del dev
     with pytest.warns(ResourceWarning) as told:
         forget(held)
-    # Its queues are left, and were closed with it.
+    # Its queues are left; they were closed with it.
     queues.clear()
     gc.collect()
     assert [str(each.message).partition(" <")[0] for each in told.list] == ["unclosed device"]
@@ -223,11 +223,11 @@ def test_a_worker_that_does_not_run() -> None:
     assert told == []
 
 
-# ---- where that was
+# ---- the place in the warning
 
 
 def test_the_program_is_what_is_outside_of_the_package() -> None:
-    """The commands of rtap are programs like others."""
+    """rtap's own commands count as programs like any other."""
     for module, place in {
         "rtap.ethdev.mine": f"{__file__}:",
         "rtap": f"{__file__}:",
@@ -264,7 +264,7 @@ EXIT = """
     {}
     del ns, kept
 """
-#: Where these are made, in that program.
+#: The lines of that program that make these objects.
 EXIT_PLACES = {
     "network namespace": 8,
     "device <rtap.EthDev net_rtap0": 12,
@@ -287,7 +287,7 @@ EXIT_PLACES = {
     ],
 )
 def test_the_end_of_the_interpreter(tap: Tap, keep: str) -> None:
-    """Wherever they are kept, the end of the modules included, it says no more than that."""
+    """Wherever objects are kept, the end of the interpreter prints only that warning."""
     done = python(EXIT.format(keep), tap.ns.path)
     assert done.returncode == 0
     lines = done.stderr.splitlines()
@@ -298,7 +298,7 @@ def test_the_end_of_the_interpreter(tap: Tap, keep: str) -> None:
         assert all(each.endswith(f", made at <string>:{line}") for each in of_it)
         counts.append(len(of_it))
     assert sum(counts) == len(told)
-    # The last of the modules to go are warnings and sys, and with them whoever would tell.
+    # The last modules to go are warnings and sys, and then nothing can print a warning.
     assert counts == [1] * 5 if "atexit" in keep else set(counts) <= {0, 1}
     hint = "ResourceWarning: Enable tracemalloc to get the object allocation traceback"
     assert [line for line in lines if line not in told and line != hint] == []
