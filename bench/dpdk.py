@@ -25,7 +25,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 from typing import final
 
 from bench.measure import Sample, bench_cpu
@@ -167,12 +166,7 @@ class TestPmd:
     def __enter__(self) -> TestPmd:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 
