@@ -32,10 +32,9 @@ from rtap._tap.rx cimport (
     rx_uring_many, tap_rxq_t,
 )
 from rtap._tap.rx_gso cimport rx_gso_create, rx_gso_destroy, rx_gso_drop
-from rtap._tap.tx cimport (
-    tap_txq_t, tx_abandon, tx_checked, tx_forget, tx_syscall, tx_uring, tx_uring_many,
-)
+from rtap._tap.tx cimport tap_txq_t, tx_checked, tx_syscall, tx_uring, tx_uring_many
 from rtap._tap.tx_gro cimport tx_gro_create, tx_gro_destroy
+from rtap._tap.tx_pieces cimport tx_abandon, tx_forget
 from rtap._tap.uring cimport (
     ENGINE_AUTO, ENGINE_SYSCALL, ENGINE_URING, RING_ENTRIES, uring_costs, uring_forget_file,
     uring_new_file_id, uring_refusal,

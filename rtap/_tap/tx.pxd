@@ -7,13 +7,6 @@ from rtap._tap.tx_gro cimport tx_gro_t
 from rtap._tap.tx_split cimport tx_split_t
 
 
-cdef enum:
-    # Kinds of super-frames, see tap_txq_t.software
-    GSO_TCP4 = 1
-    GSO_TCP6 = 2
-    GSO_UDP = 4
-
-
 cdef struct tap_txq_t:
     txq_t base
     uint32_t (*send)(txq_t *q, mbuf_t **v, uint32_t n, int *error) noexcept nogil
@@ -33,8 +26,6 @@ cdef struct tap_txq_t:
     void *owner                 # for `refused`
 
 
-cdef void tx_forget(tap_txq_t *q) noexcept nogil
-cdef void tx_abandon(txq_t *base) noexcept nogil
 cdef uint32_t tx_uring(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil
 cdef uint32_t tx_uring_many(tx_share_t *shares, uint32_t k) noexcept nogil
 cdef uint32_t tx_checked(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil

@@ -3,20 +3,17 @@
 
 A frame in one private segment gets its virtio-net header written into the headroom, and is sent
 from one place.  Chains and shared frames are sent through an iovec with a separate header, so that
-sending never writes into bytes that somebody else can see.
+sending never writes into bytes that somebody else can see.  Super-frames that the kernel does not
+take are in ``tx_pieces``.
 """
 
 from libc.errno cimport EAGAIN, EBADF, EINTR, EINVAL, EIO, ENOBUFS, ENODEV, ENOMEM, ENXIO, errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
 from libc.string cimport memmove, memset
 
 cimport rtap._core.compat as _compat
 from rtap._core.flags cimport RX_LRO, TX_REQUESTS, TX_SPECIAL
-from rtap._core.linux cimport (
-    EBADFD, ENETDOWN, RWF_NOWAIT, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4,
-    VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP_L4, iovec, write, writev, writev_now,
-)
+from rtap._core.linux cimport EBADFD, ENETDOWN, RWF_NOWAIT, iovec, write, writev, writev_now
 from rtap._core.pool cimport (
     mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_t, mbuf_window, pool_t,
 )
@@ -24,7 +21,6 @@ from rtap._core.queue cimport tx_share_t, txq_t
 from rtap._core.traffic cimport count_frames
 from rtap._core.tx_queue cimport tx_lost, tx_lost_frames
 from rtap._frames.headers cimport ETHER_HDR_LEN
-from rtap._frames.probe cimport PROBE_MAX, probe_frame
 from rtap._frames.request cimport finish_checksum, take_requests
 from rtap._frames.vnet cimport VNET_HDR_LEN, keeps_vnet_hdr, vnet_hdr_fits, vnet_hdr_from_mbuf
 from rtap._tap.liburing cimport (
@@ -33,7 +29,7 @@ from rtap._tap.liburing cimport (
     io_uring_prep_write_fixed, io_uring_prep_writev, io_uring_sqe, io_uring_submit_and_wait,
 )
 from rtap._tap.tx_gro cimport tx_gro, tx_gro_frames
-from rtap._tap.tx_split cimport split_begin, split_drop, split_more, tx_split_t
+from rtap._tap.tx_pieces cimport gso_kind, tx_discard, tx_fall_back, tx_flush, tx_split
 from rtap._tap.uring cimport (
     ENGINE_AUTO, RING_ENTRIES, RING_HEADERS, RING_IOVECS, uring_buffer, uring_enter, uring_file,
     uring_leave, uring_run, uring_t,
@@ -41,7 +37,6 @@ from rtap._tap.uring cimport (
 
 cdef enum:
     IOVECS_MAX = 1024           # UIO_MAXIOV: writev(2) refuses more
-    PROBE_NS = 1_000_000_000    # between probes of the kernel's segmentation
     TO_SPLIT = 1
 
 
@@ -169,112 +164,6 @@ cdef uint32_t tx_sent(tap_txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil:
     _compat.counter_add(&q.base.bytes, count_frames(&q.base.traffic, v, n, q.l2))
     mbuf_free_bulk(v, n)
     return n
-
-
-cdef inline uint32_t gso_kind(const mbuf_t *m) noexcept nogil:
-    """The GSO_* of a super-frame, 0 for any other frame."""
-    if not m.ol_flags & RX_LRO:
-        return 0
-    cdef uint32_t kind = m.gso_type & ~<uint32_t>VIRTIO_NET_HDR_GSO_ECN
-    return (GSO_TCP4 if kind == VIRTIO_NET_HDR_GSO_TCPV4 else
-            GSO_TCP6 if kind == VIRTIO_NET_HDR_GSO_TCPV6 else
-            GSO_UDP if kind == VIRTIO_NET_HDR_GSO_UDP_L4 else 0)
-
-
-cdef int tx_split(tap_txq_t *q, mbuf_t *m) noexcept nogil:
-    """Takes over a super-frame whose pieces are sent next; 0, or -errno: -EINVAL when it is
-    malformed, -ENOBUFS when pieces of another one wait, or there is no memory now."""
-    cdef int n
-    if q.base.waiting != 0:
-        return -ENOBUFS
-    if q.split == NULL:
-        q.split = <tx_split_t *>malloc(sizeof(tx_split_t))
-        if q.split == NULL:
-            return -ENOBUFS
-    n = split_begin(q.split, m, q.l2)
-    if n < 0:
-        return n
-    _compat.store(&q.base.waiting, <uint32_t>n)
-    _compat.counter_add(&q.base.software_gso, 1)
-    return 0
-
-
-cdef bint tx_flush(tap_txq_t *q, int *error) noexcept nogil:
-    """Sends the waiting pieces; true when none is left."""
-    cdef tx_split_t *s = q.split
-    cdef uint64_t errors = q.base.errors
-    cdef uint32_t sent = 1
-    while q.base.waiting != 0 and sent != 0 and error[0] == 0:
-        if s.n == 0 and split_more(s) == 0:
-            tx_discard(q, &q.base.bad_request)
-            break
-        sent = q.send(&q.base, s.v, s.n, error)
-        s.n -= sent
-        _compat.store(&q.base.waiting, q.base.waiting - sent)
-    q.base.piece_errors += q.base.errors - errors
-    return q.base.waiting == 0
-
-
-cdef void tx_discard(tap_txq_t *q, uint64_t *reason) noexcept nogil:
-    """Drops the waiting pieces and counts them as errors for that reason."""
-    cdef uint32_t n = q.base.waiting
-    _compat.counter_add(reason, n)
-    _compat.counter_add(&q.base.errors, n)
-    _compat.store(&q.base.waiting, 0)
-    split_drop(q.split)
-
-
-cdef void tx_abandon(txq_t *base) noexcept nogil:
-    cdef tap_txq_t *q = <tap_txq_t *>base
-    cdef uint32_t n = base.waiting
-    if n != 0:
-        tx_discard(q, &base.unsent)
-        base.piece_errors += n
-
-
-cdef void tx_forget(tap_txq_t *q) noexcept nogil:
-    """Frees memory before a queue goes, also in a forked child."""
-    if q.base.waiting != 0:
-        split_drop(q.split)
-    free(q.split)
-
-
-cdef void tx_probe(tap_txq_t *q, uint32_t kind, uint8_t gso_type) noexcept nogil:
-    """Called when the kernel has refused a well-formed super-frame.  If it refuses the simplest one
-    of that kind too, super-frames of that kind are split here from now on."""
-    cdef uint8_t frame[PROBE_MAX]
-    cdef iovec iov
-    cdef ssize_t rc
-    cdef uint64_t now = _compat.now_ns()
-    if q.software & kind or now < q.probe_after:
-        return
-    q.probe_after = now + <uint64_t>PROBE_NS
-    iov.iov_base = frame
-    iov.iov_len = probe_frame(frame, gso_type, q.l2)
-    if q.shared:
-        rc = writev_now(q.base.fd, &iov, 1)
-    else:
-        rc = write(q.base.fd, frame, iov.iov_len)
-    if rc < 0 and errno == EINVAL:
-        _compat.store(&q.software, q.software | kind)
-        if q.refused != NULL:
-            q.refused(q, kind)
-
-
-cdef int tx_fall_back(tap_txq_t *q, mbuf_t *m, int *error) noexcept nogil:
-    """Called when the kernel has answered a frame with EINVAL.  0 when it was a super-frame, and
-    its pieces have been sent or wait; else the errno for this frame."""
-    cdef uint32_t kind = gso_kind(m)
-    cdef uint8_t gso_type = m.gso_type
-    cdef int rc
-    if kind == 0 or q.hdr_len == 0:
-        return EINVAL
-    rc = tx_split(q, m)
-    if rc != 0:
-        return -rc
-    tx_probe(q, kind, gso_type)
-    tx_flush(q, error)
-    return 0
 
 
 cdef bint tx_failed(tap_txq_t *q, mbuf_t *m, int code, bint *retry, int *error) noexcept nogil:
