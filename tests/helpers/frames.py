@@ -288,6 +288,12 @@ CASES = {
         (14, 0, 0),
         UNKNOWN,
     ),
+    "ptp": Case(
+        Ether(src=ETHER.src, dst="01:1b:19:00:00:00", type=0x88F7) / Raw(bytes(46)),
+        (T.L2_ETHER_TIMESYNC,),
+        (14, 0, 0),
+        UNKNOWN,
+    ),
     "unknown ethertype": Case(
         Ether(src=ETHER.src, dst=ETHER.dst, type=0x88B5) / DATA, (T.L2_ETHER,), (14, 0, 0), UNKNOWN
     ),

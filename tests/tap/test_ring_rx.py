@@ -147,6 +147,23 @@ def test_depth_adapts_and_nothing_is_lost(tap: Tap, engine: str) -> None:
     assert tap.counters()["tx_dropped"] == 0
 
 
+def test_a_filter_takes_64_addresses(tap: Tap, engine: str) -> None:
+    """A list that is refused changes nothing."""
+    addresses = [bytes([2, 0, 0, 0, 1, i]) for i in range(65)]
+    rx = tap.rx(Mempool(128), engine=engine)
+    rx.set_filter(True, addresses=addresses[:64])
+    with pytest.raises(ValueError, match="at most 64 addresses, got 65"):
+        rx.set_filter(True, addresses=addresses[::-1])
+    with pytest.raises(ValueError, match="has 6 bytes"):
+        rx.set_filter(True, addresses=[addresses[64], b"\x02" * 5])
+    sender = tap.packets()
+    for i, address in enumerate(addresses):
+        sender.send(frame(i, dst=address))
+    assert [data[:6] for data in receive(rx, 64)] == addresses[:64]
+    assert len(rx.rx_burst(8)) == 0
+    assert rx.xcounters()["filtered_unicast_packets"] == 1
+
+
 def test_purge(tap: Tap, engine: str) -> None:
     packets = tap.packets(rcvbuf=BIG)
     pool = Mempool(8)
