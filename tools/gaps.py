@@ -44,6 +44,14 @@ def counted_exit(status, kill=os._exit, end=ctypes.CDLL(None).exit):
 os._exit = counted_exit
 """
 
+#: A pytest plugin. pytest-xdist kills a worker that has not ended 10 s after its last test. On a
+#: busy machine the counts take longer to write.
+PATIENCE = """
+from xdist.workermanage import NodeManager
+
+NodeManager.EXIT_TIMEOUT = 300
+"""
+
 #: The comment in which Cython names the source line of the C code below it, and the functions that
 #: hold such code.
 ORIGIN = re.compile(r'\s*/\* "([^"]+)":([0-9]+)$')
@@ -60,9 +68,10 @@ def run_tests(args: list[str]) -> int:
     for old in (*OBJECTS.rglob("*.gcda"), *(ROOT / BUILD).glob("python.*")):
         old.unlink()
     (ROOT / BUILD / "sitecustomize.py").write_text(AT_START)
+    (ROOT / BUILD / "patience.py").write_text(PATIENCE)
     env = os.environ | {"PYTHONPATH": str(ROOT / BUILD), "RTAP_TEST_BUILD": BUILD}
     jobs = str(2 * len(os.sched_getaffinity(0)))
-    command = [str(BIN / "coverage"), "run", str(BIN / "pytest"), "-n", jobs]
+    command = [str(BIN / "coverage"), "run", str(BIN / "pytest"), "-p", "patience", "-n", jobs]
     # This build takes half as long again, so the time-out is long; a hanging test still ends.
     return subprocess.run(
         [*command, "--dist=worksteal", "-p", "no:cacheprovider", "--timeout=600", *args],
