@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from patience import patient
+
 from rtap import NetNS
 
 _MAGIC, _LITTLE = 0xA1B2C3D4, struct.Struct("<IIII")
@@ -61,7 +63,7 @@ class Capture:
 
     def close(self) -> None:
         self._process.terminate()
-        _, said = self._process.communicate(timeout=20)
+        _, said = self._process.communicate(timeout=patient(20))
         assert "\n0 packets dropped by kernel" in said, said
 
 

@@ -8,6 +8,7 @@ import subprocess
 from functools import partial
 from typing import Any
 
+from patience import patient
 from rigs import Wire, write_in
 from support import add_ipv6, eventually
 
@@ -105,10 +106,13 @@ def iperf3(
     try:
         eventually(lambda: listening(server, IPERF3_PORT), "iperf3 listens", 20)
         done = client.run(
-            ["iperf3", "-J", "-c", address, *options], capture_output=True, text=True, timeout=60
+            ["iperf3", "-J", "-c", address, *options],
+            capture_output=True,
+            text=True,
+            timeout=patient(60),
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        received, _ = process.communicate(timeout=20)
+        received, _ = process.communicate(timeout=patient(20))
         assert process.returncode == 0, received
     finally:
         process.kill()

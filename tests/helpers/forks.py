@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 
 import pytest
+from patience import patient
 from support import Tap, frame
 
 from rtap import Mempool
@@ -30,7 +31,7 @@ class Child:
     """A forked child that runs a function, at once or when told to."""
 
     def __init__(self, fn: Callable[[], object], wait: bool = False, timeout: float = 20) -> None:
-        self._timeout = timeout
+        self._timeout = patient(timeout)
         self._report, report = os.pipe()
         go, self._go = os.pipe()
         self.pid = fork()

@@ -15,6 +15,7 @@ import struct
 import time
 from collections.abc import Iterator
 
+from patience import patient
 from rigs import add_bridge
 from support import ip, quiet_netns
 
@@ -66,7 +67,7 @@ class KernelGro:
                 write(a, frame)
         got: list[tuple[bytes, bytes]] = []
         seen = 0
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + patient(timeout)
         while seen < len(frames):
             one = self._read(max(0.0, deadline - time.monotonic()))
             if one is None:

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from patience import patient
 from rigs import add_bridge
 from support import REMOTE, Tap, eventually, ip, quiet_netns
 
@@ -207,7 +208,7 @@ class Oracle:
         probe = Super(DST + SRC + b"\x88\xb5" + bytes(46), VnetHdr(), "probe")
         # The bridge starts to forward a moment after its ports are up.
         eventually(lambda: self.ask(probe, 1) == [probe.frame], "a frame over the bridge")
-        self.patience = 5.0
+        self.patience = patient(5)
 
     def ask(self, question: Super, expected: int) -> list[bytes]:
         """What the kernel makes of a frame: `expected` frames, or those that come in time."""

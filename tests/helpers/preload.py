@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import patient
 from support import child_place, skip_without_devices, skip_without_engine
 
 
@@ -23,7 +24,9 @@ def build(name: str, where: Path) -> Path:
     source = Path(__file__).with_name(f"{name}.c")
     flags = ["-shared", "-fPIC", "-Wall", "-Wl,--no-as-needed"]
     subprocess.run(
-        ["cc", *flags, "-o", str(out), str(source), "-luring", "-ldl"], check=True, timeout=60
+        ["cc", *flags, "-o", str(out), str(source), "-luring", "-ldl"],
+        check=True,
+        timeout=patient(60),
     )
     return out
 
@@ -38,7 +41,7 @@ def run(shim: Path, engine: str, prelude: str, code: str) -> Any:
         [sys.executable, "-c", prelude + textwrap.dedent(code), str(shim), engine],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patient(60),
         check=False,
         **place,
     )

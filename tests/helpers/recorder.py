@@ -7,6 +7,7 @@ import queue
 import threading
 from typing import Any
 
+from patience import patient
 from support import ip
 
 from rtap import EthDev, EthEvent, Link, NetNS
@@ -29,7 +30,7 @@ class Recorder:
         self.told.put((event, data))
 
     def next(self, timeout: float = 10) -> tuple[EthEvent, Any]:
-        return self.told.get(timeout=timeout)
+        return self.told.get(timeout=patient(timeout))
 
     def expect(self, *wanted: tuple[EthEvent, Any]) -> None:
         """Fails unless these are the next events, in that order."""

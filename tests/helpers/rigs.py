@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from patience import patient
 from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, PadN
 from scapy.layers.l2 import Dot1Q, Ether
@@ -92,7 +93,7 @@ class Bridge:
     def arriving(self, n: int, timeout: float = 5) -> list[bytes]:
         """The next ``n`` frames at ``b``, or those that came within ``timeout`` seconds."""
         got: list[bytes] = []
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + patient(timeout)
         while len(got) < n and (left := deadline - time.monotonic()) > 0:
             got += map(bytes, self.b.rx_burst(0, 64, left))
         return got
@@ -140,6 +141,7 @@ class Wire:
 
     def transfer(self, n_bytes: int, *, back: bool = False, timeout: float = 20) -> None:
         """Sends this many bytes over one TCP connection and compares what arrives."""
+        timeout = patient(timeout)
         sender, receiver = (self.right, self.left) if back else (self.left, self.right)
         address = "10.9.0.1" if back else "10.9.0.2"
         data = hashlib.shake_128(str(n_bytes).encode()).digest(1 << 16)

@@ -7,6 +7,8 @@ import contextlib
 import socket
 import struct
 
+from patience import patient
+
 from rtap import Burst
 from rtap._ring import RxQueue, TxQueue
 
@@ -39,10 +41,10 @@ def send_all(tx: TxQueue, burst: Burst) -> None:
         assert tx.tx_burst(burst) > 0
 
 
-def receive(rx: RxQueue, n: int, at_once: int = 64, timeout: float = 5) -> list[bytes]:
+def receive(rx: RxQueue, n: int, at_once: int = 64, timeout: float | None = None) -> list[bytes]:
     got: list[bytes] = []
     while len(got) < n:
-        burst = rx.rx_burst(at_once, timeout)
+        burst = rx.rx_burst(at_once, patient(5) if timeout is None else timeout)
         if not len(burst):
             break
         got += [bytes(m) for m in burst]

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import pytest
+from patience import patient
 
 import rtap
 from rtap._core.mempool import Mempool
@@ -179,7 +180,7 @@ def ping(ns: NetNS, address: str, *options: str) -> None:
     """
     if shutil.which("ping") is None:
         pytest.skip("needs ping")
-    command = ["ping", "-n", "-c1", "-W5", *options, address]
+    command = ["ping", "-n", "-c1", f"-W{patient(5):.0f}", *options, address]
     for _ in range(5):
         done = ns.run(command, capture_output=True, text=True)
         assert " 0% packet loss" in done.stdout, done.stdout + done.stderr
@@ -235,13 +236,13 @@ class PacketSocket(socket.socket):
                 s.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, rcvbuf)
                 s.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, rcvbuf)
             s.bind((ifname, protocol))
-            s.settimeout(5)
+            s.settimeout(patient(5))
             return s.detach()
 
     def frames(self, n: int, timeout: float = 5) -> list[bytes]:
         """The next ``n`` frames; fewer when ``timeout`` seconds pass without one."""
         got: list[bytes] = []
-        self.settimeout(timeout)
+        self.settimeout(patient(timeout))
         while len(got) < n:
             try:
                 got.append(self.recv(1 << 17))
@@ -386,10 +387,10 @@ def seq_of(data: bytes) -> int:
 
 def eventually(check: Callable[[], bool], what: str, timeout: float = 5.0) -> None:
     """Waits until ``check()`` holds, and fails after ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + patient(timeout)
     while not check():
         if time.monotonic() > deadline:
-            pytest.fail(f"within {timeout} s not: {what}")
+            pytest.fail(f"within {patient(timeout)} s not: {what}")
         time.sleep(0.002)
 
 
@@ -414,9 +415,9 @@ class Task(threading.Thread, Generic[T]):
 
     def result(self, timeout: float = 60) -> T:
         """What the function returned, or what it raised."""
-        self.join(timeout)
+        self.join(patient(timeout))
         if self.is_alive():
-            pytest.fail(f"a thread is still running after {timeout} s")
+            pytest.fail(f"a thread is still running after {patient(timeout)} s")
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
@@ -431,7 +432,7 @@ def python(
         [sys.executable, "-W", warnings, "-X", "faulthandler", "-c", textwrap.dedent(code), *args],
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=patient(timeout),
         check=False,
         **child_place(),
     )
@@ -500,7 +501,7 @@ def opened_since(before: Mapping[int, str]) -> dict[int, str]:
 
 def none_left(before: Mapping[int, str], but: int = 0) -> None:
     """Waits until at most ``but`` descriptors are open that :func:`open_fds` did not see."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + patient(5)
     while len(left := _look_at_fds().items() - before.items()) > but:
         if time.monotonic() > deadline:
             pytest.fail(f"{dict(left)} are open, and were not in {dict(before)}")

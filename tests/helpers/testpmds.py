@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from clients import iperf3
+from patience import patient
 from rigs import MAC_A, MAC_B
 from support import child_place, ip
 
@@ -44,7 +45,7 @@ def run(
         "input": script,
         "capture_output": True,
         "text": True,
-        "timeout": timeout,
+        "timeout": patient(timeout),
         **child_place(),
     }
     if ns is not None:
@@ -80,7 +81,7 @@ class Testpmd:
     def until(self, pattern: str, timeout: float = 20) -> str:
         """The output up to a match of the pattern."""
         assert self.process.stdout is not None
-        seen, deadline = b"", time.monotonic() + timeout
+        seen, deadline = b"", time.monotonic() + patient(timeout)
         while not re.search(pattern.encode(), seen):
             left = max(0, deadline - time.monotonic())
             assert select.select([self.process.stdout], [], [], left)[0], seen.decode()
@@ -102,7 +103,7 @@ class Testpmd:
     def end(self, signum: int = signal.SIGINT, timeout: float = 20) -> tuple[int, str]:
         """Sends a signal; returns the exit status and the last output."""
         self.process.send_signal(signum)
-        out, _ = self.process.communicate(timeout=timeout)
+        out, _ = self.process.communicate(timeout=patient(timeout))
         return self.process.returncode, out.decode()
 
 
