@@ -4,7 +4,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-freethreading race sanitize sanitized replays build debug lint coverage bench soak fuzz docs wheel clean setup
+.PHONY: help demo test test-freethreading race sanitize sanitized replays build debug lint coverage bench soak fuzz kernels docs wheel clean setup
 
 BIN := .venv/bin
 PYTHON3 := $(BIN)/python
@@ -31,6 +31,8 @@ help:
 	@echo '              two million random calls of the API, four million frames through devices (as'
 	@echo '              root), then the property tests with many more examples; ARGS=--runs=1e5 for'
 	@echo '              fewer inputs'
+	@echo 'make kernels  tests on the kernels of other Debian releases, booted in QEMU, forty minutes;'
+	@echo '              ARGS="6.1 --core" for one kernel and the most important tests (as root)'
 	@echo 'make docs     the manual, into build/docs'
 	@echo 'make wheel    sdist and wheel, into dist'
 	@echo 'make clean    remove all that was built, and .venv'
@@ -102,6 +104,11 @@ fuzz: build sanitized
 	@$(PYTHON3) tools/fuzz_wire.py --frames=3e6
 	@tools/sanitize --run $(PYTHON3) tools/fuzz_wire.py --frames=1e6 --seed=100001
 	@HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -m fuzz --timeout=3600
+
+kernels: build
+	@RTAP_KERNELS=1 tools/setup
+	@tools/setup kernels
+	@$(PYTHON3) tools/kernels.py $(ARGS)
 
 docs: build
 	@tools/setup docs
