@@ -11,16 +11,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import subprocess
 import warnings
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from rtap._core.descriptor import Descriptor
 from rtap._core.origin import origin
 from rtap._core.threads import call_in_thread
 from rtap.errors import raise_errno
+
+if TYPE_CHECKING:
+    # Few programs start others, and importing it takes long.
+    import subprocess
 
 __all__ = ["NetNS", "NetNSLike", "call_in", "open_netns"]
 
@@ -180,11 +183,15 @@ class NetNS:
         A child belongs to the namespace of the thread that starts it, so no helper program and
         no ``preexec_fn`` is involved, and ``.pid`` is that of `argv` itself.
         """
+        import subprocess
+
         return self.call(subprocess.Popen, argv, **kwargs)
 
     def _started(self, argv: Sequence[str], kwargs: dict[str, Any]) -> subprocess.Popen[Any]:
         """As :meth:`popen`; if a signal handler's exception leaves a child behind, the child is
         ended."""
+        import subprocess
+
         children: list[subprocess.Popen[Any]] = []
         abandoned: list[bool] = []
 
@@ -220,6 +227,8 @@ class NetNS:
 
         The waiting is done by the caller's thread, so that Ctrl-C and `timeout` end the child.
         """
+        import subprocess
+
         if input is not None:
             kwargs["stdin"] = subprocess.PIPE
         if capture_output:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import platform
 import struct
 from dataclasses import dataclass
 from enum import IntFlag
@@ -95,7 +94,7 @@ def _ioctl_bits(machine: str) -> tuple[int, int, int, int]:
     return 0, 2, 1, 14
 
 
-_NONE, _READ, _WRITE, _SIZE_BITS = _ioctl_bits(platform.machine())
+_NONE, _READ, _WRITE, _SIZE_BITS = _ioctl_bits(os.uname().machine)
 
 
 def _ioc(direction: int, number: int, size: int) -> int:

@@ -36,11 +36,10 @@ from rtap.errors import DeviceGone
 from rtap.ethdev.devargs import DevArgs
 from rtap.ethdev.events import EthEvent, Port
 from rtap.ethdev.ops import DescLim, DevInfo, EthConf, PortConf, Stats
-from rtap.ethdev.registry import register_driver
 from rtap.ether import MacAddr
 from rtap.flags import RxOffload
 
-__all__ = ["DRIVER", "NetAfPacket"]
+__all__ = ["DRIVER", "NetAfPacket", "probe"]
 
 DRIVER = "net_af_packet"
 _LRO = RxOffload.TCP_LRO | RxOffload.UDP_LRO
@@ -366,7 +365,8 @@ class NetAfPacket(InterfaceDriver):
         self._xmissed.clear()
 
 
-def _probe(args: DevArgs, port: Port) -> NetAfPacket:
+def probe(args: DevArgs, port: Port) -> NetAfPacket:
+    """Makes a device, see :func:`rtap.register_driver`."""
     if "iface" not in args.args:
         raise ValueError(f"{args.name}: {DRIVER} needs iface=NAME, the interface to work on")
     ifname = args.take_str("iface", "")
@@ -378,6 +378,3 @@ def _probe(args: DevArgs, port: Port) -> NetAfPacket:
     except ValueError as exc:
         raise ValueError(f"{args.name}: {'iface=' + ifname!r}: {exc}") from None
     return NetAfPacket(port, ifname, netns=netns, options=options)
-
-
-register_driver(DRIVER, _probe, aliases=("eth_af_packet",))

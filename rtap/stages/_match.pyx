@@ -12,7 +12,6 @@ from rtap._frames.parse cimport HEADERS_MAX, be16, has_ports, headers_of, header
 from rtap.stages._runner cimport DROP as NO_TARGET, rtap_burst
 from rtap.stages._stage cimport Stage
 
-import ipaddress
 
 from rtap.stages._stage import DROP
 
@@ -99,6 +98,8 @@ cdef int set_network(network_t *net, rule_t *r, value, str what) except -1:
     cdef bytes address, mask
     if value is None:
         return 0
+    import ipaddress            # takes as long as all stages
+
     network = ipaddress.ip_network(value)
     if r.version not in (0, network.version):
         raise ValueError(f"source and destination are of different IP versions: {what} {value!r}")
