@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Queues on a TAP or TUN descriptor or a packet socket: :class:`RxQueue` and :class:`TxQueue`.
 
-Two engines.  ``uring`` submits a batch of RWF_NOWAIT reads or writes in one ``io_uring_enter``
-and finds every result when it returns; ``syscall`` does one read(2) or write(2) for each frame, for
+Two engines.  ``uring`` submits a batch of reads or writes in one ``io_uring_enter`` and finds every
+result when it returns; ``syscall`` does one read(2) or write(2) for each frame, for
 kernels and containers without io_uring.  Which is faster depends on the cost of a system call:
 ``auto`` measures both once for each process.
 """
@@ -37,7 +37,7 @@ from rtap._tap.tx_gro cimport tx_gro_create, tx_gro_destroy
 from rtap._tap.tx_pieces cimport tx_abandon, tx_forget
 from rtap._tap.uring cimport (
     ENGINE_AUTO, ENGINE_SYSCALL, ENGINE_URING, RING_ENTRIES, uring_costs, uring_forget_file,
-    uring_new_file_id, uring_refusal,
+    uring_new_file_id, uring_way,
 )
 
 import errno as errno_names
@@ -54,24 +54,27 @@ cdef enum:
 
 
 cdef tuple choose_engine(str engine, int fd, bint packet):
-    """(number, name, reason) for ``engine`` on a TAP descriptor, or a packet socket."""
-    cdef str refusal
+    """(number, name, reason, whether it takes RWF_NOWAIT) for ``engine`` on a TAP descriptor, or a
+    packet socket."""
+    cdef str refusal, way
+    cdef bint nowait
     if engine == "syscall":
-        return ENGINE_SYSCALL, "syscall", "asked for"
+        return ENGINE_SYSCALL, "syscall", "asked for", True
     if engine != "uring" and engine != "auto":
         raise ValueError(f"engine must be auto, uring or syscall, got {engine!r}")
-    refusal = uring_refusal(fd, packet)
+    refusal, nowait = uring_way(fd, packet)
+    way = "" if nowait else "; without RWF_NOWAIT, each batch of reads ends with a cancel"
     if engine == "auto":
         if refusal:
-            return ENGINE_SYSCALL, "syscall", refusal
+            return ENGINE_SYSCALL, "syscall", refusal, nowait
         by_ring, by_call = uring_costs()
         reason = f"a write costs {by_ring} ns through io_uring, {by_call} ns by system call"
         if by_call + by_call // 16 < by_ring:
-            return ENGINE_SYSCALL, "syscall", reason
-        return ENGINE_AUTO, "uring", reason
+            return ENGINE_SYSCALL, "syscall", reason, nowait
+        return ENGINE_AUTO, "uring", reason + way, nowait
     if refusal:
         raise OSError(errno_names.ENOSYS, f"engine='uring' cannot be used: {refusal}")
-    return ENGINE_URING, "uring", "asked for"
+    return ENGINE_URING, "uring", "asked for" + way, nowait
 
 
 cdef uint32_t segments(pool_t *p, uint32_t longest, bint scatter, bint packet) except 0:
@@ -168,7 +171,8 @@ engine='auto', gil='auto')\n--\n
         cdef int mode = gil_mode(gil), n_desc = <int>check_range("nb_desc", nb_desc, 1, 32768)
         cdef int longest = <int>check_range("max_frame", max_frame, 14, FRAME_MAX)
         cdef str chosen, reason
-        number, chosen, reason = choose_engine(engine, fd, packet)
+        cdef bint nowait
+        number, chosen, reason, nowait = choose_engine(engine, fd, packet)
         if packet and not vnet_hdr:
             raise ValueError("packet needs vnet_hdr: a packet socket gives frames whose checksum "
                              "is not finished, and without headers does not say so")
@@ -214,7 +218,8 @@ engine='auto', gil='auto')\n--\n
         q.pool = p
         q.file_id = uring_new_file_id()
         q.engine = number
-        q.entries = min(<uint32_t>n_desc, <uint32_t>RING_ENTRIES)
+        q.cancels = not nowait and not packet       # there MSG_DONTWAIT does
+        q.entries = min(<uint32_t>n_desc, <uint32_t>RING_ENTRIES - q.cancels)
         q.depth = 1
         q.hdr_len = VNET_HDR_LEN if vnet_hdr else 0
         q.offloads = offloads
@@ -418,7 +423,8 @@ engine='auto', gil='auto')\n--\n
         cdef tap_txq_t *q
         cdef int mode = gil_mode(gil), n_desc = <int>check_range("nb_desc", nb_desc, 1, 32768)
         cdef str chosen, reason
-        number, chosen, reason = choose_engine(engine, fd, packet)
+        cdef bint nowait
+        number, chosen, reason, nowait = choose_engine(engine, fd, packet)
         if gro and not vnet_hdr:
             raise ValueError("gro needs vnet_hdr: without a header a super-frame cannot say that "
                              "it is one")
@@ -441,6 +447,7 @@ engine='auto', gil='auto')\n--\n
         q.base.fd = fd
         q.file_id = uring_new_file_id()
         q.engine = number
+        q.nowait = nowait
         q.entries = min(<uint32_t>n_desc, <uint32_t>RING_ENTRIES)
         q.hdr_len = VNET_HDR_LEN if vnet_hdr else 0
         q.ordered = ordered

@@ -35,6 +35,7 @@ cdef extern from "rtap_compat.h" nogil:
     const int ENODEV
     const int ENOMEM
     const int EPROTO
+    const int EINPROGRESS
     const int EOPNOTSUPP
     const int EPERM
     const int ESHUTDOWN

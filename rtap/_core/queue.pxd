@@ -40,6 +40,7 @@ cdef struct rx_share_t:         # of a kernel entry that serves several queues
     uint32_t got
     int error                   # 0 before
     uint32_t reads
+    bint filled                 # each read found a frame
 
 
 cdef struct tx_share_t:

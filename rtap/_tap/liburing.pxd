@@ -36,6 +36,9 @@ cdef extern from "rtap_compat.h" nogil:
     int io_uring_register_files_update(io_uring *ring, unsigned int off, int *files, unsigned int n)
     int register_buffers_sparse "rtap_register_buffers_sparse" (int ring_fd, uint32_t n)
     int update_buffer "rtap_update_buffer" (int ring_fd, uint32_t index, void *base, size_t n)
+    void prep_cancel_all "rtap_prep_cancel_all" (io_uring_sqe *sqe)
+    int cancel_all_now "rtap_cancel_all_now" (int ring_fd)
+    int wait_completions "rtap_wait_completions" (io_uring *ring, unsigned int n, int ms)
 
     io_uring_sqe *io_uring_get_sqe(io_uring *ring)
     unsigned int io_uring_sq_ready(const io_uring *ring)

@@ -34,6 +34,7 @@ cdef struct tap_rxq_t:
     pool_t *pool
     uint64_t file_id
     int engine                  # ENGINE_*
+    bint cancels                # its reads through a ring may wait: a cancel has to follow them
     uint32_t entries            # most frames for each kernel entry
     uint32_t depth              # reads submitted first by the next burst
     uint32_t hdr_len            # of the virtio-net header; 0 without

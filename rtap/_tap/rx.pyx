@@ -13,24 +13,31 @@ from libc.string cimport memcmp
 cimport rtap._core.compat as _compat
 from rtap._core.flags cimport RX_L4_CKSUM_BAD, RX_L4_CKSUM_GOOD, RX_L4_CKSUM_NONE, RX_LRO
 from rtap._core.linux cimport (
-    EBADFD, ENETDOWN, MSG_DONTWAIT, POLLIN, RWF_NOWAIT, iovec, poll, pollfd, read, readv, readv_now,
-    recvmsg,
+    EBADFD, ECANCELED, ENETDOWN, MSG_DONTWAIT, POLLIN, RWF_NOWAIT, iovec, poll, pollfd, read, readv,
+    readv_now, recvmsg,
 )
 from rtap._core.pool cimport mbuf_data, mbuf_free, mbuf_reset, mbuf_t, pool_get, pool_put
 from rtap._core.queue cimport rx_share_t, rxq_t
 from rtap._core.traffic cimport count_frames
 from rtap._frames.vnet cimport vnet_hdr_to_mbuf
 from rtap._tap.liburing cimport (
-    IOSQE_FIXED_FILE, io_uring_cq_advance, io_uring_cq_ready, io_uring_cqe, io_uring_get_sqe,
-    io_uring_peek_batch_cqe, io_uring_prep_read, io_uring_prep_read_fixed, io_uring_prep_readv,
-    io_uring_prep_recvmsg, io_uring_sqe, io_uring_submit_and_wait,
+    IOSQE_FIXED_FILE, io_uring_cq_advance, io_uring_cqe, io_uring_get_sqe, io_uring_peek_batch_cqe,
+    io_uring_prep_read, io_uring_prep_read_fixed, io_uring_prep_readv, io_uring_prep_recvmsg,
+    io_uring_sqe,
 )
 from rtap._tap.packet cimport packet_gone, packet_msg, packet_put_tag
 from rtap._tap.rx_gso cimport rx_gso
 from rtap._tap.uring cimport (
-    ENGINE_AUTO, RING_ENTRIES, uring_buffer, uring_enter, uring_file, uring_leave, uring_run,
-    uring_t,
+    CANCELS, ENGINE_AUTO, RING_ENTRIES, uring_buffer, uring_cancel, uring_enter, uring_file,
+    uring_finish, uring_leave, uring_run, uring_t,
 )
+
+
+cdef struct batch_t:            # of reads that a ring ran
+    uint32_t taken              # how many of the first ones the kernel took
+    uint32_t n                  # how many of these have ended, always all while the ring works
+    uint16_t entry[RING_ENTRIES]        # their numbers in the order in which they ended, which is
+    int32_t result[RING_ENTRIES]        # that of their frames
 
 
 cdef inline uint8_t *rx_start(tap_rxq_t *q, mbuf_t *m) noexcept nogil:
@@ -148,7 +155,7 @@ cdef bint rx_settle(tap_rxq_t *q, mbuf_t **slots, int32_t result, mbuf_t **out, 
         error[0] = -result
     elif q.msgs != NULL and (result == -EAGAIN or result == -ENETDOWN):
         rx_down(q, result, error)
-    elif result != -EAGAIN and result != -EINTR:
+    elif result != -EAGAIN and result != -EINTR and result != -ECANCELED:
         _compat.counter_add(&q.base.read_errors, 1)
         _compat.counter_add(&q.base.errors, 1)
     return False
@@ -174,7 +181,8 @@ cdef inline uint32_t rx_slots(tap_rxq_t *q, mbuf_t **slots, uint32_t reads) noex
 
 
 cdef inline void rx_count(tap_rxq_t *q, mbuf_t **out, uint32_t got, uint32_t limit) noexcept nogil:
-    # The next burst asks for a few more frames than came: an idle queue costs one empty read.
+    # The next burst asks for a few more frames than came: an idle queue costs one empty read.  One
+    # that is armed and cancelled costs as much as two frames.
     q.depth = min(got + got // 8 + 1, limit)
     if got > 0 and q.gso == NULL:       # else rx_gso counts
         _compat.counter_add(&q.base.packets, got)
@@ -202,7 +210,7 @@ cdef void rx_prepare(tap_rxq_t *q, uring_t *r, mbuf_t **slots, uint32_t n, uint3
     cdef uint8_t flags = 0 if index < 0 else <uint8_t>IOSQE_FIXED_FILE
     cdef int buffer = uring_buffer(r, q.pool) if q.segs == 1 else -1
     cdef uint32_t length = q.pool.data_room + q.hdr_len
-    cdef int how = RWF_NOWAIT if q.msgs == NULL else MSG_DONTWAIT
+    cdef int how = 0 if q.cancels else RWF_NOWAIT if q.msgs == NULL else MSG_DONTWAIT
     cdef bint in_one = q.segs == 1 and q.msgs == NULL
     cdef io_uring_sqe *sqe
     cdef uint32_t i
@@ -225,25 +233,46 @@ cdef void rx_prepare(tap_rxq_t *q, uring_t *r, mbuf_t **slots, uint32_t n, uint3
         sqe.user_data = first + i
 
 
-cdef uint32_t rx_results(uring_t *r, uint32_t n, int32_t *results) noexcept nogil:
-    """Runs the ``n`` prepared reads; returns how many of the first ones have a result."""
+cdef void rx_run(uring_t *r, uint32_t n, bint cancels, batch_t *batch) noexcept nogil:
+    """Runs the ``n`` prepared reads."""
     cdef io_uring_cqe *cqes[RING_ENTRIES]
-    cdef uint32_t took = uring_run(r, n), ready = io_uring_cq_ready(&r.ring), i
-    while ready < took:         # never observed: NOWAIT completes inline
-        io_uring_submit_and_wait(&r.ring, took)
-        ready = io_uring_cq_ready(&r.ring)
-    ready = io_uring_peek_batch_cqe(&r.ring, cqes, took)
+    cdef uint32_t took, ready, i
+    if cancels and n > 0:
+        uring_cancel(r)
+        took = uring_run(r, n + 1)
+    else:
+        took = uring_run(r, n)
+    ready = io_uring_peek_batch_cqe(&r.ring, cqes, uring_finish(r, took))
+    batch.taken = min(took, n)
+    batch.n = 0
     for i in range(ready):
-        results[cqes[i].user_data] = cqes[i].res
+        if cqes[i].user_data != CANCELS:
+            batch.entry[batch.n] = <uint16_t>cqes[i].user_data
+            batch.result[batch.n] = cqes[i].res
+            batch.n += 1
     io_uring_cq_advance(&r.ring, ready)
-    return took
+
+
+cdef void rx_unread(tap_rxq_t *q, mbuf_t **slots, uint32_t entry,
+                    const batch_t *batch) noexcept nogil:
+    """Gives back the slots of a read that the kernel has not taken.  Slots of a read that has not
+    ended it may still write into, so they never go back."""
+    cdef uint32_t i
+    if entry >= batch.taken:    # the ring is closed before it could run
+        pool_put(q.pool, slots, q.segs)
+        return
+    for i in range(batch.n):
+        if batch.entry[i] == entry:
+            return
+    _compat.counter_add(&q.base.read_errors, 1)
+    _compat.counter_add(&q.base.errors, 1)
 
 
 cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil:
     cdef tap_rxq_t *q = <tap_rxq_t *>base
     cdef mbuf_t *slots[BATCH_SLOTS]
-    cdef int32_t results[RING_ENTRIES]
-    cdef uint32_t got = 0, asked = 0, limit, depth, reads, took, i
+    cdef batch_t batch
+    cdef uint32_t got = 0, asked = 0, limit, depth, reads, i
     cdef bint more = True
     cdef int rc = 0
     cdef uring_t *r
@@ -264,34 +293,17 @@ cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexce
             break
         asked += reads
         rx_prepare(q, r, slots, reads, 0, r.iovecs)
-        took = rx_results(r, reads, results)
-        for i in range(took):
-            if not rx_settle(q, slots + i * q.segs, results[i], out, &got, error):
+        rx_run(r, reads, q.cancels, &batch)
+        for i in range(batch.n):
+            if not rx_settle(q, slots + batch.entry[i] * q.segs, batch.result[i], out, &got, error):
                 more = False
-        if took < reads:        # never read into: the ring is closed before it could be
-            pool_put(q.pool, slots + took * q.segs, (reads - took) * q.segs)
+        if batch.n < reads:
+            for i in range(reads):
+                rx_unread(q, slots + i * q.segs, i, &batch)
             more = False
-        depth = min(2 * depth, limit)
+        depth = min(asked // 4 + 1 if q.cancels else 2 * depth, limit)
     uring_leave(r)
     rx_count(q, out, got, limit)
-    return got
-
-
-cdef uint32_t rx_settle_all(tap_rxq_t *q, mbuf_t **slots, uint32_t reads, uint32_t took,
-                            const int32_t *results, mbuf_t **out, int *error) noexcept nogil:
-    """Takes the results of one queue's reads, of which the kernel ran ``took``; returns how many
-    frames came."""
-    cdef uint32_t got = 0, i
-    cdef bint more = reads > 0
-    for i in range(took):
-        if not rx_settle(q, slots + i * q.segs, results[i], out, &got, error):
-            more = False
-    if took < reads:            # never read into: the ring was closed before it could be
-        pool_put(q.pool, slots + took * q.segs, (reads - took) * q.segs)
-        more = False
-    rx_count(q, out, got, q.entries)
-    if more:                    # they all filled
-        q.depth = min(2 * reads, q.entries)
     return got
 
 
@@ -299,8 +311,11 @@ cdef uint32_t rx_uring_many(rx_share_t *shares, uint32_t k) noexcept nogil:
     """One io_uring_enter for several queues: as many of the first ones as the ring has room for,
     at least one; returns how many."""
     cdef mbuf_t *slots[BATCH_SLOTS]
-    cdef int32_t results[RING_ENTRIES]
-    cdef uint32_t entries = 0, used = 0, served = 0, took, want, i
+    cdef mbuf_t **at[RING_ENTRIES]          # of each entry: its slots,
+    cdef rx_share_t *share[RING_ENTRIES]    # and its share
+    cdef batch_t batch
+    cdef uint32_t entries = 0, used = 0, served = 0, most = RING_ENTRIES, want, i, _
+    cdef bint cancels = False
     cdef rx_share_t *s
     cdef tap_rxq_t *q
     cdef int rc = 0
@@ -313,26 +328,43 @@ cdef uint32_t rx_uring_many(rx_share_t *shares, uint32_t k) noexcept nogil:
         s = &shares[served]
         q = <tap_rxq_t *>s.q
         rx_adopt(q)
-        want = min(<uint32_t>RING_ENTRIES - entries, (<uint32_t>BATCH_SLOTS - used) // q.segs)
+        if q.cancels:
+            most = RING_ENTRIES - 1
+        if entries >= most:
+            break
+        want = min(most - entries, (<uint32_t>BATCH_SLOTS - used) // q.segs)
         if want == 0:
             break
+        cancels = cancels or q.cancels
         s.reads = rx_slots(q, slots + used, min(want, s.n, min(q.depth, q.entries)))
         if s.reads == 0:
             rx_no_buffers(q)
         rx_prepare(q, r, slots + used, s.reads, entries, r.iovecs + used)
-        entries += s.reads
-        used += s.reads * q.segs
+        s.got = 0
+        s.filled = s.reads > 0
+        for _ in range(s.reads):
+            share[entries] = s
+            at[entries] = slots + used
+            entries += 1
+            used += q.segs
         served += 1
-    took = rx_results(r, entries, results)
+    rx_run(r, entries, cancels, &batch)
     uring_leave(r)
-    entries = used = 0
+    for i in range(batch.n):
+        s = share[batch.entry[i]]
+        if not rx_settle(<tap_rxq_t *>s.q, at[batch.entry[i]], batch.result[i], s.out, &s.got,
+                         &s.error):
+            s.filled = False
+    if batch.n < entries:
+        for i in range(entries):
+            rx_unread(<tap_rxq_t *>share[i].q, at[i], i, &batch)
+            share[i].filled = False
     for i in range(served):
         s = &shares[i]
         q = <tap_rxq_t *>s.q
-        want = min(s.reads, took - min(took, entries))
-        s.got = rx_settle_all(q, slots + used, s.reads, want, results + entries, s.out, &s.error)
-        entries += s.reads
-        used += s.reads * q.segs
+        rx_count(q, s.out, s.got, q.entries)
+        if s.filled and not q.cancels:
+            q.depth = min(2 * s.reads, q.entries)
     return served
 
 

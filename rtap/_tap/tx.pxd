@@ -12,6 +12,7 @@ cdef struct tap_txq_t:
     uint32_t (*send)(txq_t *q, mbuf_t **v, uint32_t n, int *error) noexcept nogil
     uint64_t file_id
     int engine                  # ENGINE_*
+    bint nowait                 # the descriptor takes RWF_NOWAIT
     uint32_t entries            # most frames for each kernel entry
     uint32_t hdr_len            # of the virtio-net header; 0 without
     bint l2                     # Ethernet frames, not IP packets

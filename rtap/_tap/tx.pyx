@@ -13,7 +13,9 @@ from libc.string cimport memmove, memset
 
 cimport rtap._core.compat as _compat
 from rtap._core.flags cimport RX_LRO, TX_REQUESTS, TX_SPECIAL
-from rtap._core.linux cimport EBADFD, ENETDOWN, RWF_NOWAIT, iovec, write, writev, writev_now
+from rtap._core.linux cimport (
+    EBADFD, ECANCELED, EINPROGRESS, ENETDOWN, RWF_NOWAIT, iovec, write, writev, writev_now,
+)
 from rtap._core.pool cimport (
     mbuf_data, mbuf_free, mbuf_free_bulk, mbuf_is_private, mbuf_t, mbuf_window, pool_t,
 )
@@ -24,15 +26,15 @@ from rtap._frames.headers cimport ETHER_HDR_LEN
 from rtap._frames.request cimport finish_checksum, take_requests
 from rtap._frames.vnet cimport VNET_HDR_LEN, keeps_vnet_hdr, vnet_hdr_fits, vnet_hdr_from_mbuf
 from rtap._tap.liburing cimport (
-    IOSQE_CQE_SKIP_SUCCESS, IOSQE_FIXED_FILE, IOSQE_IO_LINK, io_uring_cq_advance, io_uring_cq_ready,
+    IOSQE_CQE_SKIP_SUCCESS, IOSQE_FIXED_FILE, IOSQE_IO_LINK, io_uring_cq_advance,
     io_uring_cqe, io_uring_get_sqe, io_uring_peek_batch_cqe, io_uring_prep_write,
-    io_uring_prep_write_fixed, io_uring_prep_writev, io_uring_sqe, io_uring_submit_and_wait,
+    io_uring_prep_write_fixed, io_uring_prep_writev, io_uring_sqe,
 )
 from rtap._tap.tx_gro cimport tx_gro, tx_gro_frames
 from rtap._tap.tx_pieces cimport gso_kind, tx_discard, tx_fall_back, tx_flush, tx_split
 from rtap._tap.uring cimport (
     ENGINE_AUTO, RING_ENTRIES, RING_HEADERS, RING_IOVECS, uring_buffer, uring_enter, uring_file,
-    uring_leave, uring_run, uring_t,
+    uring_finish, uring_leave, uring_run, uring_t,
 )
 
 cdef enum:
@@ -80,9 +82,10 @@ cdef uint32_t tx_iovecs(tap_txq_t *q, const mbuf_t *m, uint8_t *hdr, iovec *iov)
 
 
 cdef uint32_t tx_prepare(tap_txq_t *q, uring_t *r, mbuf_t **v, uint32_t n, uint32_t first,
-                         uint32_t *iovecs) noexcept nogil:
-    """Prepares one write for each frame, whose results will be numbered from ``first`` on;
-    returns how many (``iovecs``, those used so far, may run out before ``n``)."""
+                         bint skip, uint32_t *iovecs) noexcept nogil:
+    """Prepares one write for each frame, whose results will be numbered from ``first`` on, with
+    ``skip`` only those of failures; returns how many (``iovecs``, those used so far, may run out
+    before ``n``)."""
     cdef int index = uring_file(r, q.file_id, q.base.fd)
     cdef int fd = q.base.fd if index < 0 else index
     cdef uint8_t flags = 0 if index < 0 else <uint8_t>IOSQE_FIXED_FILE
@@ -93,7 +96,7 @@ cdef uint32_t tx_prepare(tap_txq_t *q, uring_t *r, mbuf_t **v, uint32_t n, uint3
     cdef uint8_t *start
     cdef iovec *iov
     cdef mbuf_t *m
-    if r.skip_success:
+    if skip:
         flags |= <uint8_t>IOSQE_CQE_SKIP_SUCCESS
     if q.ordered:
         flags |= <uint8_t>IOSQE_IO_LINK
@@ -117,7 +120,7 @@ cdef uint32_t tx_prepare(tap_txq_t *q, uring_t *r, mbuf_t **v, uint32_t n, uint3
                 io_uring_prep_write_fixed(sqe, fd, start, length, 0, buffer)
             else:
                 io_uring_prep_write(sqe, fd, start, length, 0)
-        sqe.rw_flags = RWF_NOWAIT
+        sqe.rw_flags = RWF_NOWAIT if q.nowait else 0
         sqe.flags = flags
         sqe.user_data = first + i
     if q.ordered and sqe != NULL:
@@ -126,23 +129,27 @@ cdef uint32_t tx_prepare(tap_txq_t *q, uring_t *r, mbuf_t **v, uint32_t n, uint3
     return n
 
 
-cdef uint32_t tx_failures(uring_t *r, uint32_t took, int32_t *results) noexcept nogil:
+cdef uint32_t tx_failures(uring_t *r, uint32_t took, bint skip, int32_t *results) noexcept nogil:
     """Collects the failures in ``results`` (0 for successes) and returns the number of the first
-    one; ``took`` when all succeeded, and then there are no results."""
+    one; ``took`` when all succeeded, and then there may be no results.
+
+    Without RWF_NOWAIT a write that finds no room waits, and is cancelled."""
     cdef io_uring_cqe *cqes[RING_ENTRIES]
     cdef uint32_t ready, i, failed = took
-    if not r.skip_success:
-        while io_uring_cq_ready(&r.ring) < took:
-            io_uring_submit_and_wait(&r.ring, took)
+    if not skip:
+        uring_finish(r, took)
     ready = io_uring_peek_batch_cqe(&r.ring, cqes, RING_ENTRIES)
-    if ready == 0:
+    if ready == 0 and skip:
         return took
-    memset(results, 0, took * sizeof(int32_t))
+    for i in range(took):
+        results[i] = 0 if skip else -EINPROGRESS
     for i in range(ready):
+        results[cqes[i].user_data] = min(cqes[i].res, 0)
         if cqes[i].res < 0:
-            results[cqes[i].user_data] = cqes[i].res
             failed = min(failed, <uint32_t>cqes[i].user_data)
     io_uring_cq_advance(&r.ring, ready)
+    if not skip and ready < took:
+        return 0
     return failed
 
 
@@ -173,7 +180,8 @@ cdef bint tx_failed(tap_txq_t *q, mbuf_t *m, int code, bint *retry, int *error) 
         code = tx_fall_back(q, m, error)
         if code == 0:
             return True
-    if code == EAGAIN or code == ENOMEM or code == ENOBUFS or code == EINTR:
+    if (code == EAGAIN or code == ENOMEM or code == ENOBUFS or code == EINTR
+            or code == ECANCELED):
         retry[0] = True
         return False
     if code == EBADFD or code == EBADF or code == ENXIO:
@@ -190,7 +198,8 @@ cdef bint tx_failed(tap_txq_t *q, mbuf_t *m, int code, bint *retry, int *error) 
     else:
         _compat.counter_add(&q.base.refused, frames)
     _compat.counter_add(&q.base.errors, frames)
-    mbuf_free(m)
+    if code != EINPROGRESS:     # else the kernel may still read it: it is never used again
+        mbuf_free(m)
     return True
 
 
@@ -227,7 +236,7 @@ cdef uint32_t tx_uring(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept
     cdef tap_txq_t *q = <tap_txq_t *>base
     cdef int32_t results[RING_ENTRIES]
     cdef uint32_t done = 0, iovecs, prepared, took, failed, i
-    cdef bint stop = False
+    cdef bint stop = False, skip
     cdef uring_t *r
     cdef int rc = 0
     while done < n and not stop:
@@ -240,9 +249,10 @@ cdef uint32_t tx_uring(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept
             error[0] = -rc
             break
         iovecs = 0
-        prepared = tx_prepare(q, r, v + done, min(n - done, q.entries), 0, &iovecs)
+        skip = r.skip_success and q.nowait
+        prepared = tx_prepare(q, r, v + done, min(n - done, q.entries), 0, skip, &iovecs)
         took = uring_run(r, prepared)
-        failed = tx_failures(r, took, results)
+        failed = tx_failures(r, took, skip, results)
         uring_leave(r)          # frames are freed without it: a dying pool makes rings forget it
         if failed < took:
             if q.ordered:       # a broken chain cancels its rest, silently where successes are
@@ -309,12 +319,13 @@ cdef uint32_t tx_uring_many(tx_share_t *shares, uint32_t k) noexcept nogil:
     cdef uint32_t served = 0, at = 0, took, failed, want, i
     cdef uint64_t lost, bytes
     cdef uint32_t sent
-    cdef bint stop = False
+    cdef bint stop = False, nowait = True, skip
     cdef uring_t *r = NULL
     cdef tx_share_t *s
     cdef tap_txq_t *q
     cdef int rc = 0
     while served < k and tx_joins(&shares[served], &entries, &iovecs):
+        nowait = nowait and (<tap_txq_t *>shares[served].q).nowait
         served += 1
     if served > 1:
         r = uring_enter(&rc)
@@ -322,11 +333,12 @@ cdef uint32_t tx_uring_many(tx_share_t *shares, uint32_t k) noexcept nogil:
         tx_share_alone(&shares[0])
         return 1
     iovecs = 0
+    skip = r.skip_success and nowait
     for i in range(served):
         s = &shares[i]
-        at += tx_prepare(<tap_txq_t *>s.q, r, s.v, s.n, at, &iovecs)
+        at += tx_prepare(<tap_txq_t *>s.q, r, s.v, s.n, at, skip, &iovecs)
     took = uring_run(r, at)
-    failed = tx_failures(r, took, results)
+    failed = tx_failures(r, took, skip, results)
     uring_leave(r)
     at = 0
     for i in range(served):

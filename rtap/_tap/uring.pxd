@@ -20,6 +20,7 @@ cdef enum:
     RING_POOLS = 16
     RING_IOVECS = 2048
     RING_HEADERS = 16           # bytes kept for each entry's virtio-net header
+    CANCELS = 0xffffffff        # user_data of an entry that cancels; others have less
 
 
 cdef struct uring_pool_t:
@@ -53,6 +54,8 @@ cdef int uring_file(uring_t *r, uint64_t file_id, int fd) noexcept nogil
 cdef void uring_forget_file(uint64_t file_id) noexcept nogil
 cdef int uring_buffer(uring_t *r, pool_t *p) noexcept nogil
 cdef uint32_t uring_run(uring_t *r, uint32_t n) noexcept nogil
+cdef void uring_cancel(uring_t *r) noexcept nogil
+cdef uint32_t uring_finish(uring_t *r, uint32_t n) noexcept nogil
 cdef uint64_t uring_new_file_id() noexcept nogil
-cdef str uring_refusal(int fd, bint packet)
+cdef tuple uring_way(int fd, bint packet)
 cdef tuple uring_costs()

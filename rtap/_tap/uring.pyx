@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Rings: one for each thread that bursts, made on its first burst.
 
-A burst is one ``io_uring_enter``: every entry carries RWF_NOWAIT and completes before the call
-returns, so between bursts a ring is empty and the kernel owns no buffer.  Descriptors and arenas
-are registered when a ring first meets them, and forgotten in every ring before they go.
+A burst is one ``io_uring_enter``: every entry completes before the call returns, so between bursts
+a ring is empty and the kernel owns no buffer.  Descriptors and arenas are registered when a ring
+first meets them, and forgotten in every ring before they go.
+
+There are two ways to that.  Where a descriptor takes RWF_NOWAIT, every entry carries it.  TAP
+descriptors take it from Linux 6.4 on.  Where it is refused, a read that finds no frame waits in the
+ring for one, so the last entry of a batch of reads cancels all that still wait.  That takes Linux
+5.19.
 """
 
 from libc.errno cimport EAGAIN, EBUSY, EINTR, EINVAL, ENOMEM, ENOSYS, EPERM
@@ -14,7 +19,7 @@ from libc.string cimport memset, strerror
 cimport rtap._core.compat as _compat
 cimport rtap._core.live as _live
 from rtap._core.linux cimport (
-    EOPNOTSUPP, O_CLOEXEC, O_WRONLY, RWF_NOWAIT, close, open_file, pthread_atfork,
+    ECANCELED, EOPNOTSUPP, O_CLOEXEC, O_WRONLY, RWF_NOWAIT, close, open_file, pthread_atfork,
     pthread_getspecific, pthread_key_create, pthread_key_t, pthread_setspecific, sched_yield, write,
 )
 from rtap._core.pool cimport fork_generation, pool_on_gone, pool_t
@@ -24,14 +29,18 @@ from rtap._tap.liburing cimport (
     io_uring_get_sqe, io_uring_params, io_uring_peek_batch_cqe, io_uring_prep_read,
     io_uring_prep_write, io_uring_queue_exit, io_uring_queue_init_params, io_uring_register_files,
     io_uring_register_files_update, io_uring_sq_ready, io_uring_sqe, io_uring_submit,
-    register_buffers_sparse, update_buffer,
+    cancel_all_now, prep_cancel_all, register_buffers_sparse, update_buffer, wait_completions,
 )
+
+import os
 
 cdef enum:
     PIN_AFTER = 16              # bursts from a pool before its arena is pinned
     PIN_ROOM_MAX = 16384        # larger slots gain nothing from it
     PIN_ARENA_MAX = 1 << 30     # the kernel's limit for one registered buffer
     SUBMIT_TRIES = 1000
+    FINISH_TRIES = 100          # of FINISH_MS each: then a ring is given up
+    FINISH_MS = 10
     FAILURES_MAX = 3            # within a second of each other: then give up
     FAILURES_NS = 1_000_000_000
     PROBE_BYTES = 1 << 17
@@ -280,6 +289,31 @@ cdef uint32_t uring_run(uring_t *r, uint32_t n) noexcept nogil:
     return n - left
 
 
+cdef void uring_cancel(uring_t *r) noexcept nogil:
+    """Prepares one more entry, which cancels every entry before it that waits."""
+    cdef io_uring_sqe *sqe = io_uring_get_sqe(&r.ring)
+    prep_cancel_all(sqe)
+    sqe.user_data = CANCELS
+
+
+cdef uint32_t uring_finish(uring_t *r, uint32_t n) noexcept nogil:
+    """Sees to it that the ``n`` entries that the kernel took complete, and returns how many have.
+
+    A read that was woken while its cancel ran may be left over, and so may any entry whose cancel
+    the kernel did not take: these are cancelled here.  Fewer than ``n`` complete only when the
+    kernel refuses to go on.  ``uring_leave`` then closes the ring.  The kernel may use the other
+    entries' buffers until some time later, so nobody else may ever get them."""
+    cdef uint32_t tries = 0
+    while io_uring_cq_ready(&r.ring) < n and tries < FINISH_TRIES:
+        cancel_all_now(r.ring.ring_fd)
+        # The result says nothing: a wait whose time is over succeeds if any completion is there.
+        wait_completions(&r.ring, n, FINISH_MS)
+        tries += 1
+    if io_uring_cq_ready(&r.ring) < n:
+        r.broken = True
+    return min(io_uring_cq_ready(&r.ring), n)
+
+
 cdef uint64_t uring_new_file_id() noexcept nogil:
     return <uint64_t>_compat.fetch_add(&files_made, 1) + 1
 
@@ -304,62 +338,88 @@ cdef void after_fork_in_child() noexcept nogil:
     _compat.unlock(&list_lock)
 
 
-cdef int probe_read(int fd) noexcept nogil:
-    """The result of one RWF_NOWAIT read through a ring: >= 0 or -EAGAIN where the kernel can do it.
+cdef int probed(uring_t *r, uint32_t n) noexcept nogil:
+    """Runs ``n`` prepared entries, of which the first is numbered 0; returns its result, and
+    -ENOSYS when one of them does not end."""
+    cdef io_uring_cqe *cqes[2]
+    cdef int result = -ENOSYS
+    cdef uint32_t i
+    n = uring_finish(r, uring_run(r, n))
+    for i in range(io_uring_peek_batch_cqe(&r.ring, cqes, n)):
+        if cqes[i].user_data == 0:
+            result = cqes[i].res
+    io_uring_cq_advance(&r.ring, n)
+    return result
+
+
+cdef int probe_read(int fd, bint nowait) noexcept nogil:
+    """The result of one read through a ring: >= 0, -EAGAIN or -ECANCELED where the kernel can do
+    it, with RWF_NOWAIT or else with a cancel behind it.
 
     A frame that it reads is lost, so use it only where the backlog is thrown away anyway."""
     cdef int result = -ENOSYS
-    cdef io_uring_cqe *cqe
     cdef io_uring_sqe *sqe
     cdef void *buf = malloc(PROBE_BYTES)
     cdef uring_t *r = uring_enter(&result)
     if r != NULL and buf != NULL:
-        sqe = io_uring_get_sqe(&r.ring)
-        io_uring_prep_read(sqe, fd, buf, PROBE_BYTES, 0)
-        sqe.rw_flags = RWF_NOWAIT
-        if uring_run(r, 1) == 1 and io_uring_cq_ready(&r.ring) == 1:
-            io_uring_peek_batch_cqe(&r.ring, &cqe, 1)
-            result = cqe.res
-            io_uring_cq_advance(&r.ring, 1)
-        else:
-            # It went asynchronous.  Closing the ring ends it some time later.  Until then the
-            # kernel may write into the buffer, so the buffer is never freed.
-            r.broken = True
-            result = -ENOSYS
-            buf = NULL
+        if not nowait:          # a kernel that lacks this would leave the read waiting
+            prep_cancel_all(io_uring_get_sqe(&r.ring))
+            result = probed(r, 1)
+        if nowait or result != -EINVAL:
+            sqe = io_uring_get_sqe(&r.ring)
+            io_uring_prep_read(sqe, fd, buf, PROBE_BYTES, 0)
+            sqe.rw_flags = RWF_NOWAIT if nowait else 0
+            sqe.user_data = 0
+            if not nowait:
+                uring_cancel(r)
+            result = probed(r, 1 if nowait else 2)
+        if r.broken:
+            buf = NULL          # the kernel may write into it until the ring has ended
     if r != NULL:
         uring_leave(r)
     free(buf)
     return result
 
 
-cdef dict known = {}            # (fork generation, packet) -> refusal, "" for none
+cdef inline bint works(int rc) noexcept:
+    return rc >= 0 or rc == -EAGAIN or rc == -ECANCELED
 
 
-cdef str uring_refusal(int fd, bint packet):
-    """Why the uring engine cannot serve TAP descriptors, or packet sockets, here; "" when it can.
-    Each process asks the kernel once."""
+cdef dict known = {}            # (fork generation, packet, forced) -> (refusal, nowait)
+
+
+cdef tuple uring_way(int fd, bint packet):
+    """(refusal, nowait): why the uring engine cannot serve TAP descriptors, or packet sockets, or
+    "", and whether they take RWF_NOWAIT.  Each process asks the kernel once."""
     cdef str kind = "packet sockets" if packet else "TAP descriptors"
-    cdef tuple key = (fork_generation(), packet)
-    cdef int rc
+    cdef bint forced = os.environ.get("RTAP_TEST_RING") == "cancel"
+    cdef bint nowait = not forced
+    cdef tuple key = (fork_generation(), packet, forced)
+    cdef int rc = -EOPNOTSUPP
     cdef uring_t *own = <uring_t *>pthread_getspecific(ring_key)
     if own != NULL and own.refused != 0:
-        return f"io_uring is blocked here ({strerror(-own.refused).decode()})"
+        return f"io_uring is blocked here ({strerror(-own.refused).decode()})", nowait
     cached = known.get(key)
     if cached is not None:
         return cached
     with nogil:
-        rc = probe_read(fd)
-    if rc >= 0 or rc == -EAGAIN:
+        if nowait:
+            rc = probe_read(fd, True)
+        if rc == -EOPNOTSUPP:
+            nowait = False
+            rc = probe_read(fd, False)
+    if works(rc):
         reason = ""
     elif rc == -ENOSYS or rc == -EPERM:
         reason = f"io_uring is blocked here ({strerror(-rc).decode()})"
+    elif rc == -EINVAL and not nowait:
+        reason = f"io_uring reads on {kind} need Linux 5.19"
     else:
         reason = f"io_uring reads on {kind} fail here ({strerror(-rc).decode()})"
-    if reason == "" or rc == -ENOSYS or rc == -EPERM or rc == -EOPNOTSUPP:
+    if reason == "" or rc == -ENOSYS or rc == -EPERM or (rc == -EINVAL and not nowait):
         # Other errors may concern only this descriptor or this moment.
-        known[key] = reason
-    return reason
+        known[key] = reason, nowait
+    return reason, nowait
 
 
 cdef uint64_t null_by_ring(int fd, uint64_t file_id, void *buf) noexcept nogil:

@@ -337,6 +337,41 @@ static inline int rtap_update_buffer(int ring_fd, uint32_t index, void *base, si
 		       &up, sizeof(up)) < 0 ? -errno : 0;
 }
 
+/* Makes an entry cancel everything that is armed on its ring; from Linux 5.19 on. */
+static inline void rtap_prep_cancel_all(struct io_uring_sqe *sqe)
+{
+	io_uring_prep_nop(sqe);
+	sqe->opcode = IORING_OP_ASYNC_CANCEL;
+	sqe->cancel_flags = 5U;		/* IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_ANY */
+}
+
+/* The same without an entry, for a ring that takes no more; from Linux 6.0 on. */
+static inline int rtap_cancel_all_now(int ring_fd)
+{
+	struct {
+		uint64_t addr;
+		int32_t fd;
+		uint32_t flags;
+		int64_t seconds, nanoseconds;
+		uint64_t pad[4];
+	} reg;
+
+	memset(&reg, 0, sizeof(reg));
+	reg.flags = 5U;
+	reg.seconds = 1;
+	return syscall(__NR_io_uring_register, ring_fd, 24 /* IORING_REGISTER_SYNC_CANCEL */,
+		       &reg, 1) < 0 ? -errno : 0;
+}
+
+/* Waits until that many completions are there, but not for long. */
+static inline int rtap_wait_completions(struct io_uring *ring, unsigned int n, int ms)
+{
+	struct __kernel_timespec ts = { 0, ms * 1000000L };
+	struct io_uring_cqe *cqe;
+
+	return io_uring_wait_cqes(ring, &cqe, n, &ts, NULL);
+}
+
 /* CLOCK_MONOTONIC in nanoseconds. */
 static inline uint64_t rtap_now_ns(void)
 {
