@@ -63,11 +63,13 @@ class Loop:
     The kernel sees the frames as one flow, so they go round on one queue.
     """
 
-    def __init__(self, stack: ExitStack, ns: NetNS, engine: str, queues: int = 1) -> None:
+    def __init__(
+        self, stack: ExitStack, ns: NetNS, engine: str, queues: int = 1, receive: str | None = None
+    ) -> None:
         import rtap
 
         self.a: Any = stack.enter_context(
-            ns.call(rtap.open, "A", nb_mbufs=1024, engine=engine, queues=queues)
+            ns.call(rtap.open, "A", nb_mbufs=1024, engine=receive or engine, queues=queues)
         )
         self.b: Any = stack.enter_context(ns.call(rtap.open, "B", nb_mbufs=1024, engine=engine))
         self.counters = stack.enter_context(Counters(ns))
