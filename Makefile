@@ -16,7 +16,8 @@ ARGS ?=
 help:
 	@echo 'make demo     forward TCP between two network namespaces, and compare with a veth pair'
 	@echo 'make test     the test suite on the release build, the lifetime tests on the checked build,'
-	@echo '              the shortest tests of native code under the sanitizers, side by side'
+	@echo '              the shortest tests of native code under the sanitizers, and the tests of rings'
+	@echo '              as on a kernel before Linux 6.4, side by side'
 	@echo 'make test-freethreading'
 	@echo '              the test suite on a Python without a GIL, which it builds (ten minutes) once'
 	@echo 'make race     the parallel tests under ThreadSanitizer'

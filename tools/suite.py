@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Runs the whole test suite (make test), its three parts side by side.
+"""Runs the whole test suite (make test), its four parts side by side.
 
-The parts are all tests on the release build, the lifetime tests on the checked build, and the
-shortest tests of native code under the sanitizers. The first part writes to the terminal while it
+The parts are all tests on the release build, the lifetime tests on the checked build, the shortest
+tests of native code under the sanitizers, and the tests of rings as on a kernel without RWF_NOWAIT
+for TAP devices (before Linux 6.4). The first part writes to the terminal while it
 runs; the output of the other two follows at the end. Arguments go to the first part.
 
 Most tests wait for the kernel most of the time, so there are more workers than CPUs. RTAP_TEST_JOBS
@@ -24,6 +25,28 @@ ROOT = Path(__file__).resolve().parent.parent
 # Not python -m pytest, which would import rtap from the tree instead of the build under test.
 PYTEST = [str(Path(sys.executable).with_name("pytest"))]
 CHECKED = "build/debug"
+#: What rings do, and where they must lose, reorder or leave nothing.
+RING_TESTS = (
+    "tests/drivers/test_faults.py",
+    "tests/lives/test_fork.py",
+    "tests/lives/test_leaks.py",
+    "tests/lives/test_lifetime.py",
+    "tests/lives/test_shared_devices.py",
+    "tests/tap/test_ring.py",
+    "tests/tap/test_ring_cut.py",
+    "tests/tap/test_ring_rx.py",
+    "tests/tap/test_ring_threads.py",
+    "tests/tap/test_ring_tx.py",
+    "tests/tap/test_shared_descriptor.py",
+    "tests/tap/test_tx_balance.py",
+    "tests/tap/test_uring_refused.py",
+    "tests/whole/test_flow_clients.py",
+    "tests/whole/test_flow_order.py",
+    "tests/whole/test_storm.py",
+    "tests/work/test_worker_joint.py",
+    "tests/work/test_worker_queues.py",
+    "tests/work/test_worker_routes.py",
+)
 
 
 class Part:
@@ -70,6 +93,7 @@ def parts(args: Sequence[str]) -> list[Part]:
     # Only the release build records which tests failed, for pytest --last-failed.
     lifetime = ["-q", "-n", str(min(4, cpus)), "-p", "no:cacheprovider", "-m", "lifetime"]
     spread = ["--dist", "worksteal"]
+    rings = ["-q", "-n", str(min(4, cpus)), "-p", "no:cacheprovider", "-k", "not syscall"]
     return [
         Part(
             "shortest tests under the sanitizers",
@@ -82,6 +106,12 @@ def parts(args: Sequence[str]) -> list[Part]:
             [*PYTEST, *spread, *lifetime],
             hidden=True,
             env=checked,
+        ),
+        Part(
+            "tests of rings without RWF_NOWAIT",
+            [*PYTEST, *spread, *rings, *RING_TESTS],
+            hidden=True,
+            env={"RTAP_TEST_RING": "cancel"},
         ),
         Part(
             "all tests on the release build",
