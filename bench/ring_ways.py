@@ -71,7 +71,7 @@ def sends(stack: ExitStack) -> dict[str, Subject]:
     return subjects
 
 
-def sender(stack: ExitStack, cpu: int | None, name: str) -> Subject:
+def sender(stack: ExitStack, cpu: int | None, other: int | None, name: str) -> Subject:
     """A C program that sends beside a worker on the bench's core."""
     ns = stack.enter_context(namespace())
     with way(name):
@@ -81,8 +81,7 @@ def sender(stack: ExitStack, cpu: int | None, name: str) -> Subject:
     null.rx_queue_setup(0, 64, a.pool)
     null.tx_queue_setup(0, 64)
     null.start()
-    others = os.sched_getaffinity(0) - {cpu}
-    with pinned(min(others, default=cpu)):
+    with pinned(other):
         program = stack.enter_context(c_sender(ns, "write", "S"))
     redirect(ns, "S", "A")
     run(ns, "ip link set A txqueuelen 4096")
@@ -90,13 +89,13 @@ def sender(stack: ExitStack, cpu: int | None, name: str) -> Subject:
     worker.forward((a, 0), (null, 0))
 
     def subject(seconds: float) -> Sample:
-        before = worker.stats().rx_packets
+        before = a.stats().ipackets
         if name == "alone":
             return program.slice(seconds)
         with worker:
             time.sleep(0.01)
             sample = program.slice(seconds)
-        if worker.stats().rx_packets == before:
+        if a.stats().ipackets == before:
             raise RuntimeError("the worker received nothing")
         return sample
 
@@ -112,6 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     comparisons: dict[str, Rounds] = {}
     cpu = bench_cpu()
+    other = min(os.sched_getaffinity(0) - {cpu}, default=None)
 
     def compare(title: str, subjects: dict[str, Subject]) -> None:
         comparisons[title] = alternate(
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         compare("send", sends(stack))
     with ExitStack() as stack:
         names = ("nowait", "cancel", "alone")
-        compare("beside", {name: sender(stack, cpu, name) for name in names})
+        compare("beside", {name: sender(stack, cpu, other, name) for name in names})
     bases = {"loop": "worker nowait", "send": "nowait", "beside": "nowait"}
     lines: list[str] = []
     body: dict[str, Any] = {"benchmark": "ring_ways"}
