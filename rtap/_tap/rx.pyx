@@ -33,6 +33,10 @@ from rtap._tap.uring cimport (
 )
 
 
+cdef enum:
+    ARM_MIN = 16                # fewer reads that might be armed cost less by system calls
+
+
 cdef struct batch_t:            # of reads that a ring ran
     uint32_t taken              # how many of the first ones the kernel took
     uint32_t n                  # how many of these have ended, always all while the ring works
@@ -181,9 +185,9 @@ cdef inline uint32_t rx_slots(tap_rxq_t *q, mbuf_t **slots, uint32_t reads) noex
 
 
 cdef inline void rx_count(tap_rxq_t *q, mbuf_t **out, uint32_t got, uint32_t limit) noexcept nogil:
-    # The next burst asks for a few more frames than came: an idle queue costs one empty read.  One
-    # that is armed and cancelled costs as much as two frames.
-    q.depth = min(got + got // 8 + 1, limit)
+    # The next burst asks for a few more frames than came: an idle queue costs one empty read.  It
+    # asks for fewer where a read that finds none is armed and cancelled.
+    q.depth = max(got - got // 4, 1) if q.cancels else min(got + got // 8 + 1, limit)
     if got > 0 and q.gso == NULL:       # else rx_gso counts
         _compat.counter_add(&q.base.packets, got)
         _compat.counter_add(&q.base.bytes, count_frames(&q.base.traffic, out, got, q.l2))
@@ -268,6 +272,47 @@ cdef void rx_unread(tap_rxq_t *q, mbuf_t **slots, uint32_t entry,
     _compat.counter_add(&q.base.errors, 1)
 
 
+cdef inline ssize_t rx_read(tap_rxq_t *q, mbuf_t **slots, bint in_one, iovec *iov) noexcept nogil:
+    """One read by a system call: bytes or -errno."""
+    cdef ssize_t rc
+    if in_one:
+        rc = read(q.base.fd, rx_start(q, slots[0]), q.pool.data_room + q.hdr_len)
+    elif q.msgs != NULL:
+        packet_msg(q.msgs, iov, rx_iovecs(q, slots, iov))
+        rc = recvmsg(q.base.fd, q.msgs, MSG_DONTWAIT)
+    elif q.shared:
+        rc = readv_now(q.base.fd, iov, rx_iovecs(q, slots, iov))
+    else:
+        rc = readv(q.base.fd, iov, rx_iovecs(q, slots, iov))
+    return rc if rc >= 0 else -errno
+
+
+cdef inline bint rx_in_one(const tap_rxq_t *q) noexcept nogil:
+    """Whether read(2) does: one slot, on a descriptor that never blocks."""
+    return q.segs == 1 and not q.shared and q.msgs == NULL
+
+
+cdef bint rx_read_one(tap_rxq_t *q, mbuf_t **out, uint32_t *got, int *error) noexcept nogil:
+    """Reads one frame by a system call; false when the queue has none, or the pool no buffer.
+
+    One read that finds no frame costs less by a system call than armed and cancelled, and wakes
+    nobody."""
+    cdef mbuf_t *slots[SEGS_MAX]
+    cdef iovec iov[SEGS_MAX]
+    if rx_slots(q, slots, 1) == 0:
+        rx_no_buffers(q)
+        return False
+    return rx_settle(q, slots, <int32_t>rx_read(q, slots, rx_in_one(q), iov), out, got, error)
+
+
+cdef bint rx_read_few(tap_rxq_t *q, uint32_t n, mbuf_t **out, uint32_t *got,
+                      int *error) noexcept nogil:
+    """Up to ``n`` times the same; false when it was that once."""
+    while n > 0 and rx_read_one(q, out, got, error):
+        n -= 1
+    return n == 0
+
+
 cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcept nogil:
     cdef tap_rxq_t *q = <tap_rxq_t *>base
     cdef mbuf_t *slots[BATCH_SLOTS]
@@ -287,6 +332,11 @@ cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexce
         error[0] = -rc
         return 0
     while more and asked < n:   # not "got": frames that are dropped must not prolong a burst
+        if q.cancels and depth < ARM_MIN:
+            more = rx_read_one(q, out, &got, error)
+            asked += 1
+            depth = min(asked // 4, limit)
+            continue
         reads = rx_slots(q, slots, min(depth, n - asked, limit))
         if reads == 0:
             rx_no_buffers(q)
@@ -301,9 +351,11 @@ cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexce
             for i in range(reads):
                 rx_unread(q, slots + i * q.segs, i, &batch)
             more = False
-        depth = min(asked // 4 + 1 if q.cancels else 2 * depth, limit)
+        depth = 1 if q.cancels else min(2 * depth, limit)
     uring_leave(r)
     rx_count(q, out, got, limit)
+    if more:                    # there may be as many again
+        q.depth = min(max(q.depth, asked), limit)
     return got
 
 
@@ -335,13 +387,17 @@ cdef uint32_t rx_uring_many(rx_share_t *shares, uint32_t k) noexcept nogil:
         want = min(most - entries, (<uint32_t>BATCH_SLOTS - used) // q.segs)
         if want == 0:
             break
-        cancels = cancels or q.cancels
-        s.reads = rx_slots(q, slots + used, min(want, s.n, min(q.depth, q.entries)))
-        if s.reads == 0:
-            rx_no_buffers(q)
-        rx_prepare(q, r, slots + used, s.reads, entries, r.iovecs + used)
-        s.got = 0
-        s.filled = s.reads > 0
+        want = min(want, s.n, min(q.depth, q.entries))
+        s.got = s.reads = 0
+        if q.cancels and want < ARM_MIN:
+            s.filled = rx_read_few(q, want, s.out, &s.got, &s.error)
+        else:
+            cancels = cancels or q.cancels
+            s.reads = rx_slots(q, slots + used, want)
+            if s.reads == 0:
+                rx_no_buffers(q)
+            rx_prepare(q, r, slots + used, s.reads, entries, r.iovecs + used)
+            s.filled = s.reads > 0
         for _ in range(s.reads):
             share[entries] = s
             at[entries] = slots + used
@@ -363,8 +419,8 @@ cdef uint32_t rx_uring_many(rx_share_t *shares, uint32_t k) noexcept nogil:
         s = &shares[i]
         q = <tap_rxq_t *>s.q
         rx_count(q, s.out, s.got, q.entries)
-        if s.filled and not q.cancels:
-            q.depth = min(2 * s.reads, q.entries)
+        if s.filled:
+            q.depth = min(s.got + s.got // 4 + 1 if q.cancels else 2 * s.reads, q.entries)
     return served
 
 
@@ -377,7 +433,7 @@ cdef uint32_t rx_syscall(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noex
     cdef bint more = True, in_one
     cdef ssize_t rc
     rx_adopt(q)
-    in_one = q.segs == 1 and not q.shared and q.msgs == NULL
+    in_one = rx_in_one(q)
     limit = <uint32_t>BATCH_SLOTS // q.segs
     depth = q.depth
     while more and asked < n:   # not "got": frames that are dropped must not prolong a burst
@@ -389,17 +445,7 @@ cdef uint32_t rx_syscall(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noex
         done = 0
         while more and done < reads:
             at = slots + done * q.segs
-            if in_one:
-                rc = read(base.fd, rx_start(q, at[0]), q.pool.data_room + q.hdr_len)
-            elif q.msgs != NULL:
-                packet_msg(q.msgs, iov, rx_iovecs(q, at, iov))
-                rc = recvmsg(base.fd, q.msgs, MSG_DONTWAIT)
-            elif q.shared:
-                rc = readv_now(base.fd, iov, rx_iovecs(q, at, iov))
-            else:
-                rc = readv(base.fd, iov, rx_iovecs(q, at, iov))
-            if rc < 0:
-                rc = -errno
+            rc = rx_read(q, at, in_one, iov)
             more = rx_settle(q, at, <int32_t>rc, out, &got, error)
             done += 1
         if done < reads:
