@@ -22,6 +22,8 @@ enum fault {
 	CUT,	 /* the kernel refuses to go on half-way through the entries */
 	READS,	 /* the same with reads */
 	NOTHING, /* it takes no reads at all */
+	NO_CANCEL, /* a cancel ends nothing */
+	OLD,	 /* the kernel does not know a cancel */
 };
 
 static enum fault fault;
@@ -87,6 +89,15 @@ static void tamper(struct io_uring_sqe *sqe, int file)
 	}
 }
 
+static void tamper_cancel(struct io_uring_sqe *sqe)
+{
+	if (sqe->opcode != IORING_OP_ASYNC_CANCEL || times == 0)
+		return;
+	times--;
+	hits++;
+	sqe->opcode = fault == NO_CANCEL ? IORING_OP_NOP : 255;
+}
+
 int io_uring_submit(struct io_uring *ring)
 {
 	static int (*next)(struct io_uring *);
@@ -110,6 +121,11 @@ int io_uring_submit(struct io_uring *ring)
 	}
 	if (n_files > most)
 		most = n_files;
+	if (fault == NO_CANCEL || fault == OLD) {
+		for (i = begin; i != end; i++)
+			tamper_cancel(&ring->sq.sqes[i & mask]);
+		return next(ring);
+	}
 	if (fault == READS || fault == NOTHING)
 		n = reads;
 	if (fault == NONE || n < (fault == NOTHING ? 1 : 2) || times == 0)
