@@ -79,9 +79,17 @@ def no_devices() -> str:
     return ""
 
 
+def kernel() -> tuple[int, int]:
+    """The kernel's version: (6, 12)."""
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int(minor.partition("-")[0])
+
+
 @functools.cache
 def no_io_uring() -> str:
     """Why io_uring cannot be used here, in one phrase; "" when it can."""
+    if kernel() < (5, 19):
+        return "needs Linux 5.19 for io_uring on TAP devices"
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long
     libc.syscall(ctypes.c_long(_IO_URING_SETUP), ctypes.c_uint(1), None)
@@ -97,6 +105,11 @@ def skip_without_devices() -> None:
 def skip_without_engine(engine: str) -> None:
     if engine == "uring" and no_io_uring():
         pytest.skip(no_io_uring())
+
+
+def skip_without_short_ring_bursts() -> None:
+    if kernel() < (6, 4):
+        pytest.skip("needs Linux 6.4: before it, short bursts read without the ring")
 
 
 #: Use ``@both_engines`` on a test that takes ``engine`` where the fixture does not fit.

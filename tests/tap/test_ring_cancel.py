@@ -11,6 +11,7 @@ from pathlib import Path
 
 import preload
 import pytest
+from rigs import redirect
 from rings import BIG
 from support import Tap, Task, eventually, frame, seq_of
 
@@ -57,14 +58,13 @@ def test_frames_that_come_during_bursts(netns: NetNS) -> None:
     only with millions of frames: see whole/test_flow_order.py."""
     total, pool = 200_000, Mempool(1024)
     with Tap(netns, "tap0") as a, Tap(netns, "tap1") as b:
-        netns.run("ip link set tap0 txqueuelen 4096".split(), check=True)
-        netns.run("tc qdisc add dev tap1 ingress".split(), check=True)
-        redirect = "tc filter add dev tap1 parent ffff: protocol all u32 match u32 0 0"
-        netns.run(
-            [*redirect.split(), *"action mirred egress redirect dev tap0".split()], check=True
-        )
+        netns.run(["ip", "link", "set", "tap0", "txqueuelen", "4096"], check=True)
+        redirect(netns, "tap1", "tap0")
         rx, tx = a.rx(pool, engine="uring"), b.tx(engine="syscall")
-        sent = 0
+        sent = seen = 0
+
+        def near() -> bool:
+            return sent - seen < 3000
 
         def send() -> None:
             nonlocal sent
@@ -75,9 +75,8 @@ def test_frames_that_come_during_bursts(netns: NetNS) -> None:
                 while len(burst):
                     tx.tx_burst(burst)
                 sent += n
-                eventually(lambda: sent - seen < 3000, "the receiver is near")
+                eventually(near, "the receiver is near")
 
-        seen = 0
         sender = Task(send)
         while sender.is_alive() or seen < sent:
             numbers = [seq_of(bytes(mbuf)) for mbuf in rx.rx_burst(64, 0.02)]

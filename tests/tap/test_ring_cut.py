@@ -7,6 +7,7 @@ from pathlib import Path
 
 import preload
 import pytest
+from support import skip_without_short_ring_bursts
 
 pytestmark = [pytest.mark.root, pytest.mark.lifetime]
 
@@ -126,4 +127,5 @@ def test_slots_of_reads_of_several_queues(shim: Path) -> None:
 
 
 def test_a_kernel_that_takes_nothing(shim: Path) -> None:
+    skip_without_short_ring_bursts()
     assert preload.run(shim, "[2048, false]", PRELUDE, NEVER) == "fine"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import preload
 import pytest
+from support import skip_without_short_ring_bursts
 
 pytestmark = pytest.mark.root
 
@@ -186,5 +187,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["auto", "uring", "close", "worker-auto", "worker-uring"],
 )
 def test_blocked_after_open(shim: Path, program: str, engine: str, code: str, blocked: str) -> None:
+    if program in (URING, WORKER) and engine == "uring":
+        skip_without_short_ring_bursts()
     options = f'["{code}", {str(blocked == "enter").lower()}, "{engine}"]'
     assert preload.run(shim, options, PRELUDE, program) == "fine"
