@@ -7,12 +7,15 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <liburing.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define HDR_LEN 10
 #define FILES_MAX 64
+#define SYNC_CANCEL 24 /* IORING_REGISTER_SYNC_CANCEL */
 
 enum fault {
 	NONE,
@@ -24,6 +27,7 @@ enum fault {
 	NOTHING, /* it takes no reads at all */
 	NO_CANCEL, /* a cancel ends nothing */
 	OLD,	 /* the kernel does not know a cancel */
+	STUCK,	 /* a cancel ends nothing, nor does one that is no entry of a ring */
 };
 
 static enum fault fault;
@@ -95,7 +99,27 @@ static void tamper_cancel(struct io_uring_sqe *sqe)
 		return;
 	times--;
 	hits++;
-	sqe->opcode = fault == NO_CANCEL ? IORING_OP_NOP : 255;
+	sqe->opcode = fault == OLD ? 255 : IORING_OP_NOP;
+}
+
+long syscall(long number, ...)
+{
+	static long (*next)(long, ...);
+	long a[6];
+	va_list list;
+	int i;
+
+	if (next == NULL)
+		next = (long (*)(long, ...))dlsym(RTLD_NEXT, "syscall");
+	va_start(list, number);
+	for (i = 0; i < 6; i++)
+		a[i] = va_arg(list, long);
+	va_end(list);
+	if (fault == STUCK && number == SYS_io_uring_register && a[1] == SYNC_CANCEL) {
+		errno = EINVAL;
+		return -1;
+	}
+	return next(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
 
 int io_uring_submit(struct io_uring *ring)
@@ -121,7 +145,7 @@ int io_uring_submit(struct io_uring *ring)
 	}
 	if (n_files > most)
 		most = n_files;
-	if (fault == NO_CANCEL || fault == OLD) {
+	if (fault >= NO_CANCEL) {
 		for (i = begin; i != end; i++)
 			tamper_cancel(&ring->sq.sqes[i & mask]);
 		return next(ring);

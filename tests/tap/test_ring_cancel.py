@@ -97,7 +97,7 @@ from rtap import Mempool
 from rtap._ring import RxQueue
 
 shim = ctypes.CDLL(sys.argv[1])
-NO_CANCEL, OLD = 7, 8  # as in enters.c
+NO_CANCEL, OLD, STUCK = 7, 8, 9  # as in enters.c
 """
 
 LEFT_OVER = """
@@ -121,6 +121,43 @@ with Mempool(200) as pool, quiet_netns() as ns, Tap(ns) as tap:
         turn(0)
     counters = rx.counters()
     assert (counters["packets"], counters["errors"]) == (20 * 84, 0), counters
+print(json.dumps("fine"))
+"""
+
+NEVER_END = """
+with quiet_netns() as ns, Tap(ns) as tap:
+    pool = Mempool(200)
+    peer = tap.packets(rcvbuf=1 << 24)
+    rx = tap.rx(pool, engine="uring")
+    for n in (64, 20):
+        for seq in range(n):
+            peer.send(frame(seq))
+        shim.watch(STUCK, n == 20)
+        burst = rx.rx_burst(64)
+        assert [bytes(m) for m in burst] == [frame(seq) for seq in range(n)]
+    assert shim.hit() == 1
+    shim.watch(0, 0)
+    # The kernel may still write into the buffers of the other reads: nobody gets them again.
+    del burst
+    assert pool.in_use == 44, pool.in_use
+    counters = rx.counters()
+    assert (counters["read_errors"], counters["errors"]) == (44, 44), counters
+    # Reads of the ring that was closed may take frames until the kernel has ended it.
+    for attempt in range(100):
+        peer.send(frame(attempt))
+        burst = rx.rx_burst(1, 0.1)
+        if len(burst):
+            break
+    assert [bytes(m) for m in burst] == [frame(attempt)]
+    del burst
+    assert pool.in_use == 44
+    rx.close()
+    try:
+        pool.close()
+    except BufferError as exc:
+        assert "44 of 200 mbufs are in use" in str(exc), exc
+    else:
+        sys.exit("memory that the kernel may write to was unmapped")
 print(json.dumps("fine"))
 """
 
@@ -149,6 +186,10 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_reads_that_a_cancel_leaves_over(shim: Path) -> None:
     assert preload.run(shim, "uring", PRELUDE, LEFT_OVER) == "fine"
+
+
+def test_reads_that_nothing_ends(shim: Path) -> None:
+    assert preload.run(shim, "uring", PRELUDE, NEVER_END) == "fine"
 
 
 def test_a_kernel_without_cancel(shim: Path) -> None:
