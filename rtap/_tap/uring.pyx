@@ -363,7 +363,9 @@ cdef int probe_read(int fd, bint nowait) noexcept nogil:
     cdef uring_t *r = uring_enter(&result)
     if r != NULL and buf != NULL:
         if not nowait:          # a kernel that lacks this would leave the read waiting
-            prep_cancel_all(io_uring_get_sqe(&r.ring))
+            sqe = io_uring_get_sqe(&r.ring)
+            prep_cancel_all(sqe)
+            sqe.user_data = 0
             result = probed(r, 1)
         if nowait or result != -EINVAL:
             sqe = io_uring_get_sqe(&r.ring)
