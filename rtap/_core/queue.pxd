@@ -40,6 +40,8 @@ cdef struct rx_share_t:         # of a kernel entry that serves several queues
     uint32_t got
     int error                   # 0 before
     uint32_t reads
+    uint32_t first              # of the entries, the number of its first read
+    mbuf_t **slots              # of its reads
     bint filled                 # each read found a frame
 
 

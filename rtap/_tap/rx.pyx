@@ -272,24 +272,23 @@ cdef void rx_unread(tap_rxq_t *q, mbuf_t **slots, uint32_t entry,
     _compat.counter_add(&q.base.errors, 1)
 
 
-cdef inline ssize_t rx_read(tap_rxq_t *q, mbuf_t **slots, bint in_one, iovec *iov) noexcept nogil:
-    """One read by a system call: bytes or -errno."""
-    cdef ssize_t rc
-    if in_one:
-        rc = read(q.base.fd, rx_start(q, slots[0]), q.pool.data_room + q.hdr_len)
-    elif q.msgs != NULL:
-        packet_msg(q.msgs, iov, rx_iovecs(q, slots, iov))
-        rc = recvmsg(q.base.fd, q.msgs, MSG_DONTWAIT)
-    elif q.shared:
-        rc = readv_now(q.base.fd, iov, rx_iovecs(q, slots, iov))
-    else:
-        rc = readv(q.base.fd, iov, rx_iovecs(q, slots, iov))
-    return rc if rc >= 0 else -errno
-
-
 cdef inline bint rx_in_one(const tap_rxq_t *q) noexcept nogil:
     """Whether read(2) does: one slot, on a descriptor that never blocks."""
     return q.segs == 1 and not q.shared and q.msgs == NULL
+
+
+cdef inline ssize_t rx_read(tap_rxq_t *q, mbuf_t **slots) noexcept nogil:
+    return read(q.base.fd, rx_start(q, slots[0]), q.pool.data_room + q.hdr_len)
+
+
+cdef ssize_t rx_readv(tap_rxq_t *q, mbuf_t **slots, iovec *iov) noexcept nogil:
+    """The same where read(2) does not do."""
+    if q.msgs != NULL:
+        packet_msg(q.msgs, iov, rx_iovecs(q, slots, iov))
+        return recvmsg(q.base.fd, q.msgs, MSG_DONTWAIT)
+    if q.shared:
+        return readv_now(q.base.fd, iov, rx_iovecs(q, slots, iov))
+    return readv(q.base.fd, iov, rx_iovecs(q, slots, iov))
 
 
 cdef bint rx_read_one(tap_rxq_t *q, mbuf_t **out, uint32_t *got, int *error) noexcept nogil:
@@ -299,10 +298,12 @@ cdef bint rx_read_one(tap_rxq_t *q, mbuf_t **out, uint32_t *got, int *error) noe
     nobody."""
     cdef mbuf_t *slots[SEGS_MAX]
     cdef iovec iov[SEGS_MAX]
+    cdef ssize_t rc
     if rx_slots(q, slots, 1) == 0:
         rx_no_buffers(q)
         return False
-    return rx_settle(q, slots, <int32_t>rx_read(q, slots, rx_in_one(q), iov), out, got, error)
+    rc = rx_read(q, slots) if rx_in_one(q) else rx_readv(q, slots, iov)
+    return rx_settle(q, slots, <int32_t>rc if rc >= 0 else -errno, out, got, error)
 
 
 cdef bint rx_read_few(tap_rxq_t *q, uint32_t n, mbuf_t **out, uint32_t *got,
@@ -359,14 +360,32 @@ cdef uint32_t rx_uring(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexce
     return got
 
 
+cdef inline uint32_t rx_settle_run(rx_share_t **share, const batch_t *batch,
+                                   uint32_t i) noexcept nogil:
+    """Takes the results from the ``i``-th on, as long as they are of one share; returns where that
+    ends."""
+    cdef rx_share_t *s = share[batch.entry[i]]
+    cdef tap_rxq_t *q = <tap_rxq_t *>s.q
+    cdef uint32_t got = s.got, segs = q.segs, first = s.first
+    cdef mbuf_t **slots = s.slots
+    cdef bint filled = s.filled
+    while i < batch.n and share[batch.entry[i]] == s:
+        if not rx_settle(q, slots + (batch.entry[i] - first) * segs, batch.result[i], s.out, &got,
+                         &s.error):
+            filled = False
+        i += 1
+    s.got = got
+    s.filled = filled
+    return i
+
+
 cdef uint32_t rx_uring_many(rx_share_t *shares, uint32_t k) noexcept nogil:
     """One io_uring_enter for several queues: as many of the first ones as the ring has room for,
     at least one; returns how many."""
     cdef mbuf_t *slots[BATCH_SLOTS]
-    cdef mbuf_t **at[RING_ENTRIES]          # of each entry: its slots,
-    cdef rx_share_t *share[RING_ENTRIES]    # and its share
+    cdef rx_share_t *share[RING_ENTRIES]    # of each entry
     cdef batch_t batch
-    cdef uint32_t entries = 0, used = 0, served = 0, most = RING_ENTRIES, want, i, _
+    cdef uint32_t entries = 0, used = 0, served = 0, most = RING_ENTRIES, want, i
     cdef bint cancels = False
     cdef rx_share_t *s
     cdef tap_rxq_t *q
@@ -398,23 +417,24 @@ cdef uint32_t rx_uring_many(rx_share_t *shares, uint32_t k) noexcept nogil:
                 rx_no_buffers(q)
             rx_prepare(q, r, slots + used, s.reads, entries, r.iovecs + used)
             s.filled = s.reads > 0
-        for _ in range(s.reads):
-            share[entries] = s
-            at[entries] = slots + used
-            entries += 1
-            used += q.segs
+        s.first = entries
+        s.slots = slots + used
+        for i in range(s.reads):
+            share[entries + i] = s
+        entries += s.reads
+        used += s.reads * q.segs
         served += 1
     rx_run(r, entries, cancels, &batch)
     uring_leave(r)
-    for i in range(batch.n):
-        s = share[batch.entry[i]]
-        if not rx_settle(<tap_rxq_t *>s.q, at[batch.entry[i]], batch.result[i], s.out, &s.got,
-                         &s.error):
-            s.filled = False
+    i = 0
+    while i < batch.n:
+        i = rx_settle_run(share, &batch, i)
     if batch.n < entries:
         for i in range(entries):
-            rx_unread(<tap_rxq_t *>share[i].q, at[i], i, &batch)
-            share[i].filled = False
+            s = share[i]
+            q = <tap_rxq_t *>s.q
+            rx_unread(q, s.slots + (i - s.first) * q.segs, i, &batch)
+            s.filled = False
     for i in range(served):
         s = &shares[i]
         q = <tap_rxq_t *>s.q
@@ -445,7 +465,9 @@ cdef uint32_t rx_syscall(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noex
         done = 0
         while more and done < reads:
             at = slots + done * q.segs
-            rc = rx_read(q, at, in_one, iov)
+            rc = rx_read(q, at) if in_one else rx_readv(q, at, iov)
+            if rc < 0:
+                rc = -errno
             more = rx_settle(q, at, <int32_t>rc, out, &got, error)
             done += 1
         if done < reads:
