@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from patience import patient
 from rigs import iproute, write_in
 from support import (
     PacketSocket,
@@ -199,7 +200,7 @@ def test_recv(netns: NetNS, engine: str) -> None:
         assert dev.recv(0) == b""
         start = time.monotonic()
         assert dev.recv(0.05) == b""
-        assert 0.04 < time.monotonic() - start < 5
+        assert 0.04 < time.monotonic() - start < patient(5)
         for n in range(10):
             kernel.send(frame(n))
         queue = next(q for q in range(2) if dev.rx_queue(q).rx_burst(1, 0))
@@ -263,7 +264,7 @@ def test_ctrl_c_ends_recv(netns: NetNS, engine: str) -> None:
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             dev.recv()
-        assert time.monotonic() - sent[0] < 1
+        assert time.monotonic() - sent[0] < patient(1)
         timer.join()
         assert dev.send(frame())
 

@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from patience import patient
 from rings import BIG, receive, send_all
 from support import Tap, frame, pattern, seq_of
 
@@ -276,7 +277,7 @@ def test_wait_on_an_empty_pool_does_not_spin(tap: Tap, engine: str) -> None:
     while time.monotonic() < until:
         assert len(rx.rx_burst(64, 0.05)) == 0
         calls += 1
-    assert time.thread_time() - cpu < 0.15
+    assert time.thread_time() - cpu < patient(0.15)
     # Each call counts once, however often it tries inside.
     assert calls <= rx.counters()["nombuf"] <= 2 * calls
     assert calls <= 400
