@@ -8,8 +8,8 @@ files and kernels (kernel_results.py). It fails when a test fails, and when a ke
 or does not boot. All it writes is below build/kernels. A kernel stays there until --newest asks
 for a newer one.
 
-Emulation is 10 to 20 times slower than the machine. So the selection is small and leaves out what
-measures time, and time-outs are longer.
+Emulation is 10 to 20 times slower than the machine. So the selection is small, and the tests wait
+longer (RTAP_TEST_SLOW).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import platform
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,9 @@ from kernel_packages import SUITES, Kernel, Unavailable, fetch, unpacked
 from kernel_results import Outcome, details, read, table
 
 PLACE = ROOT / "build/kernels"
+TIMED_OUT = 124  # timeout(1)
+#: Seconds of a kernel's limit in which it boots and pytest ends.
+MARGIN = 120
 
 #: At most five minutes on one kernel.
 CORE = (
@@ -66,10 +70,11 @@ def say(text: str) -> None:
     print(f"kernels: {text}", flush=True)
 
 
-def pytest_command(results: Path, tests: Sequence[str]) -> list[str]:
-    python = str(Path(sys.executable))
+def pytest_command(results: Path, tests: Sequence[str], seconds: float) -> list[str]:
+    """The tests, interrupted when they take longer: pytest then writes what it knows."""
     return [
-        *(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not timed"),
+        *("timeout", "--foreground", "--signal=INT", "--kill-after=60", f"{seconds:.0f}"),
+        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
         *("-n", str(CPUS), "--dist", "worksteal", f"--timeout={120 * SLOWER}"),
         *("--durations=25", f"--junitxml={results}/junit.xml", *tests),
     ]
@@ -86,12 +91,12 @@ def environment() -> dict[str, str]:
 
 
 def outcome_of(name: str, done: Run, junit: Path) -> Outcome:
-    if not junit.exists():
-        why = done.why or f"pytest ended with status {done.status} before its first test."
-        return Outcome(name, done.release, why)
-    outcome = read(name, done.release, junit.read_text())
-    # 0 and 1 are what the results say themselves.
-    if done.status not in (0, 1):
+    outcome = Outcome(name, done.release)
+    if junit.exists():
+        outcome = read(name, done.release, junit.read_text())
+    if done.status == TIMED_OUT:
+        outcome.why = "the tests did not end in time (--limit)."
+    elif done.status not in (0, 1):  # which are what the results say
         outcome.why = done.why or f"pytest ended with status {done.status}."
     return outcome
 
@@ -112,8 +117,11 @@ def tested(name: str, options: argparse.Namespace) -> Outcome:
         shutil.rmtree(results, ignore_errors=True)
         results.mkdir(parents=True)
         say(f"boots {kernel.image.name}; {results.relative_to(ROOT)}/output is what pytest says.")
-        command = pytest_command(results, options.tests)
-        done = run(kernel, results, command, environment(), options.limit * 60)
+        limit = options.limit * 60
+        command = pytest_command(results, options.tests, max(1, limit - MARGIN))
+        start = time.monotonic()
+        done = run(kernel, results, command, environment(), limit)
+        say(f"{name} took {(time.monotonic() - start) / 60:.1f} minutes.")
     except Unavailable as exc:
         return Outcome(name, why=str(exc))
     return outcome_of(name, done, results / "junit.xml")
@@ -154,7 +162,10 @@ def main(args: Sequence[str]) -> int:
     if why := lacking():
         say(why)
         return 1
-    outcomes = [tested(name, options) for name in options.kernels]
+    try:
+        outcomes = [tested(name, options) for name in options.kernels]
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     print(f"\n{table(outcomes)}\n")
     for outcome in outcomes:
         for line in details(outcome):

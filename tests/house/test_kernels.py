@@ -153,6 +153,7 @@ def test_a_guest_that_ends_early_fails(kernels: Any, guest: Any, tmp_path: Path)
     junit.write_text('<testsuite><testcase classname="tests.test_a" name="test_b" /></testsuite>')
     assert kernels.outcome_of("6.1", guest.Run("6.1.0", 0, ""), junit).good
     assert not kernels.outcome_of("6.1", guest.Run("6.1.0", 2, ""), junit).good
+    assert not kernels.outcome_of("6.1", guest.Run("6.1.0", 124, ""), junit).good
     assert not kernels.outcome_of("6.1", guest.Run("6.1.0", None, "did not end"), junit).good
 
 
