@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import rate
 from rigs import iproute, redirect, talk
 from support import (
     Tap,
@@ -343,7 +344,7 @@ def test_a_finite_sndbuf_makes_sends_fall_short(netns: NetNS, engine: str) -> No
         rtap.open("a0", netns=netns, engine=engine, sndbuf=20_000) as dev,
         rtap.open("b0", netns=netns) as other,
     ):
-        redirect(netns, "a0", "b0", "20mbit")
+        redirect(netns, "a0", "b0", rate(20))
         burst = dev.pool.alloc_burst(200, [frame(n, 1000) for n in range(200)])
         sent = dev.tx_burst(0, burst)
         assert 0 < sent < 200

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from flows import flow, flow_of
+from patience import rate
 from rigs import redirect
 from support import (
     PacketSocket,
@@ -134,7 +135,7 @@ def test_most_txqueuelen(netns: NetNS) -> None:
 def assert_sends_fall_short_in_order(ns: NetNS, dev: EthDev, queue: int) -> None:
     """While frames wait in the kernel behind a slow device, it takes a prefix of each burst."""
     with rtap.open("slow", netns=ns) as other, Mempool(512) as pool:
-        redirect(ns, dev.ifname, "slow", "20mbit")
+        redirect(ns, dev.ifname, "slow", rate(20))
         burst = pool.alloc_burst(200, [frame(n, 1000) for n in range(200)])
         sent = dev.tx_burst(queue, burst)
         assert 0 < sent < 200

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from flows import flow, flow_of
+from patience import rate
 from rigs import iproute, redirect, wire
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
@@ -228,7 +229,7 @@ def test_retry_with_one_full_target_of_two(netns: NetNS, engine: str) -> None:
         line = Line(stack, netns, engine, outs=1)
         slow = stack.enter_context(rtap.open("s0", netns=netns, engine=engine, sndbuf=20_000))
         drip = stack.enter_context(rtap.open("d0", netns=netns))
-        redirect(netns, "s0", "d0", "20mbit")
+        redirect(netns, "s0", "d0", rate(20))
         worker = Worker()
         worker.forward(
             (line.a, 0),

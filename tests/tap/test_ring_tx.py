@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from patience import patient, rate
 from rings import BIG, receive
 from support import Tap, frame
 
@@ -333,7 +334,7 @@ def test_partial_send_is_a_prefix(netns: NetNS, engine: str, shape: str, nb_desc
     pool = Mempool(4000, 256)
     with Tap(netns, "tap0") as a, Tap(netns, "tap1") as slow:
         for command in (
-            "qdisc add dev tap1 root tbf rate 20mbit burst 3000 limit 10000000",
+            f"qdisc add dev tap1 root tbf rate {rate(20)} burst 3000 limit 10000000",
             "qdisc add dev tap0 ingress",
             # some kernels have no matchall
             "filter add dev tap0 parent ffff: protocol all u32 match u32 0 0 "
@@ -351,7 +352,7 @@ def test_partial_send_is_a_prefix(netns: NetNS, engine: str, shape: str, nb_desc
         consumed = 0
         partial = 0
         got: list[bytes] = []
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + patient(30)
         while len(burst) and time.monotonic() < deadline:
             sent = tx.tx_burst(burst)
             assert len(burst) == 200 - consumed - sent

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from patience import patient, rate
 from rigs import Bridge, Shape, bridged, redirect, wire
 from rings import receive
 from support import Tap, skip_without_devices
@@ -194,7 +195,7 @@ def test_what_does_not_fit_stays(netns: NetNS, engine: str, shape: str) -> None:
         frames[n] = bytes(13)
     wanted = [f for n, f in enumerate(frames) if n not in refused]
     with Tap(netns, "tap0") as a, Tap(netns, "tap1", mtu=9000) as slow:
-        redirect(netns, "tap0", "tap1", rate="20mbit")
+        redirect(netns, "tap0", "tap1", rate=rate(20))
         tun.set_sndbuf(a.fd, 20_000)
         tx = a.tx(engine=engine, ordered=True, gro=True)
         rx = slow.rx(Mempool(2000), engine="syscall")
@@ -202,7 +203,7 @@ def test_what_does_not_fit_stays(netns: NetNS, engine: str, shape: str) -> None:
         kept = burst[:] if shape == "shared" else None
         consumed = partial = 0
         got: list[bytes] = []
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + patient(30)
         while len(burst) and time.monotonic() < deadline:
             before = [bytes(m) for m in burst]
             sent = tx.tx_burst(burst)

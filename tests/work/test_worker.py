@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
-from patience import patient
+from patience import patient, rate
 from rigs import iproute, redirect, wire
 from support import (
     PacketSocket,
@@ -208,7 +208,7 @@ def slow_line(ns: NetNS, engine: str) -> Iterator[tuple[EthDev, PacketSocket, Et
         rtap.open("c0", netns=ns) as c,
         PacketSocket(ns, "a0") as at_a,
     ):
-        redirect(ns, "b0", "c0", "20mbit")
+        redirect(ns, "b0", "c0", rate(20))
         yield a, at_a, b, c
 
 
