@@ -135,7 +135,7 @@ cdef uint32_t tx_failures(uring_t *r, uint32_t took, bint skip, int32_t *results
 
     Without RWF_NOWAIT a write that finds no room waits, and is cancelled."""
     cdef io_uring_cqe *cqes[RING_ENTRIES]
-    cdef uint32_t ready, i, failed = took
+    cdef uint32_t ready, i
     if not skip:
         uring_finish(r, took)
     ready = io_uring_peek_batch_cqe(&r.ring, cqes, RING_ENTRIES)
@@ -145,12 +145,11 @@ cdef uint32_t tx_failures(uring_t *r, uint32_t took, bint skip, int32_t *results
         results[i] = 0 if skip else -EINPROGRESS
     for i in range(ready):
         results[cqes[i].user_data] = min(cqes[i].res, 0)
-        if cqes[i].res < 0:
-            failed = min(failed, <uint32_t>cqes[i].user_data)
     io_uring_cq_advance(&r.ring, ready)
-    if not skip and ready < took:
-        return 0
-    return failed
+    for i in range(took):
+        if results[i] != 0:
+            return i
+    return took
 
 
 cdef uint32_t tx_sent(tap_txq_t *q, mbuf_t **v, uint32_t n) noexcept nogil:
@@ -255,7 +254,7 @@ cdef uint32_t tx_uring(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept
         failed = tx_failures(r, took, skip, results)
         uring_leave(r)          # frames are freed without it: a dying pool makes rings forget it
         if failed < took:
-            if q.ordered:       # a broken chain cancels its rest, silently where successes are
+            if q.ordered and skip:      # a broken chain cancels its rest as silently as it succeeds
                 for i in range(failed + 1, took):
                     results[i] = -EAGAIN
             done += tx_sort_out(q, v + done, took, results, &stop, error)

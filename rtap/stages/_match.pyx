@@ -12,7 +12,6 @@ from rtap._frames.parse cimport HEADERS_MAX, be16, has_ports, headers_of, header
 from rtap.stages._runner cimport DROP as NO_TARGET, rtap_burst
 from rtap.stages._stage cimport Stage
 
-
 from rtap.stages._stage import DROP
 
 cdef enum:
