@@ -10,11 +10,13 @@ What the guest prints is lost with its console: everything it has to say is in f
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,15 +100,25 @@ def _vng(kernel: Kernel, results: Path) -> list[str]:
     ]
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends virtme-ng and the QEMU that it started: they are a session of their own."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+def _runs(group: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, 0)
+        return True
+    return False
+
+
+def end(process: subprocess.Popen[bytes], grace: float = 10) -> None:
+    """Ends virtme-ng and the QEMU that it started, which are a session of their own: kills what
+    does not end within that many seconds."""
+    for number in (signal.SIGTERM, signal.SIGKILL):  # a stopped one ends with the second alone
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        deadline = time.monotonic() + grace
+        while time.monotonic() < deadline:
+            process.poll()
+            if not _runs(process.pid):
+                return
+            time.sleep(0.05)
 
 
 def _wait(command: Sequence[str], console: Path, limit: float) -> bool:
@@ -131,7 +143,7 @@ def _wait(command: Sequence[str], console: Path, limit: float) -> bool:
         except subprocess.TimeoutExpired:
             return False
         finally:
-            _end(process)
+            end(process)
     return True
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -155,6 +156,21 @@ def test_a_guest_that_ends_early_fails(kernels: Any, guest: Any, tmp_path: Path)
     assert not kernels.outcome_of("6.1", guest.Run("6.1.0", 2, ""), junit).good
     assert not kernels.outcome_of("6.1", guest.Run("6.1.0", 124, ""), junit).good
     assert not kernels.outcome_of("6.1", guest.Run("6.1.0", None, "did not end"), junit).good
+
+
+@pytest.mark.parametrize("how", ["sleep 60", "kill -STOP $$"])
+def test_nothing_is_left_of_a_guest(guest: Any, how: str) -> None:
+    """QEMU is a child of the process that is known here, and may outlive it."""
+    script = f"sh -c '{how}' & echo $!; wait"
+    with subprocess.Popen(
+        ["sh", "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        eventually(lambda: Path(f"/proc/{child}").exists(), "the child is there")
+        guest.end(process, grace=0.5)
+        assert process.returncode is not None
+    eventually(lambda: not Path(f"/proc/{child}").exists(), "the child is gone")
 
 
 # ---- what is run
