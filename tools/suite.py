@@ -94,7 +94,7 @@ def parts(args: Sequence[str]) -> list[Part]:
     lifetime = ["-q", "-n", str(min(4, cpus)), "-p", "no:cacheprovider", "-m", "lifetime"]
     spread = ["--dist", "worksteal"]
     # Short bursts read without the ring then, so that those of engine="uring" go on without it.
-    which = ["-k", "not syscall and not uring-E and not takes_nothing and not no_memory"]
+    which = ["-k", "not syscall and not uring-E and not takes_nothing"]
     rings = ["-q", "-n", str(min(4, cpus)), "-p", "no:cacheprovider", *which]
     return [
         Part(

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
+import gc
 import os
 import signal
+import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from patience import patient
@@ -25,6 +29,15 @@ def fork() -> int:
         # Python 3.12 and later warn about a fork while other threads run; these are intended.
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
+
+
+def _tell(report: int, what: Any) -> None:
+    """Writes an exception, or what Python could not raise, to the parent."""
+    exc = what if isinstance(what, BaseException) else what.exc_value
+    lines = traceback.format_exception(exc) if exc else [f"{what.exc_type}\n"]
+    if exc is not what:
+        lines.insert(0, f"{what.err_msg or 'Exception ignored in'}: {what.object!r}\n")
+    os.write(report, "".join(lines).encode()[-4000:])
 
 
 class Child:
@@ -42,10 +55,11 @@ class Child:
                 if wait:
                     os.read(go, 1)
                 faulthandler.register(signal.SIGUSR1, file=report)
+                sys.unraisablehook = functools.partial(_tell, report)
                 fn()
                 status = 0
-            except BaseException:  # noqa: BLE001 - the parent reports it
-                os.write(report, traceback.format_exc().encode()[-4000:])
+            except BaseException as exc:  # noqa: BLE001 - the parent reports it
+                _tell(report, exc)
             finally:
                 os._exit(status)
         os.close(report)
@@ -77,6 +91,20 @@ class Child:
 
 def in_child(fn: Callable[[], object], timeout: float = 20) -> None:
     Child(fn, timeout=timeout).finish()
+
+
+def alone(fn: Callable[[], object], timeout: float = 20) -> None:
+    """Runs a function where nothing but what it does allocates memory.
+
+    A child has no other thread and no garbage collection, whose callbacks allocate. So when a test
+    lets the next allocation fail, no bystander takes the failure.
+    """
+
+    def child() -> None:
+        gc.disable()
+        fn()
+
+    in_child(child, timeout)
 
 
 def warm_up(rx: RxQueue, tx: TxQueue, pool: Mempool, tap: Tap) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from forks import alone
 from support import eventually
 
 import rtap
@@ -318,24 +319,28 @@ def test_the_event_says_what_was_raised(null: EthDev) -> None:
 # ---- no memory
 
 
-def test_no_memory_for_a_burst_from_python(pool: Mempool) -> None:
+def call_without_memory(testcapi: Any) -> None:
+    """One allocation of each call fails: the first, the second, and so on."""
+    with Mempool(64) as pool, Mempool(64) as split:
+        chain: list[Callable[[Burst, int], Any]] = [stages.Gso(split), stages.Counter()]
+        for stage in chain:
+            for step in range(40):
+                burst = pool.alloc_burst(4, bytes(60))
+                testcapi.set_nomemory(step, step + 1)
+                try:
+                    stage(burst, 1)
+                except MemoryError:
+                    failed = True
+                else:
+                    failed = False
+                finally:
+                    testcapi.remove_mem_hooks()
+                assert len(burst) == 4, (stage, step, failed)
+                burst.free()
+        assert pool.in_use == 0
+
+
+def test_no_memory_for_a_burst_from_python() -> None:
     """At whatever step it fails, the burst is complete again and the stage and its pool work."""
     testcapi = pytest.importorskip("_testcapi")
-    split = Mempool(64)
-    chain: list[Callable[[Burst, int], Any]] = [stages.Gso(split), stages.Counter()]
-    for stage in chain:
-        for step in range(40):
-            burst = pool.alloc_burst(4, bytes(60))
-            testcapi.set_nomemory(step, step + 1)
-            try:
-                stage(burst, 1)
-            except MemoryError:
-                failed = True
-            else:
-                failed = False
-            finally:
-                testcapi.remove_mem_hooks()
-            assert len(burst) == 4, (stage, step, failed)
-            burst.free()
-    split.close()
-    assert pool.in_use == 0
+    alone(lambda: call_without_memory(testcapi))

@@ -6,11 +6,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 from fakes import FakeOps, FakeRxQueue, FakeTxQueue, driver  # noqa: F401 - a fixture
+from forks import alone
 from support import eventually, none_left, open_fds, threads_end
 
 import rtap
@@ -48,8 +49,8 @@ def ends(mode: str) -> Any:
     return Ends(RxQueue(1 << 20, Mempool(8), **options), TxQueue(1 << 20, **options))
 
 
-@pytest.fixture
-def devs() -> Iterator[list[EthDev]]:
+@contextmanager
+def two_devices() -> Iterator[list[EthDev]]:
     """Two started net_null devices with two queue pairs each."""
     with ExitStack() as stack:
         pool = stack.enter_context(Mempool(256))
@@ -62,6 +63,12 @@ def devs() -> Iterator[list[EthDev]]:
                 dev.tx_queue_setup(q, 64)
             dev.start()
             made.append(dev)
+        yield made
+
+
+@pytest.fixture
+def devs() -> Iterator[list[EthDev]]:
+    with two_devices() as made:
         yield made
 
 
@@ -276,17 +283,9 @@ def free_again(devs: list[EthDev]) -> None:
             assert dev.tx_burst(q, Burst()) == 0
 
 
-def test_no_memory_at_any_step(devs: list[EthDev], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failed start releases queues, descriptors, threads and the stage's pool; a retry works."""
-    testcapi = pytest.importorskip("_testcapi")
-    start = threading.Thread.start
-
-    def with_memory(self: threading.Thread) -> None:
-        testcapi.remove_mem_hooks()  # Python waits for ever for a thread without memory to start
-        start(self)
-
-    monkeypatch.setattr(threading.Thread, "start", with_memory)
-    with Mempool(16) as pool:
+def start_without_memory(testcapi: Any) -> None:
+    """One allocation of each start fails: the first, the second, and so on."""
+    with two_devices() as devs, Mempool(16) as pool:
         worker = Worker()
         for dev in devs:
             for q in range(2):
@@ -315,6 +314,19 @@ def test_no_memory_at_any_step(devs: list[EthDev], monkeypatch: pytest.MonkeyPat
         threads_end(threads)
         with worker:
             eventually(lambda: worker.stats().tx_packets > 0, "it can be started")
+
+
+def test_no_memory_at_any_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed start releases queues, descriptors, threads and the stage's pool; a retry works."""
+    testcapi = pytest.importorskip("_testcapi")
+    start = threading.Thread.start
+
+    def with_memory(self: threading.Thread) -> None:
+        testcapi.remove_mem_hooks()  # Python waits for ever for a thread without memory to start
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", with_memory)
+    alone(lambda: start_without_memory(testcapi))
 
 
 @pytest.mark.parametrize("exc", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
