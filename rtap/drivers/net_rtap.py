@@ -27,8 +27,8 @@ from rtap.drivers.observed import Drops, Observer
 from rtap.drivers.offloads import (
     RX_CAPA,
     TX_CAPA,
-    granted,
     kernel_offloads,
+    lacking,
     max_frame,
     needs_header,
     refused,
@@ -74,6 +74,7 @@ class NetRtap(InterfaceDriver):
         super().__init__(port)
         self._mode = mode
         self._features = TunFeature(0)
+        self._lacked = RxOffload(0)
 
         self._tap = Descriptors(
             open_netns(netns) if options.fd is None else netns_of(options.fd),
@@ -176,6 +177,7 @@ class NetRtap(InterfaceDriver):
             multi_queue=self._tap.multi_queue,
             vnet_hdr=self._tap.vnet_hdr,
             rx_offloads=self._conf.rx_offloads,
+            rx_offloads_refused=self._lacked,
             tx_offloads=self._conf.tx_offloads,
             tx_offloads_refused=refused(self._software_gso),
             tx_gro=self._conf.tx_gro,
@@ -205,8 +207,19 @@ class NetRtap(InterfaceDriver):
         self._features = tun.set_offload(self._tap.first, features, self._tap.name)
         if conf.mtu is not None and conf.mtu != self.mtu_get():
             self._control.set_mtu(conf.mtu)
-        self._conf = replace(conf, rx_offloads=granted(conf.rx_offloads, self._features))
+        self._tell_lacking(lacking(conf.rx_offloads, self._features))
+        self._conf = replace(conf, rx_offloads=conf.rx_offloads & ~self._lacked)
         self._nb_queues = (nb_rx_queues, nb_tx_queues)
+
+    def _tell_lacking(self, lacked: RxOffload) -> None:
+        """The kernel does not have these offloads; say so when that is news."""
+        if lacked & ~self._lacked:
+            log.warning(
+                "%s: this kernel does not have %s (rx_offloads), it is off",
+                self._tap.name,
+                lacked.name,
+            )
+        self._lacked = lacked
 
     def dev_start(self) -> None:
         if self._must_revive:

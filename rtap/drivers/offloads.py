@@ -11,8 +11,8 @@ __all__ = [
     "GSO_KINDS",
     "RX_CAPA",
     "TX_CAPA",
-    "granted",
     "kernel_offloads",
+    "lacking",
     "max_frame",
     "needs_header",
     "refused",
@@ -98,9 +98,9 @@ def needs_header(conf: EthConf) -> bool:
     )
 
 
-def granted(asked: RxOffload, features: TunFeature) -> RxOffload:
-    """`asked` without what the kernel refused."""
-    return asked if features & TunFeature.USO4 else asked & ~RxOffload.UDP_LRO
+def lacking(asked: RxOffload, features: TunFeature) -> RxOffload:
+    """Those of the offloads asked for that the kernel, which took these features, does not have."""
+    return RxOffload(0) if features & TunFeature.USO4 else asked & RxOffload.UDP_LRO
 
 
 #: The bits of ``TxQueue.software_gso``.

@@ -145,10 +145,11 @@ class DevInfo:
     "tun", ``mac`` the interface's address.
 
     In use: ``state``, as :attr:`EthDev.state`; ``nb_rx_queues`` and ``nb_tx_queues``; ``mtu``;
-    ``rx_offloads`` and ``tx_offloads``, those that are on; ``tx_offloads_refused``, those that the
-    kernel refuses for some kind of frame, so that rtap does them; ``vnet_hdr``, whether a
-    virtio-net header is in front of each frame; ``tx_gro`` and ``rx_gso``. ``engine`` is the one in
-    use, "auto" until a queue is set up; ``engine_reason`` says why.
+    ``rx_offloads`` and ``tx_offloads``, those that are on; ``rx_offloads_refused``, those that were
+    asked for and that this kernel does not have; ``tx_offloads_refused``, those that the kernel
+    refuses for some kind of frame, so that rtap does them; ``vnet_hdr``, whether a virtio-net
+    header is in front of each frame; ``tx_gro`` and ``rx_gso``. ``engine`` is the one in use,
+    "auto" until a queue is set up; ``engine_reason`` says why.
     """
 
     driver_name: str = ""
@@ -180,6 +181,7 @@ class DevInfo:
     vnet_hdr: bool = False
     rx_offloads: RxOffload = RxOffload(0)
     tx_offloads: TxOffload = TxOffload(0)
+    rx_offloads_refused: RxOffload = RxOffload(0)
     tx_offloads_refused: TxOffload = TxOffload(0)
     tx_gro: bool = False
     rx_gso: bool = False

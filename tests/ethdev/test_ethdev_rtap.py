@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import gc
 import re
 import threading
+from typing import Any
 
 import pytest
 from fakes import STOPPED, bring
@@ -14,6 +17,7 @@ from support import (
     eventually,
     frame,
     ip,
+    kernel,
     link,
     links,
     none_left,
@@ -25,6 +29,8 @@ from together import in_threads
 
 import rtap
 from rtap import Burst, DeviceStateError, EthConf, EthDev, Mempool, NetNS, RxOffload, TxOffload
+from rtap.control import tun
+from rtap.control.tun import TunFeature
 
 # ---- a real device
 
@@ -182,9 +188,43 @@ def test_everything_it_says_it_can_do_it_does(netns: NetNS) -> None:
     with rtap.open(
         "t0", netns=netns, rx_offloads=info.rx_offload_capa, tx_offloads=info.tx_offload_capa
     ) as dev:
-        assert dev.info().rx_offloads == info.rx_offload_capa
+        assert dev.info().rx_offloads == info.rx_offload_capa & ~lacking()
         assert dev.info().tx_offloads == info.tx_offload_capa
         assert dev.send(frame())
+
+
+def lacking() -> RxOffload:
+    """The receive offloads that this kernel does not have."""
+    return RxOffload(0) if kernel() >= (6, 2) else RxOffload.UDP_LRO
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["this kernel", "an older one"])
+def test_what_the_kernel_lacks_is_named(
+    netns: NetNS, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, old: bool
+) -> None:
+    ioctl = fcntl.ioctl
+
+    def without_uso(fd: int, request: int, *args: Any) -> Any:
+        if request == tun.TUNSETOFFLOAD and args[0] & (TunFeature.USO4 | TunFeature.USO6):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return ioctl(fd, request, *args)
+
+    lacked = lacking()
+    if old:
+        monkeypatch.setattr(fcntl, "ioctl", without_uso)
+        lacked = RxOffload.UDP_LRO
+    asked = RxOffload.CHECKSUM | RxOffload.TCP_LRO | RxOffload.UDP_LRO
+    with rtap.open("t0", netns=netns, rx_offloads=asked) as dev:
+        dev.stop()
+        for _ in range(2):
+            info = dev.info()
+            assert (info.rx_offloads, info.rx_offloads_refused) == (asked & ~lacked, lacked)
+            dev.configure(1, 1, EthConf(rx_offloads=asked))
+        said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        warning = "t0: this kernel does not have UDP_LRO (rx_offloads), it is off"
+        assert said == ([warning] if lacked else [])
+        dev.configure(1, 1, EthConf(rx_offloads=asked & ~RxOffload.UDP_LRO))
+        assert dev.info().rx_offloads_refused == 0
 
 
 @pytest.mark.parametrize(
