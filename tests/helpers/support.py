@@ -87,6 +87,16 @@ def kernel() -> tuple[int, int]:
     return int(major), int(minor.partition("-")[0])
 
 
+def no_uso() -> str:
+    """Why large datagrams do not pass the kernel's tun driver whole; "" when they do."""
+    return "" if kernel() >= (6, 2) else "needs Linux 6.2 for large datagrams on TAP devices (USO)"
+
+
+def skip_without_uso() -> None:
+    if no_uso():
+        pytest.skip(no_uso())
+
+
 @functools.cache
 def no_io_uring() -> str:
     """Why io_uring cannot be used here, in one phrase; "" when it can."""

@@ -6,8 +6,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-import pytest
-from support import LOCAL, REMOTE, Tap, pattern
+from support import LOCAL, REMOTE, Tap, pattern, skip_without_uso
 
 from rtap.control import tun
 from rtap.control.tun import TunFeature
@@ -141,5 +140,6 @@ SUPER = [shape for shape in SHAPES if shape.gso]
 
 
 def offload(tap: Tap, features: TunFeature) -> None:
-    if tun.set_offload(tap.fd, features, tap.name) != features:
-        pytest.skip("needs UDP segmentation offload in the tun driver (Linux 6.2)")
+    if features & USO:
+        skip_without_uso()
+    assert tun.set_offload(tap.fd, features, tap.name) == features
