@@ -34,6 +34,7 @@ cdef extern from "rtap_compat.h" nogil:
     void io_uring_queue_exit(io_uring *ring)
     int io_uring_register_files(io_uring *ring, const int *files, unsigned int n)
     int io_uring_register_files_update(io_uring *ring, unsigned int off, int *files, unsigned int n)
+    int io_uring_unregister_files(io_uring *ring)
     int register_buffers_sparse "rtap_register_buffers_sparse" (int ring_fd, uint32_t n)
     int update_buffer "rtap_update_buffer" (int ring_fd, uint32_t index, void *base, size_t n)
     void prep_cancel_all "rtap_prep_cancel_all" (io_uring_sqe *sqe)

@@ -29,10 +29,11 @@ from rtap._tap.liburing cimport (
     io_uring_get_sqe, io_uring_params, io_uring_peek_batch_cqe, io_uring_prep_read,
     io_uring_prep_write, io_uring_queue_exit, io_uring_queue_init_params, io_uring_register_files,
     io_uring_register_files_update, io_uring_sq_ready, io_uring_sqe, io_uring_submit,
-    cancel_all_now, prep_cancel_all, register_buffers_sparse, update_buffer, wait_completions,
+    io_uring_unregister_files, cancel_all_now, prep_cancel_all, register_buffers_sparse, update_buffer, wait_completions,
 )
 
 import os
+import re
 
 cdef enum:
     PIN_AFTER = 16              # bursts from a pool before its arena is pinned
@@ -51,11 +52,23 @@ cdef uring_t *all_rings = NULL
 cdef uint32_t list_lock = 0
 cdef uint32_t files_made = 0
 cdef pthread_key_t ring_key
+# Before Linux 6.4 the kernel lets go of one descriptor of a table only after a second.
+cdef bint updates_late = (
+    [int(n) for n in re.findall(r"\d+", os.uname().release)[:2]] < [6, 4]
+    or os.environ.get("RTAP_TEST_RING") == "cancel"
+)
+
+
+cdef void open_table(uring_t *r) noexcept nogil:
+    """Gives the ring a table of descriptors with nothing in it."""
+    cdef int none[RING_FILES]
+    memset(none, 0xff, sizeof(none))
+    memset(r.file_ids, 0, sizeof(r.file_ids))
+    r.files_ok = io_uring_register_files(&r.ring, none, RING_FILES) == 0
 
 
 cdef int ring_open(uring_t *r) noexcept nogil:
     cdef io_uring_params params
-    cdef int none[RING_FILES]
     cdef int rc
     memset(&params, 0, sizeof(params))
     params.flags = IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN
@@ -67,32 +80,36 @@ cdef int ring_open(uring_t *r) noexcept nogil:
         r.refused = rc
     if rc < 0:
         return rc
-    memset(none, 0xff, sizeof(none))
-    memset(r.file_ids, 0, sizeof(r.file_ids))
     memset(r.pools, 0, sizeof(r.pools))
     r.skip_success = params.features & IORING_FEAT_CQE_SKIP != 0
-    r.files_ok = io_uring_register_files(&r.ring, none, RING_FILES) == 0
+    open_table(r)
     r.buffers_ok = register_buffers_sparse(r.ring.ring_fd, RING_POOLS) == 0
     r.broken = False
     r.open = True
     return 0
 
 
-cdef void count_out(const uring_t *r) noexcept nogil:
-    """What a ring has registered goes with it."""
+cdef void files_gone(const uring_t *r) noexcept nogil:
     cdef uint32_t i
-    for i in range(<uint32_t>RING_FILES):
-        if r.file_ids[i] != 0 and r.file_ids[i] != FILE_FORGOTTEN:
-            _live.gone(_live.RING_FILES_KEPT, 1)
-    for i in range(<uint32_t>RING_POOLS):
-        _live.gone(_live.RING_ARENAS_KEPT, r.pools[i].registered)
+    if _live.COUNTS:
+        for i in range(<uint32_t>RING_FILES):
+            if r.file_ids[i] != 0 and r.file_ids[i] != FILE_FORGOTTEN:
+                _live.gone(_live.RING_FILES_KEPT, 1)
+
+
+cdef void arenas_gone(const uring_t *r) noexcept nogil:
+    cdef uint32_t i
+    if _live.COUNTS:
+        for i in range(<uint32_t>RING_POOLS):
+            _live.gone(_live.RING_ARENAS_KEPT, r.pools[i].registered)
 
 
 cdef void ring_close(uring_t *r) noexcept nogil:
+    """What the ring has registered goes with it."""
     if r.open:
         r.open = False
-        if _live.COUNTS:
-            count_out(r)
+        files_gone(r)
+        arenas_gone(r)
         io_uring_queue_exit(&r.ring)
 
 
@@ -183,14 +200,29 @@ cdef int uring_file(uring_t *r, uint64_t file_id, int fd) noexcept nogil:
     return vacant
 
 
-cdef void forget_file_here(uring_t *r, uint64_t file_id) noexcept nogil:
+cdef bint forget_all_files(uring_t *r) noexcept nogil:
+    """Drops the whole table; bursts register again what they use."""
+    if io_uring_unregister_files(&r.ring) < 0:
+        return False
+    files_gone(r)
+    open_table(r)
+    return True
+
+
+cdef bint forget_one_file(uring_t *r, uint32_t index) noexcept nogil:
     cdef int none = -1
+    if io_uring_register_files_update(&r.ring, index, &none, 1) != 1:
+        return False
+    r.file_ids[index] = FILE_FORGOTTEN
+    _live.gone(_live.RING_FILES_KEPT, 1)
+    return True
+
+
+cdef void forget_file_here(uring_t *r, uint64_t file_id) noexcept nogil:
     cdef uint32_t i
     for i in range(<uint32_t>RING_FILES):
         if r.file_ids[i] == file_id:
-            r.file_ids[i] = FILE_FORGOTTEN
-            _live.gone(_live.RING_FILES_KEPT, 1)
-            if io_uring_register_files_update(&r.ring, i, &none, 1) != 1:
+            if not (forget_all_files(r) if updates_late else forget_one_file(r, i)):
                 ring_close(r)   # it would keep the interface
             return
 
