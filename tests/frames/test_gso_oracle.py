@@ -10,13 +10,15 @@ from collections.abc import Iterator
 import pytest
 from oracle import PARTIAL_FRAMES, SUPER_FRAMES, Maker, Oracle, Super, ones_sum, oracle
 from patience import fewer
-from support import skip_without_devices
+from support import no_uso, skip_without_devices
 
 from rtap import offload
 
 pytestmark = pytest.mark.root
 
 ZERO_SUMS = fewer(1000)
+#: Older kernels take no super-frames of UDP from a TAP.
+UDP_TOO = not no_uso()
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def compare(kernel: Oracle, question: Super, mine: list[bytes]) -> None:
 
 def test_super_frames(kernel: Oracle) -> None:
     """Both IP versions, TCP and UDP, tags, options, extension headers, every flag, odd sizes."""
-    maker = Maker(20)
+    maker = Maker(20, udp=UDP_TOO)
     seen: Counter[str] = Counter()
     for _ in range(SUPER_FRAMES):
         question = maker.super_frame()
@@ -53,7 +55,7 @@ def test_super_frames(kernel: Oracle) -> None:
         compare(kernel, question, mine)
         seen[question.about[:18]] += 1
         seen["frames"] += len(mine)
-    assert len(seen) == 5
+    assert len(seen) == (5 if UDP_TOO else 3)
     assert min(seen.values()) > SUPER_FRAMES / 10
     assert seen["frames"] > 10 * SUPER_FRAMES
 
@@ -73,7 +75,7 @@ def with_sum_of_zero(frame: bytes, word: int, checksum: int) -> bytes:
 
 def test_sums_of_zero(kernel: Oracle) -> None:
     """UDP writes 0xffff, since 0 means "none"; for TCP only skb_checksum_help does so."""
-    maker = Maker(22)
+    maker = Maker(22, udp=UDP_TOO)
     fields: Counter[tuple[str, int, bytes]] = Counter()
     for _ in range(ZERO_SUMS):
         whole = maker.super_frame()
@@ -100,14 +102,14 @@ def test_sums_of_zero(kernel: Oracle) -> None:
         fields["finished", udp, mine[0][at : at + 2]] += 1
     assert set(fields) == {
         ("split", False, b"\0\0"),
-        ("split", True, b"\xff\xff"),
+        *([("split", True, b"\xff\xff")] if UDP_TOO else []),
         ("finished", False, b"\xff\xff"),
         ("finished", True, b"\xff\xff"),
     }
 
 
 def test_the_rig_sees_a_difference(kernel: Oracle) -> None:
-    question = Maker(23).super_frame()
+    question = Maker(23, udp=UDP_TOO).super_frame()
     mine = offload.segment(question.frame, kernel.as_taken(question.hdr))
     wrong = [*mine[:-1], mine[-1][:-1] + bytes([mine[-1][-1] ^ 1])]
     with pytest.raises(AssertionError, match="differs from the kernel's"):

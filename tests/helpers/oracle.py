@@ -54,8 +54,10 @@ class Super:
 class Maker:
     """Random frames, reproducible from a seed."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, udp: bool = True) -> None:
         self.dice = random.Random(seed)
+        #: The protocols of super-frames.
+        self.protocols = [TCP, UDP] if udp else [TCP]
         self.bytes = random.Random(seed).randbytes(1 << 17)
 
     def data(self, n: int) -> bytes:
@@ -164,7 +166,7 @@ class Maker:
 
     def super_frame(self) -> Super:
         dice = self.dice
-        version, protocol = dice.choice([4, 6]), dice.choice([TCP, UDP])
+        version, protocol = dice.choice([4, 6]), dice.choice(self.protocols)
         count = dice.choice([2, 2, 3, 7, dice.randrange(2, 45)])
         room = LARGEST - 400
         gso_size = min(

@@ -212,7 +212,11 @@ def ping(ns: NetNS, address: str, *options: str) -> None:
 
 
 def carrier(ns: NetNS, ifname: str) -> bool:
-    return "NO-CARRIER" not in link(ns, ifname)["flags"]
+    """Whether an interface that is up has a carrier.
+
+    ``NO-CARRIER`` and the operational state follow it up to a second later on older kernels.
+    """
+    return "LOWER_UP" in link(ns, ifname)["flags"]
 
 
 def addresses(ns: NetNS, ifname: str) -> list[str]:
