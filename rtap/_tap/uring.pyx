@@ -29,7 +29,8 @@ from rtap._tap.liburing cimport (
     io_uring_get_sqe, io_uring_params, io_uring_peek_batch_cqe, io_uring_prep_read,
     io_uring_prep_write, io_uring_queue_exit, io_uring_queue_init_params, io_uring_register_files,
     io_uring_register_files_update, io_uring_sq_ready, io_uring_sqe, io_uring_submit,
-    io_uring_unregister_files, cancel_all_now, prep_cancel_all, register_buffers_sparse, update_buffer, wait_completions,
+    io_uring_unregister_files, cancel_all_now, prep_cancel_all, register_buffers_sparse,
+    update_buffer, wait_completions,
 )
 
 import os
