@@ -34,7 +34,6 @@ MARGIN = 120
 
 #: At most five minutes on one kernel.
 CORE = (
-    "tests/control/test_netns.py",
     "tests/drivers/test_open.py",
     "tests/drivers/test_pmd_control.py",
     "tests/drivers/test_pmd_events.py",
@@ -44,13 +43,16 @@ CORE = (
     "tests/tap/test_ring.py",
     "tests/tap/test_ring_rx.py",
     "tests/tap/test_ring_tx.py",
-    "tests/tap/test_vnet_hdr.py",
+    "tests/whole/test_kernel_features.py",
     "tests/work/test_worker.py",
 )
 #: At most ten together with these.
 MORE = (
     "tests/control/test_netlink.py",
+    "tests/control/test_netns.py",
     "tests/control/test_tun.py",
+    "tests/drivers/test_af_packet.py",
+    "tests/drivers/test_af_packet_traffic.py",
     "tests/drivers/test_moves.py",
     "tests/drivers/test_open_life.py",
     "tests/drivers/test_take_over.py",
@@ -61,6 +63,7 @@ MORE = (
     "tests/tap/test_offload_tx.py",
     "tests/tap/test_ring_cut.py",
     "tests/tap/test_uring_refused.py",
+    "tests/tap/test_vnet_hdr.py",
     "tests/tap/test_vnet_traffic.py",
     "tests/work/test_worker_events.py",
 )
