@@ -148,6 +148,16 @@ class FairRLock:
     def __exit__(self, *_: object) -> None:
         self.release()
 
+    def locked(self) -> bool:
+        """Whether a thread has it. From Python 3.14 on :class:`threading.Condition` takes no lock
+        without this."""
+        if self._is_owned():
+            return True
+        free = bool(self._lock.acquire(blocking=False))
+        if free:
+            self._lock.release()
+        return not free
+
     def condition(self) -> threading.Condition:
         """A condition variable with this lock under it."""
         lock: Any = self

@@ -72,6 +72,17 @@ def test_a_wait_can_be_bounded() -> None:
         lock.release()
 
 
+def test_it_tells_whether_it_is_locked() -> None:
+    """Also to a condition variable of Python 3.14, which takes no lock that does not."""
+    lock = FairRLock()
+    assert not lock.locked()
+    with lock:
+        assert lock.locked()
+        assert Task(lock.locked).result(5)
+    assert not Task(lock.locked).result(5)
+    assert not lock.locked()
+
+
 def test_a_condition_waits_for_it() -> None:
     lock = FairRLock()
     condition, ready = lock.condition(), []
