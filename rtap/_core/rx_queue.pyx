@@ -173,7 +173,8 @@ cdef class RxQueueBase(QueueBase):
         try:
             PyErr_CheckSignals()
         finally:
-            _compat.store(&self.q.gate.owned, me)
+            # Written before the state is read, see move(): a plain store may be seen later.
+            _compat.exchange(&self.q.gate.owned, me)
         if _compat.load(&self.q.gate.state) != QUEUE_STARTED:
             raise DeviceStateError(f"{self!r} was stopped while waiting")
         return 0

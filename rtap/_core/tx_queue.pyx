@@ -154,8 +154,12 @@ cdef class TxQueueBase(QueueBase):
     cdef void leave(self) noexcept:
         """Ends a burst.  A thread that stopped the queue meanwhile, without waiting, found it
         owned: whichever of the two comes last counts the waiting frames."""
-        self.disown()
-        if _compat.load(&self.q.waiting) != 0 and _compat.load(&self.gate.state) != QUEUE_STARTED:
+        if self.q.waiting == 0:
+            self.disown()
+            return
+        # Written before the state is read, see move(): a plain store may be seen later.
+        _compat.exchange(&self.gate.owned, 0)
+        if _compat.load(&self.gate.state) != QUEUE_STARTED:
             self.settle()
 
     cdef void settle(self) noexcept:
