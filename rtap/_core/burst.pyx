@@ -18,6 +18,9 @@ from rtap._core.pool cimport (
     MAX_DATA_ROOM, mbuf_free_bulk, mbuf_read, mbuf_ref, mbuf_t, mbuf_window, mbuf_write,
 )
 
+cdef extern from "Python.h":
+    const Py_ssize_t PY_SSIZE_T_MAX
+
 
 cdef bint is_bool(item):
     """A Python or NumPy truth value, as opposed to an index."""
@@ -300,6 +303,8 @@ cdef class Burst:
         cdef Py_ssize_t i
         check_range("offset", offset, 0, MAX_DATA_ROOM)
         check_range("n", n, 1, MAX_DATA_ROOM)
+        if self.n > 0 and n > PY_SSIZE_T_MAX // self.n:     # with pointers of 32 bits
+            raise MemoryError(f"{self.n} rows of {n} bytes are more than there can be")
         out = bytearray(self.n * n)
         row = <uint8_t *>out
         for i in range(self.n):

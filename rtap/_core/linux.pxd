@@ -63,7 +63,7 @@ cdef extern from "rtap_compat.h" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
-    int ftruncate(int fd, long length)
+    int ftruncate(int fd, long long length)
     int usleep(unsigned int microseconds)
 
 cdef extern from "<poll.h>" nogil:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 
 from rtap._core.pool cimport mbuf_t, pool_t
 
@@ -20,7 +20,7 @@ cdef Mbuf mbuf_wrap(mbuf_t *m)              # steals the reference
 cdef Py_ssize_t row_stride(const Py_buffer *view, Py_ssize_t rows) except? -1
 cdef bytes_like(value)
 cdef no_room(pool_t *p, Py_ssize_t asked)   # the PoolEmpty to raise
-cdef Py_ssize_t check_range(str what, value, Py_ssize_t low, Py_ssize_t high) except? -1
+cdef int64_t check_range(str what, value, int64_t low, int64_t high) except? -1
 cdef int slice_range(slice index, Py_ssize_t n, Py_ssize_t *start, Py_ssize_t *stop,
                      Py_ssize_t *step) except -1
 cdef Py_ssize_t wrap_index(index, Py_ssize_t n, str what) except -1

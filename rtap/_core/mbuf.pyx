@@ -11,7 +11,7 @@ from cpython.buffer cimport (
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.number cimport PyNumber_Index
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cimport rtap._core.compat as _compat
 from rtap._core.pool cimport (
@@ -22,9 +22,9 @@ from rtap._core.pool cimport (
 from rtap.errors import PoolEmpty
 
 
-cdef Py_ssize_t check_range(str what, value, Py_ssize_t low, Py_ssize_t high) except? -1:
+cdef int64_t check_range(str what, value, int64_t low, int64_t high) except? -1:
     """``value`` as an integer in low..high; TypeError or ValueError naming ``what``."""
-    cdef Py_ssize_t n
+    cdef int64_t n
     try:
         number = PyNumber_Index(value)
     except TypeError:

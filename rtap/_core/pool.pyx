@@ -86,7 +86,7 @@ cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t head
     if memfd_name != NULL:
         # Sealed: if another holder of the descriptor cut bytes off, they would raise SIGBUS here.
         p.memfd = memfd_create(memfd_name, MFD_CLOEXEC | MFD_ALLOW_SEALING)
-        if (p.memfd < 0 or ftruncate(p.memfd, <long>p.arena_len) != 0
+        if (p.memfd < 0 or ftruncate(p.memfd, <long long>p.arena_len) != 0
                 or fcntl(p.memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0):
             rc = -errno
             pool_destroy(p)

@@ -135,7 +135,9 @@ reads_writes=0)\n--\n
             while megabytes & (megabytes - 1):
                 megabytes &= megabytes - 1
             q.mask = (megabytes << 20) // sizeof(uint64_t) - 1
-            self.noisy.memory = q.memory = <uint64_t *>calloc(q.mask + 1, sizeof(uint64_t))
+            if q.mask < <size_t>-1 // sizeof(uint64_t):
+                q.memory = <uint64_t *>calloc(<size_t>q.mask + 1, sizeof(uint64_t))
+                self.noisy.memory = q.memory
             if q.memory == NULL:
                 raise MemoryError(f"no memory for {megabytes} MiB to look up in")
         if q.size > 0:

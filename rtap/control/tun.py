@@ -115,6 +115,7 @@ TUNGETSNDBUF = _ioc(_READ, 211, _INT)
 TUNSETTXFILTER = _ioc(_WRITE, 209, _INT)
 TUNSETSNDBUF = _ioc(_WRITE, 212, _INT)
 TUNDETACHFILTER = _ioc(_WRITE, 214, struct.calcsize("HP"))
+_TUNDETACHFILTER_64 = _ioc(_WRITE, 214, 16)
 TUNSETVNETHDRSZ = _ioc(_WRITE, 216, _INT)
 TUNSETQUEUE = _ioc(_WRITE, 217, _INT)
 TUNSETVNETLE = _ioc(_WRITE, 220, _INT)
@@ -395,16 +396,30 @@ def reset_filters(fd: int, mode: str, ifname: str = "") -> None:
         (TUNSETFILTEREBPF, nothing, "TUNSETFILTEREBPF"),
     ]
     if mode == "tap":
-        # struct tun_filter and struct sock_fprog, both without entries.
-        requests += [
-            (TUNSETTXFILTER, bytes(4), "TUNSETTXFILTER"),
-            (TUNDETACHFILTER, bytes(struct.calcsize("HP")), "TUNDETACHFILTER"),
-        ]
+        # struct tun_filter without entries.
+        requests += [(TUNSETTXFILTER, bytes(4), "TUNSETTXFILTER")]
     for request, argument, operation in requests:
         try:
             fcntl.ioctl(fd, request, argument)
         except OSError as exc:
             _fail(exc, operation, ifname)
+    if mode == "tap":
+        try:
+            _detach_socket_filter(fd)
+        except OSError as exc:
+            _fail(exc, "TUNDETACHFILTER", ifname)
+
+
+def _detach_socket_filter(fd: int) -> None:
+    nothing = bytes(16)  # struct sock_fprog without entries, which the kernel does not read
+    try:
+        fcntl.ioctl(fd, TUNDETACHFILTER, nothing)
+    except OSError as exc:
+        # The number has the struct's size in it, and a kernel of 64 bits knows only its own, from a
+        # process of 32 bits as well.
+        if exc.errno != errno.EINVAL or TUNDETACHFILTER == _TUNDETACHFILTER_64:
+            raise
+        fcntl.ioctl(fd, _TUNDETACHFILTER_64, nothing)
 
 
 def set_queue_attached(fd: int, attached: bool, ifname: str = "") -> None:

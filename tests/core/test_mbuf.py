@@ -241,7 +241,8 @@ def test_append(pool: Mempool, n: int) -> None:
     ("method", "most"), [("prepend", 32), ("append", ROOM - 7), ("adj", 7), ("trim", 7)]
 )
 def test_window_at_its_ends(pool: Mempool, method: str, most: int) -> None:
-    for bad in (most + 1, -1, 1 << 31, 1 << 32, (1 << 32) + 1, sys.maxsize):
+    huge = [n for n in (1 << 31, 1 << 32, (1 << 32) + 1) if n < sys.maxsize]
+    for bad in (most + 1, -1, *huge, sys.maxsize):
         mbuf = pool.alloc(b"payload")
         with pytest.raises(ValueError, match=rf"n must be 0\.\.{most}, got {bad}"):
             getattr(mbuf, method)(bad)

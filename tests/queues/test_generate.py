@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
@@ -268,6 +270,15 @@ def test_bad_noise_is_refused(options: dict[str, int], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         NoisyRxQueue(inner, **options)
     inner.close()
+
+
+if sys.maxsize < 1 << 32:  # elsewhere there may be room for it
+
+    def test_noise_in_more_memory_than_there_can_be() -> None:
+        inner = endless(Mempool(64, 64))
+        with pytest.raises(MemoryError, match="no memory for 32768 MiB"):
+            NoisyRxQueue(inner, memory_mb=1 << 15)
+        inner.close()
 
 
 def test_a_forgotten_one_frees_what_it_holds() -> None:
