@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import random
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -482,7 +483,7 @@ def test_native_context(pool: Mempool) -> None:
     number = ctypes.c_uint64()
     for ctx in (buffer, number, ctypes.addressof(number), ctypes.pointer(number)):
         stages.Native(count, ctx)(burst_of(pool, FRAMES))
-    assert int.from_bytes(buffer, "little") == 10
+    assert int.from_bytes(buffer, sys.byteorder) == 10
     assert number.value == 30
     stage = stages.Native(count, buffer)
     with pytest.raises(BufferError):
