@@ -4,7 +4,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-freethreading race sanitize sanitized replays build debug lint coverage bench soak fuzz kernels docs wheel clean setup
+.PHONY: help demo test test-freethreading race sanitize sanitized replays build debug lint coverage bench soak fuzz kernels ports docs wheel clean setup
 
 BIN := .venv/bin
 PYTHON3 := $(BIN)/python
@@ -34,6 +34,8 @@ help:
 	@echo '              fewer inputs'
 	@echo 'make kernels  tests on the kernels of other Debian releases, booted in QEMU, forty minutes;'
 	@echo '              ARGS="6.1 --core" for one kernel and the most important tests (as root)'
+	@echo 'make ports    tests on other architectures, in Debian trees of these, as root;'
+	@echo '              ARCH="arm64 armhf ppc64el i386 s390x" or some of them'
 	@echo 'make docs     the manual, into build/docs'
 	@echo 'make wheel    sdist and wheel, into dist'
 	@echo 'make clean    remove all that was built, and .venv'
@@ -110,6 +112,10 @@ kernels: build
 	@RTAP_KERNELS=1 tools/setup
 	@tools/setup kernels
 	@$(PYTHON3) tools/kernels.py $(ARGS)
+
+ports: build
+	@RTAP_PORTS="$(or $(ARCH),all)" tools/setup
+	@$(PYTHON3) tools/ports.py $(ARCH) $(ARGS)
 
 docs: build
 	@tools/setup docs

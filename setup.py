@@ -286,4 +286,6 @@ class BuildExt(build_ext):
             yield
 
 
-setup(ext_modules=extensions(), cmdclass={"build": Build, "build_ext": BuildExt})
+# Also make ports reads this file: for the flags.
+if __name__ == "__main__":
+    setup(ext_modules=extensions(), cmdclass={"build": Build, "build_ext": BuildExt})

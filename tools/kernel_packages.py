@@ -114,7 +114,7 @@ def _machine_targets() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def _sources_of(suite: str) -> list[str]:
+def sources_of(suite: str) -> list[str]:
     if shutil.which("apt-get") is None or not KEYRING.exists():
         raise Unavailable("there is no apt-get with Debian's keys (debian-archive-keyring) here.")
     mirror = os.environ.get("RTAP_MIRROR", "")
@@ -130,7 +130,7 @@ def fetch(name: str, below: Path) -> Kernel:
     """The newest kernel of that name, unpacked below a directory; Unavailable says why not."""
     suite, place, fresh = SUITES[name], below / name, below / f"{name}.new"
     apt = Apt(below / "apt" / suite)
-    apt.use(_sources_of(suite))
+    apt.use(sources_of(suite))
     packages = parts(apt.run("-s", "--no-install-recommends", "install", META))
     if not packages:
         raise Unavailable(f"{META} of {suite} depends on no kernel that is known here.")
