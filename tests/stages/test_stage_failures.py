@@ -316,6 +316,23 @@ def test_the_event_says_what_was_raised(null: EthDev) -> None:
     assert (heard[0].device, heard[0].port, heard[0].queue) == ("net_null0", null.port_id, 0)
 
 
+def test_frames_added_meanwhile_come_behind(pool: Mempool) -> None:
+    """While a stage works on a burst's frames, it looks empty, and others may add to it."""
+    burst = pool.alloc_burst(2, bytes(60))
+    seen: list[int] = []
+
+    def add(context: int | None, frames: int | None) -> int:
+        seen.append(len(burst))
+        burst.extend(pool.alloc_burst(40, bytes(70)))
+        return 0
+
+    stages.Native(STAGE(add))(burst)
+    assert seen == [0]
+    assert [len(mbuf) for mbuf in burst] == [60] * 2 + [70] * 40
+    burst.free()
+    assert pool.in_use == 0
+
+
 # ---- no memory
 
 
