@@ -46,7 +46,7 @@ os._exit = counted_exit
 
 #: A pytest plugin. pytest-xdist kills a worker that has not ended 10 s after its last test. On a
 #: busy machine the counts take longer to write.
-PATIENCE = """
+LONG_EXIT = """
 from xdist.workermanage import NodeManager
 
 NodeManager.EXIT_TIMEOUT = 300
@@ -68,10 +68,10 @@ def run_tests(args: list[str]) -> int:
     for old in (*OBJECTS.rglob("*.gcda"), *(ROOT / BUILD).glob("python.*")):
         old.unlink()
     (ROOT / BUILD / "sitecustomize.py").write_text(AT_START)
-    (ROOT / BUILD / "patience.py").write_text(PATIENCE)
+    (ROOT / BUILD / "long_exit.py").write_text(LONG_EXIT)
     env = os.environ | {"PYTHONPATH": str(ROOT / BUILD), "RTAP_TEST_BUILD": BUILD}
     jobs = str(2 * len(os.sched_getaffinity(0)))
-    command = [str(BIN / "coverage"), "run", str(BIN / "pytest"), "-p", "patience", "-n", jobs]
+    command = [str(BIN / "coverage"), "run", str(BIN / "pytest"), "-p", "long_exit", "-n", jobs]
     # This build takes half as long again, so the time-out is long; a hanging test still ends.
     return subprocess.run(
         [*command, "--dist=worksteal", "-p", "no:cacheprovider", "--timeout=600", *args],
