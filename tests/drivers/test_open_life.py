@@ -31,6 +31,7 @@ from support import (
     link,
     links,
     netdev,
+    rename,
     seq_of,
     settle,
 )
@@ -470,7 +471,7 @@ def test_interface_deleted_under_a_waiting_reader(netns: NetNS, engine: str) -> 
 
 def test_interface_renamed(netns: NetNS) -> None:
     with rtap.open("t0", netns=netns, queues=2) as dev:
-        iproute(netns, "link set t0 name other0")
+        rename(netns, "t0", "other0")
         assert dev.ifname == dev.info().ifname == "other0"
         dev.mtu = 1400
         assert link(netns, "other0")["mtu"] == 1400

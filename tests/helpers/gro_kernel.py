@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from patience import patient
 from rigs import add_bridge
-from support import ip, quiet_netns
+from support import ip, no_uso, quiet_netns
 
 from rtap import NetNS
 from rtap.control import tun
@@ -28,19 +28,21 @@ from rtap.control.tun import QueueFlag, TunFeature
 #: its train, starts a new one.
 HOLD_NS = 1_000_000
 
+#: Older kernels split super-frames of UDP again, before they hand them to a TAP.
+UDP_TOO = not no_uso()
+USO = TunFeature.USO4 | TunFeature.USO6
 FEATURES = (
     TunFeature.CSUM
     | TunFeature.TSO4
     | TunFeature.TSO6
     | TunFeature.TSO_ECN
-    | TunFeature.USO4
-    | TunFeature.USO6
+    | (USO if UDP_TOO else TunFeature(0))
 )
 
 _GRO = """
 mount -t sysfs none /sys
 echo {hold} > /sys/class/net/a0/gro_flush_timeout
-ethtool -K a0 gro on rx-udp-gro-forwarding on
+ethtool -K a0 gro on {udp}
 """
 
 
@@ -108,6 +110,10 @@ def _open(ns: NetNS, name: str, flags: QueueFlag) -> int:
     return ns.call(attach)
 
 
+def _gro(hold_ns: int) -> str:
+    return _GRO.format(hold=hold_ns, udp="rx-udp-gro-forwarding on" if UDP_TOO else "")
+
+
 @contextlib.contextmanager
 def kernel_gro(hold_ns: int = HOLD_NS) -> Iterator[KernelGro]:
     """The rig, in a namespace of its own."""
@@ -123,5 +129,5 @@ def kernel_gro(hold_ns: int = HOLD_NS) -> Iterator[KernelGro]:
             ip(ns, "link", "set", name, "master", "br0")
             ip(ns, "link", "set", name, "multicast", "off")
             ip(ns, "link", "set", name, "mtu", "9000", "up")
-        ns.run(["unshare", "-m", "sh", "-ec", _GRO.format(hold=hold_ns)], check=True)
+        ns.run(["unshare", "-m", "sh", "-ec", _gro(hold_ns)], check=True)
         yield KernelGro(ns, a, b)

@@ -219,6 +219,16 @@ def carrier(ns: NetNS, ifname: str) -> bool:
     return "LOWER_UP" in link(ns, ifname)["flags"]
 
 
+def rename(ns: NetNS, ifname: str, new: str) -> None:
+    """Renames an interface that is up. Before Linux 6.2 it has to be down for that moment."""
+    live = kernel() >= (6, 2)
+    if not live:
+        ip(ns, "link", "set", ifname, "down")
+    ip(ns, "link", "set", ifname, "name", new)
+    if not live:
+        ip(ns, "link", "set", new, "up")
+
+
 def addresses(ns: NetNS, ifname: str) -> list[str]:
     entries = json.loads(ip(ns, "-j", "addr", "show", "dev", ifname))
     return sorted(

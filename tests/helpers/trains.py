@@ -239,9 +239,10 @@ class Train:
         return [f.build() for f in self.frames]
 
 
-def first_of_flow(r: random.Random, number: int, *, tags: bool = False) -> F:
+def first_of_flow(r: random.Random, number: int, *, tags: bool = False, udp: bool = True) -> F:
     """The first frame of a random flow, different for each number."""
-    f = F(proto=r.choice((TCP, TCP, UDP)), sport=1000 + 10 * number, ident=r.randrange(0x10000))
+    protocols = (TCP, TCP, UDP) if udp else (TCP,)
+    f = F(proto=r.choice(protocols), sport=1000 + 10 * number, ident=r.randrange(0x10000))
     f = replace(f, seq=r.randrange(1 << 32), tos=r.choice((0, 0, 2, 0x48)))
     if r.random() < 0.5:
         f = replace(f, **V6)
@@ -256,11 +257,13 @@ def first_of_flow(r: random.Random, number: int, *, tags: bool = False) -> F:
     return f
 
 
-def random_train(r: random.Random, *, longest: int = 24, tags: bool = False) -> Train:
+def random_train(
+    r: random.Random, *, longest: int = 24, tags: bool = False, udp: bool = True
+) -> Train:
     """Up to three interleaved flows of up to ``longest`` frames each, some with quirks."""
     flows: list[list[tuple[F, str]]] = []
     for number in range(r.choice((1, 1, 2, 3))):
-        first = first_of_flow(r, number, tags=tags)
+        first = first_of_flow(r, number, tags=tags, udp=udp)
         size = r.choice((1, 7, 100, 536, 1000, 1400, r.randint(1, 1400)))
         count = r.randint(2, longest)
         sizes = [size] * count

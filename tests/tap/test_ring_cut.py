@@ -7,9 +7,13 @@ from pathlib import Path
 
 import preload
 import pytest
-from support import skip_without_short_ring_bursts
+from support import no_io_uring, skip_without_short_ring_bursts
 
-pytestmark = [pytest.mark.root, pytest.mark.lifetime]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.lifetime,
+    pytest.mark.skipif(no_io_uring() != "", reason=no_io_uring()),
+]
 
 PRELUDE = """
 import ctypes, errno, json, sys

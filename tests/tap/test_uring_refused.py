@@ -10,7 +10,7 @@ from pathlib import Path
 
 import preload
 import pytest
-from support import skip_without_short_ring_bursts
+from support import skip_without_engine, skip_without_short_ring_bursts
 
 pytestmark = pytest.mark.root
 
@@ -188,6 +188,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["auto", "uring", "close", "worker-auto", "worker-uring"],
 )
 def test_blocked_after_open(shim: Path, program: str, engine: str, code: str, blocked: str) -> None:
+    skip_without_engine("uring")
     if program in (URING, WORKER) and engine == "uring":
         skip_without_short_ring_bursts()
     options = f'["{code}", {str(blocked == "enter").lower()}, "{engine}"]'
