@@ -30,7 +30,14 @@ BIN = Path(sys.executable).parent
 #: Runs first in every process that has the build's directory on its path. os._exit ends a process
 #: without writing the compiler's counts, so C's exit takes its place; the interpreter does not end.
 AT_START = f"""
-import ctypes, os, sys
+import atexit, ctypes, os, sys
+
+@atexit.register
+def hide():
+    # A child of another root or user cannot write its counts. The compiler's code would complain.
+    if not os.access({str(OBJECTS)!r}, os.W_OK):
+        sys.stderr.flush()
+        os.close(2)
 
 def counted_exit(status, kill=os._exit, end=ctypes.CDLL(None).exit):
     if os.access({str(OBJECTS)!r}, os.W_OK):
