@@ -9,6 +9,7 @@ The rule keeps QEMU open (flag F), so that it runs in other roots as well.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import re
 import subprocess
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ BINFMT = Path("/proc/sys/fs/binfmt_misc")
 RULES = Path("/usr/lib/binfmt.d")
 #: The name of a rule that was made here begins so.
 OURS = "rtap-"
+#: Rules are the machine's: one run of this at a time.
+LOCK = Path("/run/lock/rtap-ports")
 
 
 def runs(arch: str, *options: str) -> bool:
@@ -81,6 +84,7 @@ def running(arch: str, cpu: str) -> Iterator[bool]:
     runs them, which knows the processor by another name."""
     name = f"{OURS}{arch}"
     with contextlib.ExitStack() as stack:
+        fcntl.flock(stack.enter_context(LOCK.open("w")), fcntl.LOCK_EX)
         if (BINFMT / name).exists() or not runs(arch):
             stack.enter_context(_mounted())
             stack.enter_context(_registered(_debian_rule(cpu, name), name))

@@ -37,27 +37,58 @@ SLOWER = 15
 #: Seconds of an architecture's limit in which pytest ends.
 MARGIN = 60
 
-#: What needs no device.
-TESTS = (
-    "tests/core",
+#: What needs no device: words, bytes and their order.
+CORE = (
+    "tests/core/test_burst.py",
+    "tests/core/test_mbuf.py",
+    "tests/core/test_mempool.py",
     "tests/drivers/test_net_null.py",
     "tests/ethdev/test_devargs.py",
+    "tests/frames/test_checksum.py",
+    "tests/frames/test_checksum_places.py",
+    "tests/frames/test_gro.py",
+    "tests/frames/test_gso.py",
+    "tests/frames/test_parse.py",
+    "tests/frames/test_segment.py",
+    "tests/stages/test_stages.py",
+)
+#: More that needs none.
+MORE = (
+    "tests/core/test_borrowed.py",
+    "tests/core/test_burst_arrays.py",
+    "tests/core/test_gil.py",
+    "tests/core/test_mbuf_parts.py",
+    "tests/core/test_mbuf_sharing.py",
+    "tests/core/test_mempool_arena.py",
+    "tests/core/test_threads.py",
     "tests/ethdev/test_ethdev.py",
     "tests/ethdev/test_queues.py",
-    "tests/frames",
-    "tests/queues",
-    "tests/stages",
-    "tests/tap/test_vnet_hdr.py",
-    "tests/values",
+    "tests/frames/test_gro_burst.py",
+    "tests/frames/test_verdicts.py",
+    "tests/queues/test_generate.py",
+    "tests/stages/test_borrowed_routes.py",
+    "tests/stages/test_frame_model.py",
+    "tests/stages/test_match_rules.py",
+    "tests/stages/test_nat_offload.py",
+    "tests/stages/test_reshape_stages.py",
+    "tests/stages/test_rewrite.py",
+    "tests/stages/test_rewritten.py",
+    "tests/stages/test_stage_failures.py",
+    "tests/stages/test_stage_routes.py",
+    "tests/values/test_ether.py",
+    "tests/values/test_flags.py",
 )
 #: What does, for where programs are not emulated.
 DEVICES = (
     "tests/drivers/test_open.py",
     "tests/drivers/test_options.py",
     "tests/drivers/test_pmd_packets.py",
+    "tests/frames/test_gro_kernel.py",
+    "tests/frames/test_gso_oracle.py",
     "tests/tap/test_ring.py",
     "tests/tap/test_ring_rx.py",
     "tests/tap/test_ring_tx.py",
+    "tests/tap/test_vnet_hdr.py",
 )
 
 
@@ -153,6 +184,7 @@ def lacking() -> str:
 def arguments(args: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="ports.py", description="Tests on other architectures.")
     parser.add_argument("archs", nargs="*", metavar="ARCH", help=", ".join(ARCHITECTURES))
+    parser.add_argument("--core", action="store_true", help="the most important tests only")
     parser.add_argument("--tests", nargs="+", help="these instead of the selection")
     parser.add_argument("--newest", action="store_true", help="make the trees anew")
     parser.add_argument("--jobs", type=int, default=2, help="tests side by side: 2")
@@ -162,7 +194,7 @@ def arguments(args: Sequence[str]) -> argparse.Namespace:
     if unknown:
         parser.error(f"there is no architecture {unknown[0]}: {', '.join(ARCHITECTURES)}")
     options.archs = options.archs or list(ARCHITECTURES)
-    options.tests = options.tests or [*TESTS, *DEVICES]
+    options.tests = options.tests or [*CORE, *(() if options.core else (*MORE, *DEVICES))]
     return options
 
 

@@ -21,7 +21,7 @@ from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, PadN
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet
-from support import ip, quiet_netns
+from support import ip, quiet_netns, skip_without_devices
 
 import rtap
 from rtap import EthDev, MacAddr, Mbuf, MbufFlag, NetNS
@@ -119,6 +119,7 @@ def bridged(
     *, a: dict[str, Any] | None = None, b: dict[str, Any] | None = None
 ) -> Iterator[Bridge]:
     """A namespace with devices a and b on a bridge, opened with these options."""
+    skip_without_devices()
     with quiet_netns() as ns:
         add_bridge(ns)
         with (
@@ -172,6 +173,7 @@ class Wire:
 @contextlib.contextmanager
 def wire(*, a: dict[str, Any] | None = None, b: dict[str, Any] | None = None) -> Iterator[Wire]:
     """Two devices with options ``a`` and ``b``, up, with addresses 10.9.0.1 and 10.9.0.2."""
+    skip_without_devices()
     with (
         quiet_netns() as left,
         quiet_netns() as right,

@@ -68,6 +68,7 @@ def machine(emulation: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     (tmp_path / "qemu-s390x.conf").write_text(RULE)
     monkeypatch.setattr(emulation, "BINFMT", tmp_path)
     monkeypatch.setattr(emulation, "RULES", tmp_path)
+    monkeypatch.setattr(emulation, "LOCK", tmp_path / "lock")
 
     def runs(arch: str, *options: str) -> bool:
         return not options and (tmp_path / "register").read_text() != ""
@@ -208,11 +209,12 @@ def test_script(runs: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 
 def test_arguments(ports: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    chosen = [*ports.TESTS, *ports.DEVICES]
+    chosen = [*ports.CORE, *ports.MORE, *ports.DEVICES]
     assert [path for path in chosen if not (ROOT / path).exists()] == []
     assert sorted(ports.arguments([]).archs) == ["arm64", "armhf", "i386", "ppc64el", "s390x"]
     assert ports.arguments([]).tests == chosen
     assert ports.arguments(["arm64", "s390x"]).archs == ["arm64", "s390x"]
+    assert ports.arguments(["arm64", "--core"]).tests == list(ports.CORE)
     assert ports.arguments(["arm64", "--tests", "tests/core"]).tests == ["tests/core"]
     with pytest.raises(SystemExit):
         ports.arguments(["sparc"])

@@ -70,6 +70,7 @@ def test_closed_pool_is_refused(tap: Tap) -> None:
 
 @pytest.mark.lifetime
 def test_pool_cannot_be_pulled_from_under_a_queue(engine: str) -> None:
+    skip_without_devices()
     done = python(
         """
         import sys
