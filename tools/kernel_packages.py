@@ -71,10 +71,10 @@ def unpacked(name: str, place: Path) -> Kernel | None:
 
 
 class Apt:
-    """apt-get with directories of its own."""
+    """apt-get with directories of its own, for an architecture."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, arch: str = "amd64") -> None:
+        self._root, self._arch = root, arch
         for name in ("state/lists/partial", "cache/archives/partial"):
             (root / name).mkdir(parents=True, exist_ok=True)
         (root / "status").touch()
@@ -89,7 +89,8 @@ class Apt:
             ("Dir::State::status", self._root / "status"),
             ("Dir::Cache", self._root / "cache"),
             ("Acquire::Languages", "none"),
-            ("APT::Architecture", "amd64"),
+            ("APT::Architecture", self._arch),
+            ("APT::Architectures::", self._arch),
             ("APT::Sandbox::User", ""),
         ):
             yield f"-o{name}={value}"
@@ -126,14 +127,9 @@ def sources_of(suite: str) -> list[str]:
     return lines
 
 
-def fetch(name: str, below: Path) -> Kernel:
-    """The newest kernel of that name, unpacked below a directory; Unavailable says why not."""
-    suite, place, fresh = SUITES[name], below / name, below / f"{name}.new"
-    apt = Apt(below / "apt" / suite)
-    apt.use(sources_of(suite))
-    packages = parts(apt.run("-s", "--no-install-recommends", "install", META))
-    if not packages:
-        raise Unavailable(f"{META} of {suite} depends on no kernel that is known here.")
+def fetch_packages(apt: Apt, packages: Sequence[str], place: Path) -> None:
+    """Unpacks packages into a directory, in the place of what it has."""
+    fresh = place.with_name(f"{place.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
     apt.run("download", *packages, cwd=fresh)
@@ -143,6 +139,17 @@ def fetch(name: str, below: Path) -> Kernel:
     # Only now, so that one cut short is not taken for one that is there.
     shutil.rmtree(place, ignore_errors=True)
     fresh.rename(place)
+
+
+def fetch(name: str, below: Path) -> Kernel:
+    """The newest kernel of that name, unpacked below a directory; Unavailable says why not."""
+    suite, place = SUITES[name], below / name
+    apt = Apt(below / "apt" / suite)
+    apt.use(sources_of(suite))
+    packages = parts(apt.run("-s", "--no-install-recommends", "install", META))
+    if not packages:
+        raise Unavailable(f"{META} of {suite} depends on no kernel that is known here.")
+    fetch_packages(apt, packages, place)
     kernel = unpacked(name, place)
     if kernel is None:
         raise Unavailable(f"{', '.join(packages)} hold no kernel image.")

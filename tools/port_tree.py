@@ -54,6 +54,8 @@ class Architecture:
     compiler: str
     multiarch: str
     stands_for: str
+    #: The processor that QEMU emulates; "" for the newest.
+    model: str = ""
 
 
 #: In the order of what they are most likely to show.
@@ -65,8 +67,11 @@ ARCHITECTURES = {
         Architecture(
             "armhf", "arm", "arm-linux-gnueabihf-gcc", "arm-linux-gnueabihf", "32 bits, weak order"
         ),
+        # One without signed pointers: Debian's programs sign all over, which emulated takes most of
+        # the time.
         Architecture(
-            "arm64", "aarch64", "aarch64-linux-gnu-gcc", "aarch64-linux-gnu", "weak order"
+            *("arm64", "aarch64", "aarch64-linux-gnu-gcc", "aarch64-linux-gnu", "weak order"),
+            model="neoverse-n1",
         ),
         Architecture(
             *("ppc64el", "ppc64le", "powerpc64le-linux-gnu-gcc", "powerpc64le-linux-gnu"),

@@ -25,6 +25,7 @@ from kernel_guest import Run
 from kernel_packages import Unavailable
 from kernel_results import Outcome, details, table
 from kernels import outcome_of, terminated
+from port_boot import boot
 from port_build import build
 from port_emulation import running
 from port_run import RESULTS, asked, run
@@ -138,13 +139,14 @@ def tree_of(arch: Architecture, newest: bool) -> Tree:
     raise Unavailable(f"there is no tree for {arch.name}, see above.")
 
 
-def run_tests(tree: Tree, package: Path, emulated: bool, options: argparse.Namespace) -> Run:
+def run_tests(
+    tree: Tree, package: Path, results: Path, emulated: bool, options: argparse.Namespace
+) -> Run:
     """The tests on that package in the tree."""
-    results = package.parent / "results"
     remove(results)
     results.mkdir()
     python = asked(tree, "python3", "-c", "import platform; print(platform.python_version())")
-    by = "QEMU" if emulated else "this processor"
+    by = "a kernel in QEMU" if options.boot else "QEMU" if emulated else "this processor"
     say(
         f"{tree.arch.name} ({tree.arch.stands_for}): Debian {tree.release}, Python {python}, run "
         f"by {by}; {results.relative_to(ROOT)}/output is what pytest says."
@@ -153,23 +155,30 @@ def run_tests(tree: Tree, package: Path, emulated: bool, options: argparse.Names
     command = pytest_command(options, slower, max(1, limit - MARGIN))
     variables = environment(str(package.relative_to(ROOT)), slower)
     start = time.monotonic()
-    status = run(tree, results, command, variables, () if emulated else ("net/tun",), limit)
+    if options.boot:
+        done = boot(tree, results, command, variables, limit)
+    else:
+        if tree.arch.model:
+            variables["QEMU_CPU"] = tree.arch.model
+        status = run(tree, results, command, variables, () if emulated else ("net/tun",), limit)
+        late = f"the tests did not end within {options.limit:g} minutes."
+        done = Run("", status, late if status is None else "")
     say(f"{tree.arch.name} took {(time.monotonic() - start) / 60:.1f} minutes.")
-    why = f"the tests did not end within {options.limit:g} minutes." if status is None else ""
-    return Run("", status, why)
+    return done
 
 
 def tested(arch: Architecture, options: argparse.Namespace) -> Outcome:
     """Everything for one architecture."""
     package = PLACE / arch.name / "package"
+    results = package.with_name("results-boot" if options.boot else "results")
     try:
         with running(arch.name, arch.cpu) as emulated:
             tree = tree_of(arch, options.newest)
             build(tree, package)
-            done = run_tests(tree, package, emulated, options)
+            done = run_tests(tree, package, results, emulated, options)
     except Unavailable as exc:
         return Outcome(arch.name, why=str(exc))
-    return outcome_of(arch.name, done, package.parent / "results/junit.xml")
+    return outcome_of(arch.name, done, results / "junit.xml")
 
 
 def lacking() -> str:
@@ -186,6 +195,9 @@ def arguments(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("archs", nargs="*", metavar="ARCH", help=", ".join(ARCHITECTURES))
     parser.add_argument("--core", action="store_true", help="the most important tests only")
     parser.add_argument("--tests", nargs="+", help="these instead of the selection")
+    parser.add_argument(
+        "--boot", action="store_true", help="tests with devices on a booted kernel (arm64 only)"
+    )
     parser.add_argument("--newest", action="store_true", help="make the trees anew")
     parser.add_argument("--jobs", type=int, default=2, help="tests side by side: 2")
     parser.add_argument("--limit", type=float, default=60, help="minutes for each: 60")
@@ -194,7 +206,10 @@ def arguments(args: Sequence[str]) -> argparse.Namespace:
     if unknown:
         parser.error(f"there is no architecture {unknown[0]}: {', '.join(ARCHITECTURES)}")
     options.archs = options.archs or list(ARCHITECTURES)
-    options.tests = options.tests or [*CORE, *(() if options.core else (*MORE, *DEVICES))]
+    if options.boot and options.archs != ["arm64"]:
+        parser.error("--boot is for arm64 alone")
+    chosen = DEVICES if options.boot else CORE if options.core else (*CORE, *MORE, *DEVICES)
+    options.tests = options.tests or list(chosen)
     return options
 
 

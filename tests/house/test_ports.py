@@ -208,6 +208,24 @@ def test_script(runs: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert (tree / "dev/net/tun").exists()
 
 
+def test_modules_come_after_those_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    boots = tool("port_boot", monkeypatch)
+    text = "k/a.ko.xz: k/b.ko.xz k/c.ko.xz\nk/b.ko.xz: k/c.ko.xz\nk/c.ko.xz:\nk/d.ko.xz:\n"
+    assert boots.needed(text, ["d", "a"]) == [f"k/{name}.ko.xz" for name in "dcba"]
+    assert boots.needed(text, ["b", "a"]) == [f"k/{name}.ko.xz" for name in "cba"]
+    with pytest.raises(boots.Unavailable, match="no module e"):
+        boots.needed(text, ["e"])
+
+
+def test_a_guest_of_arm64(monkeypatch: pytest.MonkeyPatch) -> None:
+    boots = tool("port_boot", monkeypatch)
+    for text in (boots._INIT, boots._RUN):
+        script = text.format(
+            modules="a.ko b.ko", source="/s", results="/r", environment="A='x y'", command="true"
+        )
+        subprocess.run(["sh", "-n"], input=script, text=True, check=True)
+
+
 def test_arguments(ports: Any, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = [*ports.CORE, *ports.MORE, *ports.DEVICES]
     assert [path for path in chosen if not (ROOT / path).exists()] == []
@@ -216,6 +234,9 @@ def test_arguments(ports: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert ports.arguments(["arm64", "s390x"]).archs == ["arm64", "s390x"]
     assert ports.arguments(["arm64", "--core"]).tests == list(ports.CORE)
     assert ports.arguments(["arm64", "--tests", "tests/core"]).tests == ["tests/core"]
+    assert ports.arguments(["arm64", "--boot"]).tests == list(ports.DEVICES)
+    with pytest.raises(SystemExit):
+        ports.arguments(["armhf", "--boot"])
     with pytest.raises(SystemExit):
         ports.arguments(["sparc"])
     assert "no architecture sparc: " in capsys.readouterr().err
