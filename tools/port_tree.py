@@ -75,7 +75,7 @@ ARCHITECTURES = {
         ),
         Architecture(
             *("ppc64el", "ppc64le", "powerpc64le-linux-gnu-gcc", "powerpc64le-linux-gnu"),
-            "weak order, pages of 64 KiB",
+            "weak order",
         ),
     )
 }
