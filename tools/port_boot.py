@@ -50,9 +50,10 @@ mount -t tmpfs upper /upper
 mkdir /upper/upper /upper/work
 mount -t overlay -o lowerdir=/lower,upperdir=/upper/upper,workdir=/upper/work tree /new
 cd /new
-mkdir -p .{source} .{results} proc sys dev tmp run
+mkdir -p .{source} .{results} lib/modules proc sys dev tmp run
 mount -t 9p -o ro,$share,cache=loose source .{source}
 mount -t 9p -o rw,$share results .{results}
+mount -t 9p -o ro,$share,cache=loose modules lib/modules
 uname -r >.{results}/release
 for name in proc sys dev; do mount --move /$name $name; done
 mount -t tmpfs tmp tmp
@@ -149,6 +150,7 @@ def _qemu(tree: Path, kernel: Kernel, initrd: Path, results: Path) -> list[str]:
     for tag, path, mode in (
         ("tree", tree, "readonly=on"),
         ("source", ROOT, "readonly=on"),
+        ("modules", kernel.image.parents[1] / "usr/lib/modules", "readonly=on"),
         ("results", results, "readonly=off"),
     ):
         share = f"local,id={tag},path={path},security_model=none,multidevs=remap,{mode}"

@@ -38,7 +38,7 @@ PACKAGES = (
     *("python3-pyroute2", "python3-rich", "python3-numpy", "python3-cffi"),
     *("python3-pytest", "python3-pytest-timeout", "python3-pytest-xdist"),
     *("python3-hypothesis", "python3-scapy"),
-    *("ethtool", "iproute2", "iputils-ping", "mount", "procps"),
+    *("ethtool", "iproute2", "iputils-ping", "kmod", "mount", "procps"),
 )
 #: Written last, so that a tree cut short is not taken for one that is there.
 DONE = "var/lib/rtap-tree"
