@@ -19,7 +19,6 @@ from support import (
     carrier,
     child_environment,
     frame,
-    kernel,
     link,
     links,
     none_left,
@@ -28,6 +27,7 @@ from support import (
     skip_without_engine,
     with_open_tun,
 )
+from this_kernel import kernel
 
 import rtap
 from rtap import NetNS, RxOffload, TxOffload

@@ -19,12 +19,12 @@ from support import (
     ip,
     link,
     links,
-    no_uso,
     none_left,
     open_fds,
     python,
     settle,
 )
+from this_kernel import no_uso
 from together import in_threads
 
 import rtap

@@ -15,7 +15,8 @@ from dataclasses import replace
 
 import pytest
 from gro_kernel import UDP_TOO, KernelGro, kernel_gro
-from support import skip_without_devices, skip_without_uso
+from support import skip_without_devices
+from this_kernel import skip_without_uso
 from trains import (
     ACK,
     CWR,

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 from oracle import PARTIAL_FRAMES, SUPER_FRAMES, Maker, Oracle, Super, ones_sum, oracle
 from patience import fewer
-from support import no_uso, skip_without_devices
+from support import skip_without_devices
+from this_kernel import no_uso
 
 from rtap import offload
 

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 
 from patience import patient
 from rigs import add_bridge
-from support import ip, no_uso, quiet_netns
+from support import ip, quiet_netns
+from this_kernel import no_uso
 
 from rtap import NetNS
 from rtap.control import tun

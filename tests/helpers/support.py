@@ -29,6 +29,7 @@ from typing import Any, Generic, TypeVar
 
 import pytest
 from patience import patient
+from this_kernel import kernel
 
 import rtap
 from rtap._core.mempool import Mempool
@@ -81,22 +82,6 @@ def no_devices() -> str:
     return ""
 
 
-def kernel() -> tuple[int, int]:
-    """The kernel's version: (6, 12)."""
-    major, minor = os.uname().release.split(".")[:2]
-    return int(major), int(minor.partition("-")[0])
-
-
-def no_uso() -> str:
-    """Why large datagrams do not pass the kernel's tun driver whole; "" when they do."""
-    return "" if kernel() >= (6, 2) else "needs Linux 6.2 for large datagrams on TAP devices (USO)"
-
-
-def skip_without_uso() -> None:
-    if no_uso():
-        pytest.skip(no_uso())
-
-
 @functools.cache
 def no_io_uring() -> str:
     """Why io_uring cannot be used here, in one phrase; "" when it can."""
@@ -117,11 +102,6 @@ def skip_without_devices() -> None:
 def skip_without_engine(engine: str) -> None:
     if engine == "uring" and no_io_uring():
         pytest.skip(no_io_uring())
-
-
-def skip_without_short_ring_bursts() -> None:
-    if kernel() < (6, 4):
-        pytest.skip("needs Linux 6.4: before it, short bursts read without the ring")
 
 
 #: Use ``@both_engines`` on a test that takes ``engine`` where the fixture does not fit.

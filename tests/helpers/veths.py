@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 
 import pytest
-from support import eventually, ip, kernel, link
+from support import eventually, ip, link
+from this_kernel import kernel
 
 import rtap
 from rtap import EthConf, EthDev, Mempool, NetNS

@@ -6,7 +6,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from support import LOCAL, REMOTE, Tap, pattern, skip_without_uso
+from support import LOCAL, REMOTE, Tap, pattern
+from this_kernel import skip_without_uso
 
 from rtap.control import tun
 from rtap.control.tun import TunFeature

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from rigs import HOST_A, HOST_B, Bridge, Shape, bridged, label, parse, talk, wrong_checksums
 from scapy.layers.inet import IP, TCP, UDP
-from support import ip, kernel, no_uso, pattern, skip_without_uso
+from support import ip, pattern
+from this_kernel import kernel, no_uso, skip_without_uso
 
 import rtap
 from rtap import Burst, EthDev, MacAddr, Mbuf, MbufFlag, Mempool, NetNS, RxOffload, TxOffload

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import preload
 import pytest
-from support import no_io_uring, skip_without_short_ring_bursts
+from support import no_io_uring
+from this_kernel import skip_without_short_ring_bursts
 
 pytestmark = [
     pytest.mark.root,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import preload
 import pytest
-from support import skip_without_engine, skip_without_short_ring_bursts
+from support import skip_without_engine
+from this_kernel import skip_without_short_ring_bursts
 
 pytestmark = pytest.mark.root
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 from rigs import Shape, bridged
-from support import Tap, carrier, kernel, pattern
+from support import Tap, carrier, pattern
+from this_kernel import kernel
 
 import rtap
 from rtap import Burst, NetNS, RxOffload, TxOffload
