@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rigs import Shape, bridged
-from support import Tap, carrier, pattern
+from rigs import Shape, bridged, talk
+from support import PacketSocket, Tap, carrier, eventually, frame, link, pattern
 from this_kernel import kernel
 
 import rtap
@@ -76,6 +76,32 @@ def namespace_of_a_descriptor(netns: NetNS) -> bool:
         return os.fstat(found.fileno()).st_ino == os.fstat(netns.fd).st_ino
 
 
+def datagrams_cut(netns: NetNS) -> bool:
+    """A datagram with UDP_SEGMENT, to a device without offloads; with UDP_CKSUM it always goes."""
+    payload = pattern(1, 3000)
+    with rtap.open("t0", netns=netns, rx_offloads=RxOffload.UDP_CKSUM) as dev:
+        talk(netns, dev, payload, segment=1000)
+        assert len(dev.rx_burst(0, 8, 5)) > 0
+    with rtap.open("t0", netns=netns) as dev:
+        try:
+            talk(netns, dev, payload, segment=1000)
+        except OSError as exc:
+            refusal = exc.errno
+        else:
+            return len(dev.rx_burst(0, 8, 5)) > 0
+    assert refusal == errno.EIO
+    return False
+
+
+def drops_counted(netns: NetNS) -> bool:
+    """Frames of the kernel that find the carrier off."""
+    with rtap.open("t0", netns=netns) as dev, PacketSocket(netns, "t0") as sender:
+        dev.set_link_down()
+        eventually(lambda: link(netns, "t0")["operstate"] == "DOWN", "the queues are closed")
+        sender.send(frame(1))
+        return dev.xstats()["link_down_drops"] == 1
+
+
 def carrier_falls(netns: NetNS) -> bool:
     """A persistent interface whose last descriptor was closed has no carrier."""
     with Tap(netns, "t0") as tap:
@@ -89,6 +115,11 @@ FEATURES: dict[str, tuple[tuple[int, int], Callable[[NetNS], bool]]] = {
     "RWF_NOWAIT on TAP devices": ((6, 4), nowait),
     "UDP super-frames received (`UDP_LRO`)": ((6, 2), uso_received),
     "UDP super-frames sent (`UDP_TSO`)": ((6, 2), uso_sent),
+    "datagrams that the kernel cuts (`UDP_SEGMENT`), to a device without checksum offload": (
+        (6, 11),
+        datagrams_cut,
+    ),
+    "drops while the link is down are counted (`link_down_drops`)": ((6, 11), drops_counted),
     "the namespace of a descriptor": ((5, 2), namespace_of_a_descriptor),
     "a persistent interface loses its carrier when nobody has it open": ((3, 9), carrier_falls),
 }
