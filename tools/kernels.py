@@ -77,7 +77,7 @@ def pytest_command(results: Path, tests: Sequence[str], seconds: float) -> list[
     """The tests, interrupted when they take longer: pytest then writes what it knows."""
     return [
         *("timeout", "--foreground", "--signal=INT", "--kill-after=60", f"{seconds:.0f}"),
-        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+        *(sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider"),
         *("-n", str(CPUS), "--dist", "worksteal", f"--timeout={120 * SLOWER}"),
         *("--durations=25", f"--junitxml={results}/junit.xml", *tests),
     ]
