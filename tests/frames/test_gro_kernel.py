@@ -16,6 +16,7 @@ from dataclasses import replace
 import pytest
 from gro_kernel import UDP_TOO, KernelGro, kernel_gro
 from support import skip_without_devices
+from this_kernel import kernel as kernel_version
 from this_kernel import skip_without_uso
 from trains import (
     ACK,
@@ -180,6 +181,8 @@ def test_random_trains(kernel: KernelGro, batch: int) -> None:
     merged = supers = 0
     for number in range(batch, TRAINS, BATCHES):
         train = random_train(random.Random(number), udp=UDP_TOO)
+        if kernel_version() < (6, 15) and "CWR" in train.odd.values():
+            continue  # an older kernel merges what follows a frame with CWR into it
         assert agrees(kernel, train) == "", f"train {number}"
         for head, _ in ours(train.bytes()):
             supers += head[1] != 0
