@@ -236,7 +236,7 @@ def test_what_waits_is_offered_once_more_at_the_end(engine: str) -> None:
         payload = pattern(3, 50 * (room + room // 2))
         pool = stack.enter_context(Mempool(8, 66_000))
         rx = RxQueue(ours.fileno(), pool, name="rx", max_frame=65_600, engine=engine)
-        tx = TxQueue(out.fileno(), name="tx", vnet_hdr=False, engine=engine)
+        tx = TxQueue(out.fileno(), name="tx", vnet_hdr=False, ordered=True, engine=engine)
         for queue in (rx, tx):
             stack.callback(queue.close)
             queue.start()
@@ -281,7 +281,8 @@ class Pairs:
             for ours, _ in ends[:sources]
         ]
         self.txs = [
-            TxQueue(out.fileno(), name="tx", vnet_hdr=False, engine=engine) for out in self.outs
+            TxQueue(out.fileno(), name="tx", vnet_hdr=False, ordered=True, engine=engine)
+            for out in self.outs
         ]
         for queue in (*self.rxs, *self.txs):
             stack.callback(queue.close)
@@ -405,7 +406,7 @@ def test_a_super_frame_that_is_split_in_portions_is_let_go_of(engine: str, end: 
         out.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 13)
         pool = stack.enter_context(Mempool(8, 66_000))
         rx = RxQueue(ours.fileno(), pool, name="rx", max_frame=65_600, engine=engine)
-        tx = TxQueue(out.fileno(), name="tx", vnet_hdr=False, engine=engine)
+        tx = TxQueue(out.fileno(), name="tx", vnet_hdr=False, ordered=True, engine=engine)
         for queue in (rx, tx):
             stack.callback(queue.close)
             queue.start()
@@ -428,7 +429,7 @@ def test_a_target_passes_to_the_route_that_still_has_it(engine: str) -> None:
             stack.enter_context(one).setblocking(False)
         pool = stack.enter_context(Mempool(64, 2048))
         rxs = [RxQueue(ours.fileno(), pool, name="rx", engine=engine) for ours, _ in pairs[:2]]
-        tx = TxQueue(pairs[2][0].fileno(), name="tx", vnet_hdr=False, engine=engine)
+        tx = TxQueue(pairs[2][0].fileno(), name="tx", vnet_hdr=False, ordered=True, engine=engine)
         for queue in (*rxs, tx):
             queue.start()
         worker = Worker()
