@@ -104,3 +104,13 @@ def details(outcome: Outcome) -> list[str]:
     for reason, n in sorted(outcome.skips.items()):
         lines.append(f"{outcome.title}: {n} skipped: {reason}")
     return lines
+
+
+def report(outcomes: Sequence[Outcome]) -> str:
+    """Prints the table and the details; returns what they come to, in one sentence."""
+    print(f"\n{table(outcomes)}\n")
+    for outcome in outcomes:
+        for line in details(outcome):
+            print(line)
+    bad = [outcome.title for outcome in outcomes if not outcome.good]
+    return f"FAILED on {', '.join(bad)}." if bad else "passed on all."

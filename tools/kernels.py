@@ -25,7 +25,7 @@ from pathlib import Path
 
 from kernel_guest import CPUS, ROOT, SLOWER, Run, run
 from kernel_packages import SUITES, Kernel, Unavailable, fetch, unpacked
-from kernel_results import Outcome, details, read, table
+from kernel_results import Outcome, read, report
 
 PLACE = ROOT / "build/kernels"
 TIMED_OUT = 124  # timeout(1)
@@ -169,13 +169,8 @@ def main(args: Sequence[str]) -> int:
         outcomes = [tested(name, options) for name in options.kernels]
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    print(f"\n{table(outcomes)}\n")
-    for outcome in outcomes:
-        for line in details(outcome):
-            print(line)
-    bad = [outcome.title for outcome in outcomes if not outcome.good]
-    say(f"FAILED on {', '.join(bad)}." if bad else "passed on all.")
-    return 1 if bad else 0
+    say(report(outcomes))
+    return 0 if all(outcome.good for outcome in outcomes) else 1
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from kernel_guest import Run
 from kernel_packages import Unavailable
-from kernel_results import Outcome, details, table
+from kernel_results import Outcome, report
 from kernels import outcome_of, terminated
 from port_boot import boot
 from port_build import build
@@ -223,13 +223,8 @@ def main(args: Sequence[str]) -> int:
         outcomes = [tested(ARCHITECTURES[name], options) for name in options.archs]
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    print(f"\n{table(outcomes)}\n")
-    for outcome in outcomes:
-        for line in details(outcome):
-            print(line)
-    bad = [outcome.title for outcome in outcomes if not outcome.good]
-    say(f"FAILED on {', '.join(bad)}." if bad else "passed on all.")
-    return 1 if bad else 0
+    say(report(outcomes))
+    return 0 if all(outcome.good for outcome in outcomes) else 1
 
 
 if __name__ == "__main__":
