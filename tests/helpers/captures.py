@@ -13,6 +13,9 @@ from patience import patient
 from rtap import NetNS
 
 _MAGIC, _LITTLE = 0xA1B2C3D4, struct.Struct("<IIII")
+#: Each frame takes as much room of tcpdump's buffer as the longest (-s) would, so that about 1900 wait
+#: there (-B, in KiB) while tcpdump does not get to run.
+_ROOM = ("-s", "69632", "-B", "131072")
 #: A frame is judged by its own bytes, not by earlier frames.
 _PREFERENCES = ("ip.defragment:FALSE", "ipv6.defragment:FALSE", "tcp.desegment_tcp_streams:FALSE")
 
@@ -46,7 +49,7 @@ class Capture:
 
     def __init__(self, ns: NetNS, ifname: str, way: str, path: Path) -> None:
         self.path = path
-        how = ["-n", "-U", "--immediate-mode", "-B", "65536", "-Z", "root", "-Q", way]
+        how = ["-n", "-U", "--immediate-mode", *_ROOM, "-Z", "root", "-Q", way]
         self._process = ns.popen(
             ["tcpdump", *how, "-i", ifname, "-w", str(path)], stderr=subprocess.PIPE, text=True
         )
