@@ -13,8 +13,8 @@ from patience import patient
 from rtap import NetNS
 
 _MAGIC, _LITTLE = 0xA1B2C3D4, struct.Struct("<IIII")
-#: Each frame takes as much room of tcpdump's buffer as the longest (-s) would, so that about 1900 wait
-#: there (-B, in KiB) while tcpdump does not get to run.
+#: Each frame takes as much room of tcpdump's buffer as the longest (-s) would, so that about 1900
+#: wait there (-B, in KiB) while tcpdump does not get to run.
 _ROOM = ("-s", "69632", "-B", "131072")
 #: A frame is judged by its own bytes, not by earlier frames.
 _PREFERENCES = ("ip.defragment:FALSE", "ipv6.defragment:FALSE", "tcp.desegment_tcp_streams:FALSE")
