@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Externs of ``include/rtap_compat.h``: atomics, short locks, the clock, checks."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cdef extern from "rtap_compat.h" nogil:
     const bint POISONS "RTAP_POISONS"
@@ -27,3 +27,18 @@ cdef extern from "rtap_compat.h" nogil:
     uint64_t now_ns "rtap_now_ns" ()
     uint64_t cycles "rtap_cycles" ()
     void shared_add "rtap_shared_add" (uint64_t *p, uint64_t v)
+    # Words that processes share.
+    uint64_t load64 "rtap_load64" (const uint64_t *p)
+    void store64 "rtap_store64" (uint64_t *p, uint64_t v)
+    bint cas64 "rtap_cas64" (uint64_t *p, uint64_t expected, uint64_t desired)
+    void add64 "rtap_add64" (uint64_t *p, uint64_t v)
+    void snapshot "rtap_snapshot" (uint64_t *to, const uint64_t *source, uint32_t words)
+    uint8_t exchange8 "rtap_exchange8" (uint8_t *p, uint8_t v)
+    void store8 "rtap_store8" (uint8_t *p, uint8_t v)
+    uint32_t fetch_or "rtap_fetch_or" (uint32_t *p, uint32_t v)
+    uint32_t fetch_and "rtap_fetch_and" (uint32_t *p, uint32_t v)
+    void fence "rtap_fence" ()
+    void prefetch "rtap_prefetch" (const void *p)
+    bint whole_words "rtap_whole_words" ()
+    void futex_wait "rtap_futex_wait" (uint32_t *word, uint32_t value, int ms)
+    void futex_wake "rtap_futex_wake" (uint32_t *word)

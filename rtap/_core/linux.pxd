@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Kernel and libc externs: virtio_net.h, poll(2), pthread keys, errno values. No code."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "rtap_compat.h" nogil:
     const int RWF_NOWAIT
@@ -11,6 +11,14 @@ cdef extern from "rtap_compat.h" nogil:
     const int F_SEAL_SEAL
     const int F_SEAL_SHRINK
     const int F_SEAL_GROW
+    const int F_GET_SEALS
+    const int F_DUPFD_CLOEXEC
+    const int F_RDLCK
+    const int F_WRLCK
+    const int F_UNLCK
+    int file_size "rtap_file_size" (int fd, uint64_t *size)
+    int lock_byte "rtap_lock_byte" (int fd, int kind, uint32_t at)
+    int open_again "rtap_open_again" (int fd)
 
     # linux/virtio_net.h; little-endian on the wire (TUNSETVNETLE).
     const int VIRTIO_NET_HDR_F_NEEDS_CSUM
@@ -64,6 +72,7 @@ cdef extern from "rtap_compat.h" nogil:
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
     int ftruncate(int fd, long long length)
+    ssize_t pread(int fd, void *buf, size_t n, long long offset)
     int usleep(unsigned int microseconds)
 
 cdef extern from "<poll.h>" nogil:

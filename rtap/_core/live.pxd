@@ -32,6 +32,7 @@ cdef enum:                      # as NAMES has them
     RING_THREADS                # that have a ring
     RING_FILES_KEPT             # descriptors registered with rings
     RING_ARENAS_KEPT            # arenas registered with rings
+    SHARED_RINGS                # of shared memory, mapped
     KINDS
 
 cdef void live_add(uint32_t kind, uint32_t n) noexcept nogil

@@ -8,7 +8,7 @@ cimport rtap._core.compat as _compat
 cdef tuple NAMES = (
     "pools", "arenas", "pool users", "mbufs", "rx queues", "tx queues", "splitters", "mergers",
     "gro tables", "stage rooms", "workers", "worker threads", "threads with a ring",
-    "descriptors in rings", "arenas in rings",
+    "descriptors in rings", "arenas in rings", "shared rings",
 )
 
 cdef uint32_t[<int>KINDS] numbers

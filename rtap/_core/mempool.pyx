@@ -7,10 +7,12 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_AS_STRING
-from libc.errno cimport EMSGSIZE
-from libc.stdint cimport uint8_t, uint32_t
-from libc.string cimport strerror
+from libc.errno cimport EINVAL, EMSGSIZE, ENOENT, ENOSYS, ENOTDIR, EUSERS
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, strerror
 from posix.unistd cimport getpid
+
+import os
 
 cimport rtap._core.compat as _compat
 from rtap._core.burst cimport Burst, burst_make
@@ -18,17 +20,29 @@ from rtap._core.mbuf cimport bytes_like, check_range, mbuf_wrap, no_room, row_st
 from rtap._core.pool cimport (
     MAX_DATA_ROOM, MBUF_SEGS_MAX, MIN_HEADROOM, PKT_LEN_MAX, mbuf_fill, mbuf_free, mbuf_free_bulk,
     mbuf_guard, mbuf_reset, mbuf_t, pool_available, pool_close, pool_create, pool_disown, pool_get,
-    pool_hold, pool_let_go, pool_t,
+    pool_hold, pool_let_go, pool_reclaim, pool_t,
 )
+from rtap._core.shm cimport SHM_MEMBERS, SHM_SLOTS_MAX, shm_attach, shm_create, shm_t
 
 
 cdef closed():
     return ValueError("the mempool is closed")
 
 
+cdef no_member(int error):
+    """Why a shared pool could not be mapped."""
+    if error == ENOENT or error == ENOTDIR:
+        return OSError(error, "a shared mempool needs /proc, to tell which of its processes live")
+    if error == EUSERS:
+        return OSError(error, f"{SHM_MEMBERS} processes have the mempool mapped, and no more can")
+    if error == ENOSYS:
+        return OSError(error, "this processor cannot change 64 bits of shared memory in one step")
+    return OSError(error, os.strerror(error))
+
+
 @cython.final
 cdef class Mempool:
-    """Mempool(n, data_room=2048, headroom=128, *, memfd=False, name='')\n--\n
+    """Mempool(n, data_room=2048, headroom=128, *, memfd=False, shared=False, name='')\n--\n
 
     ``n`` packet buffers of ``data_room`` bytes each, in one block of memory.
 
@@ -38,28 +52,68 @@ cdef class Mempool:
     of the descriptor can write to its bytes.  ``name`` is for people: the repr shows it, and the
     memfd has it.  Any number of threads may allocate and free.
 
+    ``shared=True`` makes a memfd that other processes allocate from and free to, once they have
+    ``attach``-ed its descriptor; a ring of shared memory moves frames between them.  At most
+    4,194,304 buffers and 64 processes.
+
     ValueError or TypeError for sizes out of range, MemoryError when the memory cannot be mapped.
     """
 
-    def __init__(self, n, data_room=2048, headroom=128, *, bint memfd=False, str name=""):
+    def __init__(self, n, data_room=2048, headroom=128, *, bint memfd=False, bint shared=False,
+                 str name=""):
         cdef Py_ssize_t slots, room, head
-        cdef bytes label
-        cdef int rc
-        slots = check_range("n", n, 1, 1 << 24)
+        cdef bytes label, id
+        cdef shm_t *shm = NULL
+        cdef uint64_t number = 0
+        cdef int rc = 0
+        slots = check_range("n", n, 1, SHM_SLOTS_MAX if shared else 1 << 24)
         room = check_range("data_room", data_room, 64, MAX_DATA_ROOM)
         head = check_range("headroom", headroom, MIN_HEADROOM, 4096)
         label = (name or "rtap").encode()
+        id = os.urandom(sizeof(number))
+        memcpy(&number, PyBytes_AS_STRING(id), sizeof(number))
         # The arguments' own code has run by now.
         if not _compat.cas(&self.made, 0, 1):
             raise RuntimeError("a Mempool is made once")
         self.name = name
-        rc = pool_create(&self.p, <uint32_t>slots, <uint32_t>room, <uint32_t>head,
-                         PyBytes_AS_STRING(label) if memfd else NULL)
         self.pid = getpid()
+        if shared:
+            rc = shm_create(&shm, PyBytes_AS_STRING(label), number, <uint32_t>slots, <uint32_t>room,
+                            <uint32_t>head)
+            if rc == -ENOENT or rc == -ENOTDIR or rc == -ENOSYS:
+                raise no_member(-rc)
+        if rc == 0:
+            rc = pool_create(&self.p, <uint32_t>slots, <uint32_t>room, <uint32_t>head,
+                             PyBytes_AS_STRING(label) if memfd else NULL, shm)
         if rc != 0:
             self.p = NULL
             raise MemoryError(f"cannot map {slots} buffers of {room} + {head} bytes: "
                               f"{strerror(-rc).decode()}")
+
+    @classmethod
+    def attach(cls, int fd, *, str name=""):
+        """The shared pool behind ``fd``, which another process made with ``shared=True``.
+
+        The descriptor stays the caller's.  Each call makes a member of its own: a process that
+        attaches a pool that it has already gets a second pool over the same buffers.  ValueError
+        when the descriptor is not of such a pool; OSError when there are too many processes, or
+        without /proc."""
+        cdef Mempool pool = Mempool.__new__(Mempool)
+        cdef const char *why = NULL
+        cdef shm_t *shm = NULL
+        cdef int rc = shm_attach(&shm, fd, &why)
+        pool.made = 1
+        pool.name = name
+        pool.pid = getpid()
+        if rc == -EINVAL and why != NULL:
+            raise ValueError(f"descriptor {fd} cannot be attached as a mempool: {why.decode()}")
+        if rc != 0:
+            raise no_member(-rc)
+        rc = pool_create(&pool.p, shm.size, shm.data_room, shm.headroom, NULL, shm)
+        if rc != 0:
+            pool.p = NULL
+            raise MemoryError(f"cannot map the mempool: {strerror(-rc).decode()}")
+        return pool
 
     def __dealloc__(self):
         if self.p != NULL:
@@ -118,8 +172,11 @@ cdef class Mempool:
         if pool_close(self.alive(), &users, &in_use):
             return
         if users:
-            raise BufferError(f"{users} rx queues or stages take buffers from the mempool")
-        raise BufferError(f"{in_use} of {self.p.size} mbufs are in use")
+            raise BufferError(f"{users} rx queues or stages take buffers from the mempool" if
+                              self.p.shm == NULL else
+                              f"{users} rx queues, rings or stages use buffers of the mempool")
+        raise BufferError(f"{in_use} of {self.p.size} mbufs are in use" + (
+            "" if self.p.shm == NULL else " by this process"))
 
     def __enter__(self):
         return self
@@ -149,13 +206,28 @@ cdef class Mempool:
         return fd if fd >= 0 else None
 
     @property
+    def shared(self):
+        """Whether other processes can allocate and free its buffers, too."""
+        return self.alive().shm != NULL
+
+    @property
     def available(self):
-        """Buffers that could be allocated now, no matter which thread freed them."""
+        """Buffers that could be allocated now, no matter which thread freed them.
+
+        Of a shared pool, also those of processes that died.  Free buffers in the caches of another
+        process's threads do not count: a thirty-second of the pool for each thread, 256 at most."""
         return pool_available(self.alive())
+
+    def reclaim(self):
+        """Takes back what processes have left that died, and frames in rings that no process has
+        open any more; returns the number of buffers.
+
+        Happens by itself when a shared pool is empty, and where ``available`` is read."""
+        return pool_reclaim(self.alive())
 
     @property
     def in_use(self):
-        """Buffers that somebody holds: ``size - available``."""
+        """Buffers that somebody holds, in any process: ``size - available``."""
         cdef pool_t *p = self.alive()
         return p.size - pool_available(p)
 

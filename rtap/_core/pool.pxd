@@ -9,6 +9,7 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 cimport rtap._core.compat as _compat
+from rtap._core.shm cimport shm_t
 
 
 cdef enum:
@@ -70,11 +71,14 @@ cdef struct pool_t:
     mbuf_t *headers
     uint32_t lock               # guards n_free, free_slots, users
     uint32_t n_free
-    uint32_t users              # rx queues and stages that keep it open
+    uint32_t users              # rx queues, rings and stages that keep it open
     uint32_t closed             # no arena any more; set under all its locks
     uint32_t orphaned           # 0 owned, 1 caches closed, 2 the last slot frees the arena
     mbuf_t **free_slots
     cache_t *caches
+    uint32_t cache_max          # most slots that a thread's cache keeps, and
+    uint32_t cache_block        # how many move between it and the shared list at once
+    shm_t *shm                  # of a shared pool, whose owner words are the shared list; or NULL
     pool_t *next_pool           # all pools of the process
 
 
@@ -166,12 +170,13 @@ cdef uint32_t thread_number() noexcept nogil
 cdef uint32_t fork_generation() noexcept nogil
 cdef void pool_on_gone(pool_gone_fn hook) noexcept nogil
 cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t headroom,
-                     const char *memfd_name) noexcept nogil
+                     const char *memfd_name, shm_t *shm) noexcept nogil
 cdef bint pool_hold(pool_t *p) noexcept nogil
 cdef void pool_let_go(pool_t *p) noexcept nogil
 cdef bint pool_close(pool_t *p, uint32_t *users, uint32_t *in_use) noexcept nogil
 cdef void pool_disown(pool_t *p) noexcept nogil
 cdef uint32_t pool_available(pool_t *p) noexcept nogil
+cdef uint32_t pool_reclaim(pool_t *p) noexcept nogil
 cdef uint32_t pool_get(pool_t *p, mbuf_t **out, uint32_t n) noexcept nogil
 cdef void pool_put(pool_t *p, mbuf_t **slots, uint32_t n) noexcept nogil
 
@@ -182,3 +187,4 @@ cdef uint32_t mbuf_write(mbuf_t *m, uint32_t offset, const uint8_t *src, uint32_
 cdef int mbuf_fill(mbuf_t *first, const uint8_t *src, size_t n) noexcept nogil
 cdef mbuf_t *mbuf_clone(mbuf_t *m) noexcept nogil
 cdef mbuf_t *mbuf_copy(const mbuf_t *m) noexcept nogil
+cdef mbuf_t *mbuf_copy_into(pool_t *p, const mbuf_t *m) noexcept nogil

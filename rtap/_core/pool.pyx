@@ -5,6 +5,7 @@ The free list is a stack shared under a lock, with a small cache for each thread
 front of it.  Blocks are taken and given back in address order, so that a burst from
 a quiet pool lies in regularly spaced slots.  When the shared list runs dry the caches
 of other threads are drained, so a free slot is available no matter which thread freed it.
+In a pool that processes share, the words of :mod:`rtap._core.shm` take the place of the stack.
 """
 
 from libc.errno cimport EMSGSIZE, ENOMEM, errno
@@ -20,9 +21,13 @@ from rtap._core.linux cimport (
     ftruncate, madvise, memfd_create, mmap, munmap, pthread_atfork, pthread_getspecific,
     pthread_key_create, pthread_key_t, pthread_setspecific,
 )
+from rtap._core.shm cimport (
+    shm_free_slots, shm_freed, shm_leave, shm_reclaim, shm_release, shm_t, shm_take,
+)
 
 cdef enum:
     CACHE_BLOCK = 64            # slots moved between a cache and the shared list at once
+    SHARED_CACHES = 32          # a thread's cache keeps at most this fraction of a shared pool
     SLOT_ALIGN = 64
     HUGE_PAGE = 1 << 21
     PAGE = 4096
@@ -55,8 +60,9 @@ cdef inline size_t mapped(const pool_t *p) noexcept nogil:
 
 
 cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t headroom,
-                     const char *memfd_name) noexcept nogil:
-    """Maps the arena; ``memfd_name`` puts it in a memfd.  0 or -errno."""
+                     const char *memfd_name, shm_t *shm) noexcept nogil:
+    """Maps the arena; ``memfd_name`` puts it in a memfd.  With ``shm``, which it takes over, it is
+    the arena there.  0 or -errno."""
     global all_pools
     cdef pool_t *p = <pool_t *>calloc(1, sizeof(pool_t))
     cdef int flags = MAP_PRIVATE | MAP_ANONYMOUS
@@ -64,8 +70,11 @@ cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t head
     cdef uint32_t i
     cdef mbuf_t *m
     if p == NULL:
+        if shm != NULL:
+            shm_leave(shm)
         return -ENOMEM
     _live.made(_live.POOLS, 1)
+    p.shm = shm
     p.memfd = -1
     p.size = n
     p.data_room = data_room
@@ -80,10 +89,17 @@ cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t head
     p.headers = <mbuf_t *>calloc(n, sizeof(mbuf_t))
     p.free_slots = <mbuf_t **>malloc(n * sizeof(mbuf_t *))
     p.caches = <cache_t *>calloc(POOL_CACHES, sizeof(cache_t))
+    p.cache_max = POOL_CACHE_SLOTS
+    p.cache_block = CACHE_BLOCK
     if p.headers == NULL or p.free_slots == NULL or p.caches == NULL:
         pool_destroy(p)
         return -ENOMEM
-    if memfd_name != NULL:
+    if shm != NULL:
+        # Free slots in a cache are out of the reach of other processes.
+        p.cache_max = min(p.cache_max, n // SHARED_CACHES)
+        p.cache_block = min(p.cache_block, p.cache_max // 2)
+        p.memfd = shm.fd
+    elif memfd_name != NULL:
         # Sealed: if another holder of the descriptor cut bytes off, they would raise SIGBUS here.
         p.memfd = memfd_create(memfd_name, MFD_CLOEXEC | MFD_ALLOW_SEALING)
         if (p.memfd < 0 or ftruncate(p.memfd, <long long>p.arena_len) != 0
@@ -92,7 +108,10 @@ cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t head
             pool_destroy(p)
             return rc
         flags = MAP_SHARED
-    p.arena = <uint8_t *>mmap(NULL, p.arena_len, PROT_READ | PROT_WRITE, flags, p.memfd, 0)
+    if shm != NULL:
+        p.arena = shm.arena
+    else:
+        p.arena = <uint8_t *>mmap(NULL, p.arena_len, PROT_READ | PROT_WRITE, flags, p.memfd, 0)
     if <void *>p.arena == MAP_FAILED:
         rc = -errno
         p.arena = NULL
@@ -108,7 +127,7 @@ cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t head
         m.buf_len = headroom + data_room
         p.free_slots[i] = m
     _compat.poison(p.arena, mapped(p))
-    p.n_free = n
+    p.n_free = n if shm == NULL else 0
     p.id = _compat.fetch_add(&pools_made, 1) + 1
     _compat.lock(&pools_lock)
     p.next_pool = all_pools
@@ -139,17 +158,22 @@ cdef void pool_unmap(pool_t *p) noexcept nogil:
     give it back again."""
     cdef uint8_t *arena = p.arena
     cdef mbuf_t *headers = p.headers
+    cdef shm_t *shm = p.shm
     cdef int memfd = p.memfd
     if arena != NULL and gone_hook != NULL:
         gone_hook(p.id)
     p.arena = NULL
     p.headers = NULL
+    p.shm = NULL
     p.memfd = -1
     if arena != NULL:
         _compat.unpoison(arena, mapped(p))
-        munmap(arena, p.arena_len)
+        if shm == NULL:
+            munmap(arena, p.arena_len)
         _live.gone(_live.ARENAS, 1)
-    if memfd >= 0:
+    if shm != NULL:
+        shm_leave(shm)          # its memory and its descriptor
+    elif memfd >= 0:
         close(memfd)
     free(headers)
 
@@ -190,11 +214,14 @@ cdef bint pool_close(pool_t *p, uint32_t *users, uint32_t *in_use) noexcept nogi
     pool_lock_all(p)
     first = not p.closed
     users[0] = p.users
-    in_use[0] = p.size - slots_free(p) if first else 0
+    in_use[0] = slots_used(p) if first else 0
     unused = users[0] == 0 and in_use[0] == 0
     if unused:
         _compat.store(&p.closed, 1)
         p.n_free = 0
+        if first and p.shm != NULL:
+            for i in range(<uint32_t>POOL_CACHES):
+                shm_put(p, p.caches[i].slots, p.caches[i].n)
         for i in range(<uint32_t>POOL_CACHES):
             p.caches[i].n = 0
     pool_unlock_all(p)
@@ -216,7 +243,7 @@ cdef void pool_disown(pool_t *p) noexcept nogil:
         c.n = 0
         _compat.unlock(&c.lock)
     _compat.lock(&p.lock)
-    complete = p.n_free == p.size
+    complete = all_back(p)
     _compat.store(&p.orphaned, 2)
     _compat.unlock(&p.lock)
     if complete or p.closed:
@@ -243,6 +270,42 @@ cdef uint32_t slots_free(pool_t *p) noexcept nogil:
     for i in range(<uint32_t>POOL_CACHES):
         total += p.caches[i].n
     return total
+
+
+cdef uint32_t slots_used(pool_t *p) noexcept nogil:
+    """By this process."""
+    cdef uint32_t total = p.size if p.shm == NULL else _compat.load(&p.shm.held)
+    return total - slots_free(p)
+
+
+cdef bint all_back(pool_t *p) noexcept nogil:
+    """Whether this process has no slot out of the pool, once the caches are empty."""
+    return p.n_free == p.size if p.shm == NULL else _compat.load(&p.shm.held) == 0
+
+
+cdef void shm_put(pool_t *p, mbuf_t **slots, uint32_t n) noexcept nogil:
+    cdef uint32_t i
+    for i in range(n):
+        shm_release(p.shm, <uint32_t>(slots[i] - p.headers))
+    if n > 0:
+        shm_freed(p.shm, n)
+
+
+cdef uint32_t shm_get(pool_t *p, mbuf_t **out, uint32_t n) noexcept nogil:
+    cdef uint32_t found[CACHE_BLOCK]
+    cdef uint32_t got = 0, wanted, k, i
+    _compat.lock(&p.lock)
+    while got < n and not p.closed:
+        wanted = min(n - got, <uint32_t>CACHE_BLOCK)
+        k = shm_take(p.shm, found, wanted)
+        for i in range(k):
+            out[got + i] = &p.headers[found[i]]
+            out[got + i].next = NULL        # the header may be from before it went into a ring
+        got += k
+        if k < wanted:
+            break
+    _compat.unlock(&p.lock)
+    return got
 
 
 cdef void before_fork() noexcept nogil:
@@ -276,14 +339,29 @@ cdef uint32_t fork_generation() noexcept nogil:
 
 cdef uint32_t pool_available(pool_t *p) noexcept nogil:
     cdef uint32_t total
+    pool_reclaim(p)
     pool_lock_all(p)            # slots move between the lists: lock by lock would count some twice
     total = slots_free(p)
+    if p.shm != NULL and not p.closed:
+        total += shm_free_slots(p.shm)
     pool_unlock_all(p)
     return total
 
 
+cdef uint32_t pool_reclaim(pool_t *p) noexcept nogil:
+    """Takes back what processes have left that died; returns how many slots."""
+    cdef uint32_t n = 0
+    _compat.lock(&p.lock)
+    if p.shm != NULL and not p.closed:
+        n = shm_reclaim(p.shm)
+    _compat.unlock(&p.lock)
+    return n
+
+
 cdef inline uint32_t shared_get(pool_t *p, mbuf_t **out, uint32_t n) noexcept nogil:
     cdef uint32_t k
+    if p.shm != NULL:
+        return shm_get(p, out, n)
     _compat.lock(&p.lock)
     k = n if n <= p.n_free else p.n_free
     p.n_free -= k
@@ -295,9 +373,12 @@ cdef inline uint32_t shared_get(pool_t *p, mbuf_t **out, uint32_t n) noexcept no
 cdef inline void shared_put(pool_t *p, mbuf_t **slots, uint32_t n) noexcept nogil:
     cdef bint last
     _compat.lock(&p.lock)
-    memcpy(p.free_slots + p.n_free, slots, n * sizeof(mbuf_t *))
-    p.n_free += n
-    last = n > 0 and p.orphaned == 2 and p.n_free == p.size
+    if p.shm != NULL:
+        shm_put(p, slots, n)
+    else:
+        memcpy(p.free_slots + p.n_free, slots, n * sizeof(mbuf_t *))
+        p.n_free += n
+    last = n > 0 and p.orphaned == 2 and all_back(p)
     _compat.unlock(&p.lock)
     if last:
         pool_destroy(p)
@@ -315,8 +396,8 @@ cdef uint32_t pool_get(pool_t *p, mbuf_t **out, uint32_t n) noexcept nogil:
     cdef cache_t *own = thread_cache(p)
     cdef uint32_t got, i
     _compat.lock(&own.lock)
-    if own.n < n and n <= CACHE_BLOCK and _compat.load_relaxed(&p.orphaned) == 0:
-        own.n += shared_get(p, own.slots + own.n, CACHE_BLOCK)
+    if own.n < n and n <= p.cache_block and _compat.load_relaxed(&p.orphaned) == 0:
+        own.n += shared_get(p, own.slots + own.n, p.cache_block)
     got = cache_take(own, out, n)
     _compat.unlock(&own.lock)
     if got < n:
@@ -343,13 +424,13 @@ cdef void pool_put(pool_t *p, mbuf_t **slots, uint32_t n) noexcept nogil:
         slot_shut(slots[i])
     _live.gone(_live.MBUFS, n)
     _compat.lock(&own.lock)
-    if n > POOL_CACHE_SLOTS - CACHE_BLOCK or _compat.load_relaxed(&p.orphaned) != 0:
+    if n > p.cache_max - p.cache_block or _compat.load_relaxed(&p.orphaned) != 0:
         _compat.unlock(&own.lock)
         shared_put(p, slots, n)
         return
-    if own.n + n > POOL_CACHE_SLOTS:
+    if own.n + n > p.cache_max:
         # The oldest go; the slots freed last are still in the processor's cache.
-        surplus = own.n + n - (POOL_CACHE_SLOTS - CACHE_BLOCK)
+        surplus = own.n + n - (p.cache_max - p.cache_block)
         if surplus > own.n:
             surplus = own.n
         shared_put(p, own.slots, surplus)
@@ -534,7 +615,12 @@ cdef inline uint32_t copy_in(mbuf_t *m, const uint8_t *src, uint32_t n) noexcept
 
 cdef mbuf_t *mbuf_copy(const mbuf_t *m) noexcept nogil:
     """An independent frame with the same bytes and metadata; NULL when the pool is empty or the
-    frame would have more segments than it can count.
+    frame would have more segments than it can count."""
+    return mbuf_copy_into(NULL, m)
+
+
+cdef mbuf_t *mbuf_copy_into(pool_t *p, const mbuf_t *m) noexcept nogil:
+    """The same, with its slots from another pool; NULL is the pool of each segment.
 
     A segment that borrows more bytes than a slot of its own pool holds takes several."""
     cdef const mbuf_t *first = m
@@ -547,7 +633,7 @@ cdef mbuf_t *mbuf_copy(const mbuf_t *m) noexcept nogil:
         n = mbuf_window(m, &start)
         while True:
             if (head != NULL and head.nb_segs == MBUF_SEGS_MAX
-                    or pool_get(m.pool, &seg, 1) == 0):
+                    or pool_get(p if p != NULL else m.pool, &seg, 1) == 0):
                 mbuf_free(head)
                 return NULL
             mbuf_reset(seg)

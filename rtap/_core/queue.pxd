@@ -64,6 +64,10 @@ cdef struct rxq_t:
     # The same for several queues at once, all with this function: serves at least the first and
     # returns how many.  NULL where that gains nothing.
     uint32_t (*many)(rx_share_t *shares, uint32_t k) noexcept nogil
+    # Before anybody waits for the queue: true when it has frames by now, so that there is nothing
+    # to wait for.  Without a descriptor, waits itself, for so many milliseconds at most.  NULL
+    # where the descriptor needs no preparation.
+    bint (*idle)(rxq_t *q, int ms) noexcept nogil
     int fd                      # to wait on; -1 when there is nothing to wait for
     bint revisit                # may have frames, or an end, that its descriptor does not show
     gate_t gate

@@ -42,7 +42,8 @@ cdef uint64_t wait_deadline(timeout) except? 1:
 
 
 cdef bint wait_readable(rxq_t *q, uint64_t deadline) noexcept nogil:
-    """Polls the descriptor for a short slice: true when it is ready or in error."""
+    """Polls the descriptor for a short slice: true when it is ready or in error, or the queue has
+    frames."""
     cdef pollfd p
     cdef uint64_t now = _compat.now_ns()
     cdef uint64_t until = now + <uint64_t>SIGNAL_SLICE_MS * 1000000
@@ -55,6 +56,12 @@ cdef bint wait_readable(rxq_t *q, uint64_t deadline) noexcept nogil:
     while now < until and _compat.load(&q.gate.state) == QUEUE_STARTED:
         left = (until - now + 999999) // 1000000
         ms = WAIT_SLICE_MS if left > WAIT_SLICE_MS else <int>left
+        if q.idle != NULL:
+            if q.idle(q, ms):
+                return True
+            if q.fd < 0:
+                now = _compat.now_ns()
+                continue
         p.revents = 0
         rc = poll(&p, 1, ms)
         if rc != 0:

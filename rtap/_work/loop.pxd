@@ -74,6 +74,7 @@ cdef struct worker_t:
     int event_fd                # written to as routes give up
     uint32_t finished           # nobody writes to it any more
     bint starved                # this pass found frames without a buffer or without room
+    bint found                  # a route was to be parked, and its queue has frames
     uint64_t looked             # when the parked routes were last polled
     uint64_t scanned            # when their queues were last checked
     uint64_t hurry_until        # queues are being stopped, and the stopping thread waits for us

@@ -159,6 +159,9 @@ cdef bint park(worker_t *w, uint32_t index) noexcept nogil:
     cdef route_t *r = &w.routes[index]
     cdef epoll_event event
     r.empties = 0
+    if r.rx.fd >= 0 and r.rx.idle != NULL and r.rx.idle(r.rx, 0):
+        w.found = True
+        return False
     event.events = EPOLLIN
     event.data.u32 = index + 1          # 0 is the wake-up
     if r.rx.fd < 0 or epoll_ctl(w.epoll_fd, EPOLL_CTL_ADD, r.rx.fd, &event) != 0:
@@ -464,7 +467,7 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
         w.routes[i].nombuf = w.routes[i].rx.nombuf
     w.n_busy = w.n_routes
     while _compat.load_relaxed(&w.stop) == 0:
-        w.starved = False
+        w.starved = w.found = False
         moved = serve_busy(w)
         if not moved and w.n_busy <= FEW:
             # They wait together for the next frame of one of them; no busy route pays for that.
@@ -498,7 +501,7 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
         sort_out(w, 0)
         if w.n_busy == 0:
             slept = not look(w, 1 if now < w.hurry_until else SLEEP_MS)
-        else:                   # cannot be waited on
+        elif not w.found:       # cannot be waited on
             usleep(FRUITLESS_US)
     for i in range(w.n_routes):
         if w.routes[i].active != 0:

@@ -6,6 +6,8 @@ from typing import Protocol
 from typing_extensions import Self
 
 from rtap._core.burst import Burst
+from rtap._core.rx_queue import RxQueueBase
+from rtap._core.tx_queue import TxQueueBase
 from rtap._work.figures import WorkerStats
 from rtap.stages import Stage
 
@@ -14,6 +16,14 @@ class _Source(Protocol):
 
 class _Target(Protocol):
     def tx_queue(self, queue: int, /) -> object: ...
+
+class _RingSource(Protocol):
+    @property
+    def rx_queue(self) -> RxQueueBase: ...
+
+class _RingTarget(Protocol):
+    @property
+    def tx_queue(self) -> TxQueueBase: ...
 
 class Worker:
     def __init__(
@@ -37,8 +47,8 @@ class Worker:
     def running(self) -> bool: ...
     def forward(
         self,
-        source: tuple[_Source, int],
-        target: tuple[_Target, int] | list[tuple[_Target, int]],
+        source: tuple[_Source, int] | _RingSource,
+        target: tuple[_Target, int] | _RingTarget | list[tuple[_Target, int] | _RingTarget],
         *,
         stages: Iterable[Stage | Callable[[Burst], Sequence[int] | None]] = (),
         on_full: str = "drop",

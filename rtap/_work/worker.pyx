@@ -26,6 +26,10 @@ cdef dict WAITS = {"poll": WAIT_POLL, "sleep": WAIT_SLEEP, "adaptive": WAIT_ADAP
 
 cdef QueueBase queue_of(end, str what, str side, kind):
     """The queue at one end of a route; TypeError if the driver's queue does not suit a worker."""
+    queue = getattr(end, side, None)
+    if isinstance(queue, kind):         # a ring has one of each side
+        (<QueueBase>queue).checked()
+        return queue
     if not isinstance(end, (tuple, list)) or len(end) != 2:
         raise TypeError(f"{what} must be (device, queue number), got {end!r}")
     device, number = end
@@ -41,8 +45,8 @@ cdef QueueBase queue_of(end, str what, str side, kind):
     return queue
 
 
-cdef str name_of(device, QueueBase queue):
-    name = getattr(device, "name", None)
+cdef str name_of(end, QueueBase queue):
+    name = getattr(end[0] if isinstance(end, (tuple, list)) else end, "name", None)
     return name if type(name) is str else queue.label()
 
 
@@ -136,7 +140,8 @@ name='rtap-worker')\n--\n
     def forward(self, source, target, *, stages=(), on_full="drop"):
         """Adds a route: every frame received on ``source`` is sent on ``target``.
 
-        Both are (device, queue number); one call is one direction.  ``stages`` (:mod:`rtap.stages`)
+        Both are (device, queue number) or a ring of shared memory; one call is one direction.
+        ``stages`` (:mod:`rtap.stages`)
         handle the frames in between, in turn; each is a Stage, or any callable that takes a Burst.
         With a list of targets they say where each frame goes, to the first one by default.
         on_full says what happens to frames that a target does not take at once: "drop" (and count)
@@ -160,8 +165,8 @@ name='rtap-worker')\n--\n
             raise ValueError(f"on_full must be 'drop' or 'retry', got {on_full!r}")
         route.retry = on_full == "retry"
         route.names = [str(stage.name) for stage in route.stages]
-        route.device = name_of(source[0], route.rx)
-        route.devices = [name_of(end[0], queue) for end, queue in zip(targets, route.txs)]
+        route.device = name_of(source, route.rx)
+        route.devices = [name_of(end, queue) for end, queue in zip(targets, route.txs)]
         self.made().add(route)
 
     def start(self):

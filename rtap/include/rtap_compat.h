@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -57,6 +58,12 @@
 #define F_SEAL_SEAL 0x0001
 #define F_SEAL_SHRINK 0x0002
 #define F_SEAL_GROW 0x0004
+#endif
+#ifndef F_GET_SEALS
+#define F_GET_SEALS 1034
+#endif
+#ifndef F_OFD_SETLK
+#define F_OFD_SETLK 37
 #endif
 
 /* -EBADFD has no constant in POSIX; TAP descriptors return it after deletion. */
@@ -370,6 +377,128 @@ static inline int rtap_wait_completions(struct io_uring *ring, unsigned int n, i
 	struct io_uring_cqe *cqe;
 
 	return io_uring_wait_cqes(ring, &cqe, n, &ts, NULL);
+}
+
+/* Words that processes share.  Whatever another one writes there, each is read once. */
+static inline uint64_t rtap_load64(const uint64_t *p)
+{
+	return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+}
+
+static inline void rtap_store64(uint64_t *p, uint64_t v)
+{
+	__atomic_store_n(p, v, __ATOMIC_RELEASE);
+}
+
+static inline int rtap_cas64(uint64_t *p, uint64_t from, uint64_t to)
+{
+	return __atomic_compare_exchange_n(p, &from, to, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+
+static inline void rtap_add64(uint64_t *p, uint64_t v)
+{
+	__atomic_fetch_add(p, v, __ATOMIC_ACQ_REL);
+}
+
+static inline void rtap_snapshot(uint64_t *to, const uint64_t *from, uint32_t words)
+{
+	while (words--)
+		*to++ = __atomic_load_n(from++, __ATOMIC_RELAXED);
+}
+
+static inline uint8_t rtap_exchange8(uint8_t *p, uint8_t v)
+{
+	return __atomic_exchange_n(p, v, __ATOMIC_ACQ_REL);
+}
+
+static inline void rtap_store8(uint8_t *p, uint8_t v)
+{
+	__atomic_store_n(p, v, __ATOMIC_RELEASE);
+}
+
+static inline uint32_t rtap_fetch_or(uint32_t *p, uint32_t v)
+{
+	return __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST);
+}
+
+static inline uint32_t rtap_fetch_and(uint32_t *p, uint32_t v)
+{
+	return __atomic_fetch_and(p, v, __ATOMIC_SEQ_CST);
+}
+
+static inline void rtap_fence(void)
+{
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
+static inline void rtap_prefetch(const void *p)
+{
+	__builtin_prefetch(p, 1);
+}
+
+/* Whether other processes see a 64-bit word change in one step. */
+static inline int rtap_whole_words(void)
+{
+	return __atomic_always_lock_free(sizeof(uint64_t), 0);
+}
+
+/* The size of a file; 0 or -errno. */
+static inline int rtap_file_size(int fd, uint64_t *size)
+{
+	struct stat st;
+
+	if (fstat(fd, &st) != 0)
+		return -errno;
+	*size = (uint64_t)st.st_size;
+	return 0;
+}
+
+/* Locks one byte of a file for an open file description, or unlocks it, without waiting: 0 or
+ * -errno.  The kernel drops the lock when the description's last descriptor is closed. */
+static inline int rtap_lock_byte(int fd, int kind, uint32_t at)
+{
+	struct flock lock;
+
+	memset(&lock, 0, sizeof(lock));
+	lock.l_type = (short)kind;
+	lock.l_whence = SEEK_SET;
+	lock.l_start = (off_t)at;
+	lock.l_len = 1;
+	return fcntl(fd, F_OFD_SETLK, &lock) == 0 ? 0 : -errno;
+}
+
+/* Another open file description of the same file; a descriptor, or -errno. */
+static inline int rtap_open_again(int fd)
+{
+	char path[32];
+	int again;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	again = open(path, O_RDWR | O_CLOEXEC);
+	return again >= 0 ? again : -errno;
+}
+
+/* Sleep while a word that processes share has a value, and wake all that do. */
+static inline void rtap_futex_wait(uint32_t *word, uint32_t value, int ms)
+{
+#if defined(SYS_futex_time64) && !defined(SYS_futex)
+	int64_t ts[2] = { ms / 1000, ms % 1000 * 1000000 };
+
+	syscall(SYS_futex_time64, word, 0 /* FUTEX_WAIT */, value, ts, NULL, 0);
+#else
+	long ts[2] = { ms / 1000, ms % 1000 * 1000000L };
+
+	syscall(SYS_futex, word, 0 /* FUTEX_WAIT */, value, ts, NULL, 0);
+#endif
+}
+
+static inline void rtap_futex_wake(uint32_t *word)
+{
+#if defined(SYS_futex_time64) && !defined(SYS_futex)
+	syscall(SYS_futex_time64, word, 1 /* FUTEX_WAKE */, INT32_MAX, NULL, NULL, 0);
+#else
+	syscall(SYS_futex, word, 1 /* FUTEX_WAKE */, INT32_MAX, NULL, NULL, 0);
+#endif
 }
 
 /* CLOCK_MONOTONIC in nanoseconds. */

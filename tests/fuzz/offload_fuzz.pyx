@@ -405,8 +405,8 @@ def address():
     """Where ``int fuzz_one(const uint8_t *, size_t)`` is, with its tables made."""
     global small_slots, large_slots
     cdef uint32_t i
-    if pool_create(&small_slots, SMALL, 100, 64, NULL) != 0 or (
-            pool_create(&large_slots, LARGE, 4096, 64, NULL) != 0):
+    if pool_create(&small_slots, SMALL, 100, 64, NULL, NULL) != 0 or (
+            pool_create(&large_slots, LARGE, 4096, 64, NULL, NULL) != 0):
         raise MemoryError
     for i in range(4):
         tables[i] = gro_create(8, FRAMES_MAX, (GRO_UDP if i & 1 else 0) | (
