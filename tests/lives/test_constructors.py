@@ -21,6 +21,7 @@ from rtap._core.tx_queue import TxQueueBase
 from rtap._queues.generate import GenerateRxQueue
 from rtap._queues.noisy import NoisyRxQueue
 from rtap._queues.null import NullRxQueue, NullTxQueue
+from rtap._queues.shm_ring import ShmRing
 from rtap._ring import RxQueue, TxQueue
 
 # The queues made here have no descriptor.
@@ -33,6 +34,20 @@ def stage(burst: Burst) -> None:
     pass
 
 
+class Held(int):
+    """A descriptor that its owner keeps open."""
+
+    owner: object
+
+
+def shared_ring() -> dict[str, Any]:
+    pool = Mempool(8, shared=True)
+    ring = ShmRing.create(pool, 8)
+    fd = Held(ring.fd)
+    fd.owner = ring
+    return {"fd": fd, "size": 8, "pool": pool, "event_fd": ring.event_fd, "name": "r"}
+
+
 #: Each class, with arguments of all kinds for its constructor.
 MADE: dict[type, Callable[[], dict[str, Any]]] = {
     Worker: lambda: {
@@ -42,7 +57,14 @@ MADE: dict[type, Callable[[], dict[str, Any]]] = {
         "resume_latency": 0,
         "name": "w",
     },
-    Mempool: lambda: {"n": 8, "data_room": 256, "headroom": 64, "memfd": False, "name": "p"},
+    Mempool: lambda: {
+        "n": 8,
+        "data_room": 256,
+        "headroom": 64,
+        "memfd": False,
+        "shared": True,
+        "name": "p",
+    },
     offload.Gro: lambda: {
         "udp": True,
         "timeout": 0.5,
@@ -114,6 +136,7 @@ MADE: dict[type, Callable[[], dict[str, Any]]] = {
         "flows": 2,
         "vary": "source",
     },
+    ShmRing: shared_ring,
     stages.Call: lambda: {"function": stage},
     stages.ChecksumFill: lambda: {"l2": True},
     stages.ChecksumVerify: lambda: {"drop": False, "l2": True},
