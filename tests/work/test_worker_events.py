@@ -90,7 +90,7 @@ def test_a_device_that_disappears(
         assert name == devs[0].name
         assert stats.source == "rx queue 0 of d0"
         assert "rx queue 0 of d0: " in stats.error
-        assert stats.error in caplog.text
+        eventually(lambda: stats.error in caplog.text, "it is logged, after the event")
         near.send(frame(1))
         assert far.frames(1) == [frame(1)]
         assert worker.running
