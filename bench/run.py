@@ -32,6 +32,7 @@ QUICK = {
     "gro": ["--slices=5", "--seconds=0.05"],
     "tcp": ["--slices=3", "--attempts=1"],
     "testpmd": ["--slices=3", "--seconds=0.05", "--attempts=1"],
+    "shm_ring": ["--slices=3", "--seconds=0.05", "--turns=100"],
     "soak": ["--frames=1e6", "--cycles=50"],
 }
 SUITE = (
@@ -43,6 +44,7 @@ SUITE = (
     "stages",
     "af_packet",
     "ring_ways",
+    "shm_ring",
     "tcp",
     "testpmd",
     "offload",
