@@ -272,6 +272,24 @@ def spoil(
     say("done")
 
 
+@role
+def scribble(
+    pool: Mempool, rings: list[ShmRing], say: Say, seed: int, seconds: float, first: int
+) -> None:
+    """Changes bytes of frames, their headers mostly; the arena begins at ``first``."""
+    choose = random.Random(seed)
+    stride = -(-(pool.headroom + pool.data_room) // 64) * 64
+    memory = mmap.mmap(pool.fd, 0)  # type: ignore[arg-type]
+    say("up")
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        for _ in range(500):
+            start = first + choose.randrange(pool.size) * stride + pool.headroom
+            at = choose.choice([12, 14, 16, 17, 18, 20, 23, 34, 38, 46, choose.randrange(90)])
+            memory[start + at] = choose.choice([0, 6, 17, 0x45, 0x4F, 0xFF, choose.randrange(256)])
+    say("done")
+
+
 # ---- the nursery
 
 

@@ -7,11 +7,10 @@ import contextlib
 import gc
 import os
 import random
-import statistics
 import struct
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from patience import fewer, patient
@@ -27,9 +26,10 @@ from ring_mates import (
     send_all,
     whole,
 )
-from support import Task, child_place, eventually, settle
+from support import ENGINES, Tap, Task, child_place, eventually, frame, settle
+from trains import random_train
 
-from rtap import Burst, DeviceStateError, Mempool, PoolEmpty, Worker
+from rtap import Burst, DeviceStateError, MbufFlag, Mempool, PoolEmpty, Worker, offload, stages
 from rtap._queues.shm_ring import ShmRing
 
 PAGE = 4096
@@ -134,6 +134,35 @@ def check_order(burst: Burst, seen: int) -> int:
     return seen
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("engine", ENGINES)
+def test_from_device_to_device_through_another_process(mates: Mates, tap: Tap, engine: str) -> None:
+    """The kernel reads and writes shared buffers, also registered ones."""
+    pool, there = made(512, 2048, 64)
+    back = ShmRing.create(pool, 64)
+    mate = mates.start("forward", pool, there, back, wait="adaptive")
+    mate.said()
+    packets = tap.packets()
+    rx, tx = tap.rx(pool, engine=engine), tap.tx(engine=engine)
+    for i in range(60):
+        sent = [frame(8 * i + j, 64 + j) for j in range(8)]
+        for each in sent:
+            packets.send(each)
+        burst = rx.rx_burst(8, 10)
+        assert len(burst) == 8
+        assert there.enqueue(burst) == 8
+        while len(burst) < 8:
+            burst.extend(back.dequeue(8, 10))
+        assert tx.tx_burst(burst) == 8
+        assert packets.frames(8) == sent
+    assert there.counters()["copied_packets"] == 0
+    mate.kill()
+    rx.stop()
+    tx.stop()
+    del burst
+    assert settle(pool) == 0
+
+
 # ---- waiting
 
 
@@ -160,16 +189,17 @@ def test_waits(events: bool) -> None:
 def test_a_sleeper_in_another_process_is_woken_at_once(mates: Mates, events: bool) -> None:
     """Not by its look at the ring every 20 milliseconds."""
     pool, ring = made()
-    took = []
-    for _ in range(9):
+    in_a_row = 0
+    for _ in range(60):
         mate = mates.start("wait_for_one", pool, ring, events=events)
         assert mate.said() == "up"
-        time.sleep(0.03)
+        time.sleep(0.02)
         ring.enqueue(pool.alloc_burst(1, struct.pack("!Q", time.monotonic_ns())))
-        took.append(mate.said())
+        in_a_row = in_a_row + 1 if mate.said() < patient(8e6) else 0
         assert mate.wait() == 0
-    assert min(took) < patient(2e6), took
-    assert statistics.median(took) < patient(15e6), took
+        if in_a_row == 6:
+            return
+    pytest.fail("never six times in a row within eight milliseconds")
 
 
 def test_stolen_wake_ups_cost_one_look(mates: Mates) -> None:
@@ -343,3 +373,48 @@ def test_a_member_that_spoils_everything(mates: Mates, seed: int) -> None:
         ring.close()
     for member in (pool, other):
         member.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [2, pytest.param(40, marks=pytest.mark.soak)])
+def test_bytes_that_change_while_they_are_looked_at(mates: Mates, seconds: float) -> None:
+    """What is inside frames is another process's to change. Whoever reads lengths there stays
+    within the frames, which the build for the sanitizers sees."""
+    pool = Mempool(32, 2048, shared=True)
+    arena = os.fstat(pool.fd or -1).st_size - -(-(32 * (2048 + 128) + 64) // PAGE) * PAGE
+    span = patient(seconds)
+    scribblers = [
+        mates.start("scribble", pool, seed=seed, seconds=span, first=arena) for seed in range(2)
+    ]
+    for mate in scribblers:
+        mate.said()
+    until = time.monotonic() + span
+    choose = random.Random(1)
+    own = Mempool(1024, 512)
+    work: list[Callable[[Burst], object]] = [
+        offload.parse_burst,
+        offload.verify_burst,
+        offload.fill_burst,
+        offload.gso,
+        stages.Gro(udp=True),
+        stages.Gso(pool=own),
+        stages.MacSwap(),
+        stages.FiveTupleSwap(),
+        stages.ChecksumFill(),
+        stages.ChecksumVerify(drop=False),
+        stages.Echo("02:00:00:00:00:01"),
+        stages.Match(protocol=6, destination_port=(1, 9000), action=0),
+        stages.Spread(),
+        lambda burst: [offload.parse(mbuf) for mbuf in burst],
+        lambda burst: [offload.verify(mbuf) for mbuf in burst],
+    ]
+    while time.monotonic() < until:
+        train = random_train(choose, longest=8, tags=choose.random() < 0.5).bytes()
+        burst = pool.alloc_burst(len(train), train)
+        burst.ol_flags = choose.choice([0, MbufFlag.TX_TCP_CKSUM | MbufFlag.TX_IP_CKSUM])
+        for job in choose.sample(work, 5):
+            with contextlib.suppress(ValueError, PoolEmpty):
+                job(burst)
+        del burst
+    for mate in scribblers:
+        assert mate.said() == "done"
