@@ -8,6 +8,7 @@ from rtap._tap.tx cimport tap_txq_t
 
 cdef class RxQueue(RxQueueBase):
     cdef tap_rxq_t *tap
+    cdef int state_fd           # -1, or a descriptor that its state was mapped from
     cdef readonly int max_frame
     cdef readonly bint scatter
     cdef list retired           # pools that a burst may still be reading into
@@ -19,4 +20,5 @@ cdef class RxQueue(RxQueueBase):
 
 cdef class TxQueue(TxQueueBase):
     cdef tap_txq_t *tap
+    cdef int state_fd
     cdef object on_refused

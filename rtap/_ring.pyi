@@ -7,6 +7,8 @@ from rtap._core.mempool import Mempool
 from rtap._core.rx_queue import RxQueueBase
 from rtap._core.tx_queue import TxQueueBase
 
+STATE_SIZE: int
+
 def purge(fd: int) -> int: ...
 
 class RxQueue(RxQueueBase):
@@ -27,6 +29,7 @@ class RxQueue(RxQueueBase):
         split: Mempool | None = None,
         shared: bool = False,
         packet: bool = False,
+        state_fd: int = -1,
         engine: str = "auto",
         gil: str = "auto",
     ) -> None: ...
@@ -64,6 +67,7 @@ class TxQueue(TxQueueBase):
         gro_udp: bool = False,
         shared: bool = False,
         packet: bool = False,
+        state_fd: int = -1,
         engine: str = "auto",
         gil: str = "auto",
     ) -> None: ...

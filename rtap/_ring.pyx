@@ -10,14 +10,16 @@ kernels and containers without io_uring.  Which is faster depends on the cost of
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.object cimport PyObject
+from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 cimport rtap._core.compat as _compat
 from rtap._core.gil cimport gil_mode
 from rtap._core.linux cimport iovec, msghdr, readv_now
 from rtap._core.mbuf cimport check_range
+from rtap._core.memfd cimport memfd_flaw, memfd_map, memfd_unmap
 from rtap._core.mempool cimport Mempool
 from rtap._core.pool cimport fork_generation, pool_t, thread_number
 from rtap._core.queue cimport (
@@ -41,6 +43,7 @@ from rtap._tap.uring cimport (
 )
 
 import errno as errno_names
+import os
 
 from rtap._core.origin import origin
 from rtap.errors import DeviceStateError
@@ -129,11 +132,43 @@ cdef int tell_unclosed(QueueBase queue) except -1:
     return 0
 
 
+#: Bytes that the state of a queue of either side fits into.
+STATE_SIZE = max(sizeof(tap_rxq_t), sizeof(tap_txq_t))
+
+
+cdef void *state_make(int fd, size_t size) except NULL:
+    """Zeros for the state of a queue, in the memfd ``fd`` unless that is -1."""
+    cdef const char *flaw
+    cdef uint64_t there
+    cdef void *state
+    if fd < 0:
+        state = calloc(1, size)
+        if state == NULL:
+            raise MemoryError("no memory for a queue")
+        return state
+    flaw = memfd_flaw(fd, &there)
+    if flaw != NULL or there < size:
+        raise ValueError(f"state_fd {fd} needs a sealed memfd of {size} bytes: "
+                         + (flaw.decode() if flaw != NULL else f"it has {there}"))
+    state = memfd_map(fd, size, True)
+    if state == NULL:
+        raise OSError(errno, f"state_fd {fd} cannot be mapped: {os.strerror(errno)}")
+    memset(state, 0, size)
+    return state
+
+
+cdef void state_free(void *state, int fd, size_t size) noexcept:
+    if fd < 0:
+        free(state)
+    else:
+        memfd_unmap(state, size)
+
+
 @cython.no_gc_clear
 cdef class RxQueue(RxQueueBase):
     """RxQueue(fd, pool, *, name, queue_id=0, port=0xffff, nb_desc=64, vnet_hdr=True, \
 max_frame=1522, scatter=False, l2=True, offloads=0, split=None, shared=False, packet=False, \
-engine='auto', gil='auto')\n--\n
+state_fd=-1, engine='auto', gil='auto')\n--\n
 
     Receives frames from a TAP or TUN descriptor or a packet socket into the mbufs of ``pool``.
 
@@ -157,13 +192,15 @@ engine='auto', gil='auto')\n--\n
     packet:    the descriptor is a packet socket, with PACKET_VNET_HDR and PACKET_AUXDATA: VLAN tags
                that the kernel has taken out are put back.  The pool that is read into needs
                a ``headroom`` of 64
+    state_fd:  a sealed memfd of STATE_SIZE bytes for the queue's state, so that the process that
+               lent the descriptor sees the counters (``lend``); -1 for memory of its own
     engine:    "auto", "uring" or "syscall";  gil: "auto", "release" or "hold"
     """
 
     def __init__(self, int fd, Mempool pool not None, *, str name, int queue_id=0, int port=0xffff,
                  nb_desc=64, bint vnet_hdr=True, max_frame=1522, bint scatter=False,
                  bint l2=True, uint64_t offloads=0, Mempool split=None, bint shared=False,
-                 bint packet=False, str engine="auto", str gil="auto"):
+                 bint packet=False, int state_fd=-1, str engine="auto", str gil="auto"):
         cdef pool_t *p
         cdef tap_rxq_t *q
         cdef msghdr *msgs = NULL
@@ -182,13 +219,12 @@ engine='auto', gil='auto')\n--\n
         p = pool.hold()
         try:
             segs = segments(p, longest, scatter, packet)
-            q = <tap_rxq_t *>calloc(1, sizeof(tap_rxq_t))
+            q = <tap_rxq_t *>state_make(state_fd, sizeof(tap_rxq_t))
             if packet:
                 msgs = <msghdr *>calloc(RING_ENTRIES, sizeof(msghdr))
-            if q == NULL or (packet and msgs == NULL):
-                free(q)
-                free(msgs)
-                raise MemoryError("no memory for an rx queue")
+                if msgs == NULL:
+                    state_free(q, state_fd, sizeof(tap_rxq_t))
+                    raise MemoryError("no memory for an rx queue")
             if split is not None:
                 try:
                     q.gso = rx_gso_create(split.hold(), l2)
@@ -196,7 +232,7 @@ engine='auto', gil='auto')\n--\n
                         split.let_go()
                         raise MemoryError("no memory or no descriptor for an rx queue that splits")
                 except BaseException:
-                    free(q)
+                    state_free(q, state_fd, sizeof(tap_rxq_t))
                     free(msgs)
                     raise
         except BaseException:
@@ -206,6 +242,7 @@ engine='auto', gil='auto')\n--\n
         self.chosen, self.why = chosen, reason
         self.pool = pool
         self.tap = q
+        self.state_fd = state_fd
         self.serve(&q.base)
         q.base.burst = q.read = rx_syscall if number == ENGINE_SYSCALL else rx_uring
         if split is not None:
@@ -250,7 +287,7 @@ engine='auto', gil='auto')\n--\n
                 self.release_pools()
             rx_gso_destroy(self.tap.gso)
             free(self.tap.msgs)
-            free(self.tap)
+            state_free(self.tap, self.state_fd, sizeof(tap_rxq_t))
 
     def close(self):
         """Stops, and drops the rings' references on the descriptor; idempotent.  Does not close
@@ -403,7 +440,7 @@ engine='auto', gil='auto')\n--\n
 cdef class TxQueue(TxQueueBase):
     """TxQueue(fd, *, name, queue_id=0, port=0xffff, nb_desc=64, vnet_hdr=True, l2=True, \
 ordered=False, on_refused=None, gro=False, gro_udp=False, shared=False, packet=False, \
-engine='auto', gil='auto')\n--\n
+state_fd=-1, engine='auto', gil='auto')\n--\n
 
     Sends frames to a TAP or TUN descriptor or a packet socket; arguments as for :class:`RxQueue`.
 
@@ -419,7 +456,7 @@ engine='auto', gil='auto')\n--\n
     def __init__(self, int fd, *, str name, int queue_id=0, int port=0xffff, nb_desc=64,
                  bint vnet_hdr=True, bint l2=True, bint ordered=False, on_refused=None,
                  bint gro=False, bint gro_udp=False, bint shared=False, bint packet=False,
-                 str engine="auto", str gil="auto"):
+                 int state_fd=-1, str engine="auto", str gil="auto"):
         cdef tap_txq_t *q
         cdef int mode = gil_mode(gil), n_desc = <int>check_range("nb_desc", nb_desc, 1, 32768)
         cdef str chosen, reason
@@ -429,15 +466,14 @@ engine='auto', gil='auto')\n--\n
             raise ValueError("gro needs vnet_hdr: without a header a super-frame cannot say that "
                              "it is one")
         self.once()
-        q = <tap_txq_t *>calloc(1, sizeof(tap_txq_t))
-        if q == NULL:
-            raise MemoryError("no memory for a tx queue")
+        q = <tap_txq_t *>state_make(state_fd, sizeof(tap_txq_t))
         if gro:
             q.gro = tx_gro_create(gro_udp, l2)
             if q.gro == NULL:
-                free(q)
+                state_free(q, state_fd, sizeof(tap_txq_t))
                 raise MemoryError("no memory for a tx queue that merges")
         self.tap = q
+        self.state_fd = state_fd
         self.serve(&q.base)
         q.send = tx_syscall if number == ENGINE_SYSCALL else tx_uring
         q.base.burst = tx_checked
@@ -476,7 +512,7 @@ engine='auto', gil='auto')\n--\n
                 uring_forget_file(self.tap.file_id)
             tx_forget(self.tap)
             tx_gro_destroy(self.tap.gro)
-            free(self.tap)
+            state_free(self.tap, self.state_fd, sizeof(tap_txq_t))
 
     def close(self):
         """Stops, and drops the rings' references on the descriptor; idempotent.  Does not close

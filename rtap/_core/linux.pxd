@@ -8,10 +8,10 @@ cdef extern from "rtap_compat.h" nogil:
     const int MFD_CLOEXEC
     const int MFD_ALLOW_SEALING
     const int F_ADD_SEALS
+    const int F_GET_SEALS
     const int F_SEAL_SEAL
     const int F_SEAL_SHRINK
     const int F_SEAL_GROW
-    const int F_GET_SEALS
     const int F_DUPFD_CLOEXEC
     const int F_RDLCK
     const int F_WRLCK
@@ -93,9 +93,12 @@ cdef extern from "<sys/mman.h>" nogil:
     const int MAP_PRIVATE
     const int MAP_ANONYMOUS
     const int MADV_HUGEPAGE
+    const int MREMAP_MAYMOVE
+    const int MREMAP_FIXED
     void *MAP_FAILED
     void *mmap(void *addr, size_t n, int prot, int flags, int fd, long offset)
     int munmap(void *addr, size_t n)
+    void *mremap(void *addr, size_t n, size_t to, int flags, void *where)
     int madvise(void *addr, size_t n, int advice)
     int memfd_create(const char *name, unsigned int flags)
 

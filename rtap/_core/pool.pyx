@@ -16,11 +16,11 @@ from libc.string cimport memcpy, memmove
 cimport rtap._core.compat as _compat
 cimport rtap._core.live as _live
 from rtap._core.linux cimport (
-    F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED,
-    MAP_PRIVATE, MAP_SHARED, MFD_ALLOW_SEALING, MFD_CLOEXEC, PROT_READ, PROT_WRITE, close, fcntl,
-    ftruncate, madvise, memfd_create, mmap, munmap, pthread_atfork, pthread_getspecific,
-    pthread_key_create, pthread_key_t, pthread_setspecific,
+    MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, close,
+    madvise, mmap, munmap, pthread_atfork, pthread_getspecific, pthread_key_create, pthread_key_t,
+    pthread_setspecific,
 )
+from rtap._core.memfd cimport memfd_make
 from rtap._core.shm cimport (
     shm_free_slots, shm_freed, shm_leave, shm_reclaim, shm_release, shm_t, shm_take,
 )
@@ -100,13 +100,11 @@ cdef int pool_create(pool_t **out, uint32_t n, uint32_t data_room, uint32_t head
         p.cache_block = min(p.cache_block, p.cache_max // 2)
         p.memfd = shm.fd
     elif memfd_name != NULL:
-        # Sealed: if another holder of the descriptor cut bytes off, they would raise SIGBUS here.
-        p.memfd = memfd_create(memfd_name, MFD_CLOEXEC | MFD_ALLOW_SEALING)
-        if (p.memfd < 0 or ftruncate(p.memfd, <long long>p.arena_len) != 0
-                or fcntl(p.memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0):
-            rc = -errno
+        rc = memfd_make(memfd_name, p.arena_len)
+        if rc < 0:
             pool_destroy(p)
             return rc
+        p.memfd = rc
         flags = MAP_SHARED
     if shm != NULL:
         p.arena = shm.arena

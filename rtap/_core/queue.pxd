@@ -126,8 +126,20 @@ cdef struct txq_t:
     uint64_t full               # times the kernel took no more (EAGAIN, ENOMEM, ENOBUFS)
 
 
+cdef struct lent_t:             # what another process counts while it has the queue
+    uint32_t lock
+    void *page                  # its queue's state; NULL while nobody has it
+    size_t size
+    const uint64_t *theirs      # its counters, in there
+    uint64_t *seen              # what they were when they were last added to ours
+
+
 cdef class QueueBase:
     cdef gate_t *gate           # of the queue; NULL until there is one
+    cdef uint64_t *counts       # all its counters
+    cdef size_t counts_at       # bytes of the state in front of them
+    cdef uint32_t n_counts
+    cdef lent_t lent
     cdef gil_t gil
     cdef uint32_t made          # a constructor has reached `once`
     cdef uint32_t generation
@@ -153,6 +165,9 @@ cdef class QueueBase:
     cdef int may_wait(self, str operation) except -1
     cdef bint set_state(self, uint32_t value) except -1
     cdef str label(self)
+    cdef void count_in(self, void *state, uint64_t *first, size_t size) noexcept
+    cdef void count_lent(self) noexcept
+    cdef void add_lent(self) noexcept
     cdef dict zero_of(self, bint extended)
     cdef int set_zero(self, bint extended, dict totals) except -1
     cdef dict totals(self)

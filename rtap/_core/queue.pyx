@@ -6,15 +6,18 @@ A queue belongs to one thread while that thread bursts; a second one gets an err
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport ENOSYS, EPERM
-from libc.stdint cimport uint32_t
+from libc.errno cimport ENOSYS, EPERM, errno
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport strerror
 
 cimport rtap._core.compat as _compat
 from rtap._core.linux cimport usleep
+from rtap._core.memfd cimport memfd_flaw, memfd_map, memfd_unmap
 from rtap._core.pool cimport fork_generation, thread_number
 from rtap._core.workers cimport this_worker
 
+import os
 from rtap.errors import DeviceStateError
 
 cdef enum:
@@ -48,6 +51,12 @@ def occupied(queues):
         if isinstance(queue, QueueBase) and (<QueueBase>queue).occupied():
             return True
     return False
+
+
+cdef void lent_forget(lent_t *lent) noexcept:
+    free(lent.seen)
+    if lent.page != NULL:
+        memfd_unmap(lent.page, lent.size)
 
 
 @cython.no_gc_clear
@@ -166,6 +175,71 @@ cdef class QueueBase:
         self.checked()
         if _compat.load(&self.gate.state) != QUEUE_CLOSED:
             self.set_state(QUEUE_STOPPED)
+
+    def __dealloc__(self):
+        lent_forget(&self.lent)
+
+    cdef void count_in(self, void *state, uint64_t *first, size_t size) noexcept:
+        """The counters are those from ``first`` to the end of ``state``, a struct of that size."""
+        self.counts = first
+        self.counts_at = <size_t>(<char *>first - <char *>state)
+        self.n_counts = <uint32_t>((size - self.counts_at) // sizeof(uint64_t))
+
+    def lend(self, int fd, size_t size):
+        """From now on another process has the queue.  Its state, with its counters, is in the
+        sealed memfd ``fd`` of ``size`` bytes, which is new; what it counts there is counted here
+        too.  For a stopped queue."""
+        cdef void *page
+        cdef uint64_t *seen
+        cdef const char *flaw
+        cdef uint64_t there
+        self.not_inherited()
+        flaw = memfd_flaw(fd, &there)
+        if flaw != NULL or there < size:
+            raise ValueError(f"{self!r} cannot be lent in descriptor {fd}: "
+                             + (flaw.decode() if flaw != NULL else f"it has {there} bytes"))
+        seen = <uint64_t *>calloc(self.n_counts, sizeof(uint64_t))
+        if seen == NULL:
+            raise MemoryError("no memory to lend a queue")
+        page = memfd_map(fd, size, False)
+        if page == NULL:
+            free(seen)
+            raise OSError(errno, f"{self!r} cannot be lent: {os.strerror(errno)}")
+        self.take_back()
+        _compat.lock(&self.lent.lock)
+        self.lent.size = size
+        self.lent.seen = seen
+        self.lent.theirs = <const uint64_t *>(<char *>page + self.counts_at)
+        self.lent.page = page
+        _compat.unlock(&self.lent.lock)
+
+    def take_back(self):
+        """Nobody else has the queue any more.  Idempotent."""
+        cdef lent_t was
+        self.checked()
+        _compat.lock(&self.lent.lock)
+        self.add_lent()
+        was = self.lent
+        self.lent.page = self.lent.seen = NULL
+        _compat.unlock(&self.lent.lock)
+        lent_forget(&was)
+
+    cdef void count_lent(self) noexcept:
+        """Adds what another process has counted since the last time."""
+        if self.lent.page != NULL:
+            _compat.lock(&self.lent.lock)
+            self.add_lent()
+            _compat.unlock(&self.lent.lock)
+
+    cdef void add_lent(self) noexcept:
+        cdef uint64_t now
+        cdef uint32_t i
+        if self.lent.page == NULL:
+            return
+        for i in range(self.n_counts):
+            now = _compat.counter_read(&self.lent.theirs[i])
+            _compat.counter_add(&self.counts[i], now - self.lent.seen[i])
+            self.lent.seen[i] = now
 
     @cython.critical_section
     cdef dict zero_of(self, bint extended):

@@ -13,10 +13,12 @@ cimport rtap._core.compat as _compat
 cimport rtap._core.live as _live
 from rtap._core.burst cimport Burst, burst_make
 from rtap._core.gil cimport gil_keep, gil_taken_back
-from rtap._core.linux cimport POLLIN, poll, pollfd, usleep
+from rtap._core.linux cimport EBADFD, POLLIN, poll, pollfd, usleep
 from rtap._core.mbuf cimport check_range
 from rtap._core.pool cimport mbuf_t, thread_number
-from rtap._core.queue cimport BURST_MAX, OWNER_AWAY, QUEUE_STARTED, QueueBase, refusal, rxq_t, since
+from rtap._core.queue cimport (
+    BURST_MAX, OWNER_AWAY, QUEUE_STARTED, QueueBase, refusal, rx_share_t, rxq_t, since,
+)
 from rtap._core.traffic cimport traffic_counts
 
 import math
@@ -70,6 +72,16 @@ cdef bint wait_readable(rxq_t *q, uint64_t deadline) noexcept nogil:
     return False
 
 
+cdef uint32_t rx_cut_off(rxq_t *q, mbuf_t **out, uint32_t n, int *error) noexcept nogil:
+    error[0] = EBADFD
+    return 0
+
+
+cdef uint32_t rx_cut_off_many(rx_share_t *shares, uint32_t k) noexcept nogil:
+    shares[0].error = EBADFD
+    return 1
+
+
 @cython.no_gc_clear
 cdef class RxQueueBase(QueueBase):
     """Receive side of one queue; see :class:`rtap._ring.RxQueue`."""
@@ -77,6 +89,7 @@ cdef class RxQueueBase(QueueBase):
     cdef void serve(self, rxq_t *q) noexcept:
         self.q = q
         self.gate = &q.gate
+        self.count_in(q, &q.packets, sizeof(rxq_t))
         _live.made(_live.RX_QUEUES, 1)
 
     def __dealloc__(self):
@@ -172,6 +185,15 @@ cdef class RxQueueBase(QueueBase):
             if _compat.now_ns() >= deadline:
                 return False
 
+    def cut_off(self):
+        """From now on bursts raise DeviceGone, and waiting ones within 60 ms.  Once none is in
+        progress, the descriptor is not used any more."""
+        self.not_inherited()
+        if self.q.many != NULL:
+            self.q.many = rx_cut_off_many
+        self.q.burst = rx_cut_off
+        self.q.revisit = True
+
     cdef int look_up(self) except -1:
         """During a wait: runs signal handlers, and raises when one of them or another thread
         stopped the queue.  That other thread does not wait for the handlers."""
@@ -198,6 +220,7 @@ cdef class RxQueueBase(QueueBase):
     cdef dict totals(self):
         cdef rxq_t *q = self.q
         self.checked()
+        self.count_lent()
         return {
             "packets": _compat.counter_read(&q.packets),
             "bytes": _compat.counter_read(&q.bytes),
@@ -212,6 +235,7 @@ cdef class RxQueueBase(QueueBase):
     cdef dict xtotals(self):
         cdef rxq_t *q = self.q
         self.checked()
+        self.count_lent()
         return traffic_counts(&q.traffic) | {
             "lro_packets": _compat.counter_read(&q.lro),
             "checksum_good": _compat.counter_read(&q.checksum_good),

@@ -114,5 +114,3 @@ cdef uint32_t shm_reclaim(shm_t *s) noexcept nogil
 cdef int shm_ring_number(shm_t *s) noexcept nogil
 cdef int shm_ring_open(shm_t *s, uint32_t number) noexcept nogil
 cdef void shm_ring_close(shm_t *s, uint32_t number) noexcept nogil
-cdef int sealed_memfd(const char *name, uint64_t total) noexcept nogil
-cdef const char *unsealed(int fd, uint64_t *total) noexcept nogil

@@ -26,11 +26,10 @@ from libc.string cimport memset
 
 cimport rtap._core.compat as _compat
 from rtap._core.linux cimport (
-    F_ADD_SEALS, F_DUPFD_CLOEXEC, F_GET_SEALS, F_RDLCK, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK,
-    F_UNLCK, F_WRLCK, MAP_FAILED, MAP_SHARED, MFD_ALLOW_SEALING, MFD_CLOEXEC, PROT_READ, PROT_WRITE,
-    close, fcntl, file_size, ftruncate, lock_byte, memfd_create, mmap, munmap, open_again, pread,
-    pthread_atfork, usleep,
+    F_DUPFD_CLOEXEC, F_RDLCK, F_UNLCK, F_WRLCK, MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE,
+    close, fcntl, lock_byte, mmap, munmap, open_again, pread, pthread_atfork, usleep,
 )
+from rtap._core.memfd cimport memfd_flaw, memfd_make
 
 cdef enum:
     PAGE = 4096
@@ -38,7 +37,6 @@ cdef enum:
     FREES_AT = 128
     OWNERS_AT = PAGE
     FORMAT = 1
-    SEALS = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL
     ROOM_MIN = 64
     ROOM_MAX = 1 << 24
     HEADROOM_MIN = 16
@@ -60,33 +58,6 @@ cdef struct head_t:
 
 cdef shm_t *all_shm = NULL
 cdef uint32_t list_lock = 0
-
-
-cdef int sealed_memfd(const char *name, uint64_t total) noexcept nogil:
-    """A memfd of ``total`` bytes, whose size nobody can change; or -errno."""
-    cdef int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING)
-    cdef int rc
-    if fd < 0:
-        return -errno
-    if ftruncate(fd, <long long>total) != 0 or fcntl(fd, F_ADD_SEALS, <int>SEALS) != 0:
-        rc = -errno
-        close(fd)
-        return rc
-    return fd
-
-
-cdef const char *unsealed(int fd, uint64_t *total) noexcept nogil:
-    """What is wrong with a descriptor that should be of a sealed memfd, or NULL; and its size.
-
-    If somebody cut bytes off a mapped file, they would raise SIGBUS."""
-    cdef int seals = fcntl(fd, F_GET_SEALS)
-    if file_size(fd, total) != 0:
-        return "it is not an open descriptor"
-    if seals < 0:
-        return "it is not a memfd"
-    if seals & SEALS != SEALS:
-        return "its size is not sealed"
-    return NULL
 
 
 cdef shm_t *layout(uint32_t n, uint32_t data_room, uint32_t headroom) noexcept nogil:
@@ -170,7 +141,7 @@ cdef int shm_create(shm_t **out, const char *name, uint64_t id, uint32_t n, uint
     if s == NULL:
         return -ENOMEM
     s.id = id
-    rc = s.fd = sealed_memfd(name, s.total)
+    rc = s.fd = memfd_make(name, s.total)
     if rc >= 0:
         rc = map_in(s)
     if rc == 0:
@@ -199,7 +170,7 @@ cdef int shm_attach(shm_t **out, int fd, const char **why) noexcept nogil:
     cdef int rc
     if not _compat.whole_words():
         return -ENOSYS
-    why[0] = unsealed(fd, &total)
+    why[0] = memfd_flaw(fd, &total)
     if why[0] != NULL:
         return -EINVAL
     if total < PAGE or pread(fd, &head, sizeof(head), 0) != <ssize_t>sizeof(head):

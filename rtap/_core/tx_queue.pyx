@@ -13,6 +13,7 @@ cimport rtap._core.compat as _compat
 cimport rtap._core.live as _live
 from rtap._core.burst cimport Burst
 from rtap._core.gil cimport gil_keep, gil_taken_back
+from rtap._core.linux cimport EBADFD
 from rtap._core.mempool cimport Mempool, alloc_one
 from rtap._core.pool cimport mbuf_free, mbuf_free_bulk, mbuf_t, thread_number
 from rtap._core.queue cimport (
@@ -40,6 +41,16 @@ cdef void tx_alone(tx_share_t *s) noexcept nogil:
     s.bytes = s.q.bytes - bytes
 
 
+cdef uint32_t tx_cut_off(txq_t *q, mbuf_t **v, uint32_t n, int *error) noexcept nogil:
+    error[0] = EBADFD
+    return 0
+
+
+cdef uint32_t tx_cut_off_many(tx_share_t *shares, uint32_t k) noexcept nogil:
+    shares[0].error = EBADFD
+    return 1
+
+
 @cython.no_gc_clear
 cdef class TxQueueBase(QueueBase):
     """Transmit side of one queue; see :class:`rtap._ring.TxQueue`."""
@@ -47,6 +58,7 @@ cdef class TxQueueBase(QueueBase):
     cdef void serve(self, txq_t *q) noexcept:
         self.q = q
         self.gate = &q.gate
+        self.count_in(q, &q.packets, sizeof(txq_t))
         _live.made(_live.TX_QUEUES, 1)
 
     def __dealloc__(self):
@@ -61,6 +73,14 @@ cdef class TxQueueBase(QueueBase):
         ``down``; takes effect on the next burst, also of a worker."""
         self.checked()
         _compat.store(&self.q.unplugged, not plugged)
+
+    def cut_off(self):
+        """From now on bursts raise DeviceGone.  Once none is in progress, the descriptor is not
+        used any more."""
+        self.not_inherited()
+        if self.q.many != NULL:
+            self.q.many = tx_cut_off_many
+        self.q.burst = tx_cut_off
 
     def tx_burst(self, Burst burst not None):
         """Sends frames from the front of ``burst``; returns how many it took.
@@ -193,6 +213,7 @@ cdef class TxQueueBase(QueueBase):
     cdef dict totals(self):
         cdef txq_t *q = self.q
         self.checked()
+        self.count_lent()
         return {
             "packets": _compat.counter_read(&q.packets),
             "bytes": _compat.counter_read(&q.bytes),
@@ -206,6 +227,7 @@ cdef class TxQueueBase(QueueBase):
     cdef dict xtotals(self):
         cdef txq_t *q = self.q
         self.checked()
+        self.count_lent()
         return traffic_counts(&q.traffic) | {
             "tso_packets": _compat.counter_read(&q.tso),
             "checksum_offload": _compat.counter_read(&q.checksum),

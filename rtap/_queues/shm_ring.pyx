@@ -20,12 +20,13 @@ from rtap._core.linux cimport (
     close, eventfd, fcntl, mmap, munmap, pread,
 )
 from rtap._core.mbuf cimport check_range
+from rtap._core.memfd cimport memfd_flaw, memfd_make
 from rtap._core.mempool cimport Mempool
 from rtap._core.pool cimport fork_generation, pool_t
 from rtap._core.queue cimport QUEUE_CLOSED, QUEUE_STARTED, QUEUE_STOPPED
 from rtap._core.rx_queue cimport RxQueueBase
 from rtap._core.shm cimport (
-    SHM_RINGS, sealed_memfd, shm_ring_close, shm_ring_number, shm_ring_open, shm_t, unsealed,
+    SHM_RINGS, shm_ring_close, shm_ring_number, shm_ring_open, shm_t,
 )
 from rtap._core.tx_queue cimport TxQueueBase
 from rtap._queues.shm_cells cimport (
@@ -93,7 +94,7 @@ cdef inline uint64_t total_of(uint32_t size) noexcept nogil:
 cdef int new_ring(shm_t *s, uint32_t size, uint32_t number, const char *name) except -1:
     """The memfd of an empty ring."""
     cdef uint64_t total = total_of(size), i
-    cdef int fd = sealed_memfd(name, total)
+    cdef int fd = memfd_make(name, total)
     cdef uint64_t *cells
     cdef head_t *head
     cdef void *base
@@ -126,7 +127,7 @@ cdef Mapping map_ring(int fd, uint32_t asked, int event_fd, Mempool pool):
     cdef const char *why
     cdef pool_t *p = shared(pool)
     cdef int rc
-    why = unsealed(fd, &total)
+    why = memfd_flaw(fd, &total)
     if why == NULL:
         if total < CELLS_AT or pread(fd, &head, sizeof(head), 0) != <ssize_t>sizeof(head):
             why = "it is too small"

@@ -1,0 +1,3 @@
+# SPDX-License-Identifier: BSD-3-Clause
+
+def make(name: str, size: int) -> int: ...
