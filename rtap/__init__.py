@@ -12,7 +12,8 @@
 """
 
 import os
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from rtap import stages
 from rtap._core.burst import Burst
@@ -43,6 +44,7 @@ __all__ = [
     "EthDev",
     "EthEvent",
     "EventHandle",
+    "Lease",
     "Link",
     "MacAddr",
     "Mbuf",
@@ -52,18 +54,22 @@ __all__ = [
     "PoolEmpty",
     "RouteStats",
     "RxOffload",
+    "Share",
+    "ShmRing",
     "StageStats",
     "Stats",
     "TargetStats",
     "TxOffload",
     "Worker",
     "WorkerStats",
+    "attach",
     "callback_register",
     "device",
     "devices",
     "get_include",
     "probe",
     "register_driver",
+    "share",
     "stages",
 ]
 
@@ -77,9 +83,27 @@ def get_include() -> str:
     return os.path.join(os.path.dirname(os.path.abspath(__file__)), "include")
 
 
-if not TYPE_CHECKING:  # type checkers would take every misspelt name for a str
+#: Names that few programs need, and the modules that have them: imported with their first use.
+_LATER = {
+    "Lease": "rtap.sharing.share",
+    "Share": "rtap.sharing.share",
+    "ShmRing": "rtap.sharing.ring",
+    "attach": "rtap.sharing.attached",
+    "share": "rtap.sharing.share",
+}
 
-    def __getattr__(name: str) -> str:
+EthDev._for_child = lambda dev: import_module("rtap.sharing.spawned").for_child(dev)
+
+if TYPE_CHECKING:  # type checkers would take every misspelt name for one of those below
+    from rtap.sharing.attached import attach
+    from rtap.sharing.ring import ShmRing
+    from rtap.sharing.share import Lease, Share, share
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name in _LATER:
+            found = globals()[name] = getattr(import_module(_LATER[name]), name)
+            return found
         # Looked up only when needed, since it takes tens of milliseconds. A tree that was only
         # built in place has no metadata.
         if name != "__version__":
@@ -90,3 +114,6 @@ if not TYPE_CHECKING:  # type checkers would take every misspelt name for a str
             return version("rtap")
         except PackageNotFoundError:
             return "0+unknown"
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("control",),
     ("ethdev",),
     ("drivers",),
+    ("sharing",),
     ("__init__",),
     ("cli", "__main__"),
 )

@@ -8,22 +8,26 @@ queried and changed through rtnetlink.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from rtap._core import memfd
+from rtap._core.descriptor import Descriptor
 from rtap._core.mempool import Mempool
-from rtap._ring import RxQueue, TxQueue
+from rtap._ring import STATE_SIZE, RxQueue, TxQueue
 from rtap.control.netlink import Control, LinkState
 from rtap.drivers.filter import MAX_GROUPS, RxFilter
 from rtap.drivers.observed import Observer, link_of
 from rtap.drivers.offloads import GSO_KINDS, max_frame
 from rtap.drivers.queues import QueueDriver
+from rtap.errors import DeviceGone
 from rtap.ethdev.events import Port
 from rtap.ethdev.interrupts import RxInterrupt
-from rtap.ethdev.ops import Link
+from rtap.ethdev.ops import Link, Loan
 from rtap.ether import MacAddr
 from rtap.flags import RxOffload, TxOffload
 
@@ -51,13 +55,20 @@ class InterfaceDriver(QueueDriver[RxQueue, TxQueue]):
         self._started = False
         self._software_gso = 0
         self._intr: dict[int, RxInterrupt] = {}
+        # Numbers of the queue pairs that other processes have.
+        self._lent: set[int] = set()
         self._filter = RxFilter()
         #: Makes a pool with that much data room, if we may replace the queues' pool.
         self.new_pool: Callable[[int], Mempool] | None = None
 
     @abstractmethod
+    def _takes(self, now: LinkState) -> bool:
+        """Whether the interface takes frames that are sent to it."""
+
     def _plug(self, now: LinkState) -> None:
         """Let sent frames through while the link is up."""
+        for txq in self._txq.values():
+            txq.set_plugged(self._takes(now))
 
     @abstractmethod
     def _asked(self) -> RxOffload:
@@ -66,6 +77,23 @@ class InterfaceDriver(QueueDriver[RxQueue, TxQueue]):
     @abstractmethod
     def _is_live(self, queue_id: int) -> bool:
         """Whether a receive queue is started."""
+
+    @abstractmethod
+    def _fds_of(self, queue_id: int) -> tuple[int, int]:
+        """The descriptors of a pair, to receive from and to send to."""
+
+    @abstractmethod
+    def _rx_terms(self) -> dict[str, Any]:
+        """Arguments of receive queues that :meth:`_rx_queue` does not know itself."""
+
+    @abstractmethod
+    def _tx_terms(self) -> dict[str, Any]:
+        """The same for transmit queues."""
+
+    @abstractmethod
+    def _steer(self, queue_id: int, on: bool) -> None:
+        """Whether the kernel sends frames to a stopped queue, from which others read. When it
+        begins, and when it ends, waiting frames are thrown away and counted."""
 
     # -- the interface, as others change it
 
@@ -80,6 +108,11 @@ class InterfaceDriver(QueueDriver[RxQueue, TxQueue]):
         if now.mtu != seen.mtu:
             self._fit(now.mtu)
         self._plug(now)
+
+    @property
+    def _shown(self) -> str:
+        """The interface's last known name, for messages."""
+        return self._control.name
 
     def _take_name(self, name: str) -> None:
         for queue in self._queues():
@@ -96,7 +129,7 @@ class InterfaceDriver(QueueDriver[RxQueue, TxQueue]):
             log.warning(
                 "the MTU of %s is now %d, and longer frames than its receive buffers hold will be "
                 "dropped and counted as errors: %s",
-                self._control.name,
+                self._shown,
                 mtu,
                 exc,
             )
@@ -177,9 +210,56 @@ class InterfaceDriver(QueueDriver[RxQueue, TxQueue]):
             log.warning(
                 "%s: the kernel refuses every super-frame of %s, they are split in software from "
                 "now on",
-                self._control.name,
+                self._shown,
                 GSO_KINDS[kind],
             )
+
+    def loan_terms(self) -> dict[str, Any]:
+        conf = self._conf
+        return {
+            "driver": self.dev_infos_get().driver_name,
+            "ifname": self.ifname,
+            "mode": self._mode,
+            "mtu": self.mtu_get(),
+            "nb_queues": min(self._nb_queues),
+            "rx_offloads": int(conf.rx_offloads),
+            "tx_offloads": int(conf.tx_offloads),
+            "tx_gro": conf.tx_gro,
+            "rx_gso": conf.rx_gso,
+            "asked": int(self._asked()),
+            "plugged": self._takes(self._observer.seen),
+            "rx": self._rx_terms(),
+            "tx": self._tx_terms(),
+            "state_size": STATE_SIZE,
+        }
+
+    def queue_lend(self, queue_id: int) -> Loan:
+        fds = self._fds_of(queue_id)
+        states = [Descriptor.of(memfd.make, "rtap-queue", STATE_SIZE) for _ in range(2)]
+        try:
+            for queue, state in zip(self._pair(queue_id), states, strict=True):
+                queue.lend(state.fileno(), STATE_SIZE)
+            self._steer(queue_id, True)
+        except BaseException:
+            for state in states:
+                state.close()
+            self._end_loan(queue_id)
+            raise
+        self._lent.add(queue_id)
+        return Loan(*fds, *states)
+
+    def queue_take_back(self, queue_id: int) -> None:
+        self._lent.discard(queue_id)
+        self._end_loan(queue_id)
+        with contextlib.suppress(DeviceGone):
+            self._steer(queue_id, False)
+
+    def _pair(self, queue_id: int) -> tuple[RxQueue, TxQueue]:
+        return self._rxq[queue_id], self._txq[queue_id]
+
+    def _end_loan(self, queue_id: int) -> None:
+        for queue in self._pair(queue_id):
+            queue.take_back()
 
     def rx_queue_release(self, queue_id: int) -> None:
         intr = self._intr.pop(queue_id, None)
@@ -224,15 +304,19 @@ class InterfaceDriver(QueueDriver[RxQueue, TxQueue]):
     def mtu_get(self) -> int:
         return self._control.get().mtu
 
-    def mtu_set(self, mtu: int) -> None:
+    def _make_room_for(self, mtu: int) -> None:
+        """Fit the buffers to an MTU that the program asks for, or ValueError."""
         try:
             self._make_room(mtu)
         except ValueError as exc:
             raise ValueError(
-                f"an MTU of {mtu} needs larger receive buffers than {self._control.name} has: "
+                f"an MTU of {mtu} needs larger receive buffers than {self._shown} has: "
                 f"{exc}; open the device with this mtu, or stop it and set its queues up with "
                 "another pool"
             ) from None
+
+    def mtu_set(self, mtu: int) -> None:
+        self._make_room_for(mtu)
         self._control.set_mtu(mtu)
         self._observer.look()
 
@@ -265,7 +349,7 @@ class InterfaceDriver(QueueDriver[RxQueue, TxQueue]):
     def set_mc_addr_list(self, groups: Sequence[MacAddr]) -> None:
         if len(groups) > MAX_GROUPS:
             raise ValueError(
-                f"{self._control.name} can subscribe to at most {MAX_GROUPS} groups, got "
+                f"{self._shown} can subscribe to at most {MAX_GROUPS} groups, got "
                 f"{len(groups)} (allmulticast receives all)"
             )
         self._filter_by(groups=tuple(groups))

@@ -110,9 +110,8 @@ class NetAfPacket(InterfaceDriver):
             intr.end()
         self._port.event(EthEvent.INTR_RMV)
 
-    def _plug(self, now: LinkState) -> None:
-        for txq in self._txq.values():
-            txq.set_plugged(_takes_frames(now))
+    def _takes(self, now: LinkState) -> bool:
+        return _takes_frames(now)
 
     def _asked(self) -> RxOffload:
         return _LRO  # always: the kernel gives a packet socket frames as it has them
@@ -201,7 +200,9 @@ class NetAfPacket(InterfaceDriver):
             self._find_again()
         if not self._control.get().up:
             self._control.set_up(True)
-        running = [q for q, rxq in self._rxq.items() if rxq not in self._deferred]
+        running = [
+            q for q, rxq in self._rxq.items() if rxq not in self._deferred or q in self._lent
+        ]
         try:
             self._sockets.bind_tx()
             self._sockets.attach(running)
@@ -220,7 +221,7 @@ class NetAfPacket(InterfaceDriver):
         self._started = False
         with contextlib.suppress(DeviceGone):
             self._join()
-        for q in self._rxq:
+        for q in self._rxq.keys() - self._lent:
             self._detach(q)
 
     def _detach(self, queue_id: int) -> None:
@@ -263,23 +264,39 @@ class NetAfPacket(InterfaceDriver):
             queue_id,
             nb_desc,
             pool,
-            split=self._splits,
-            vnet_hdr=True,
-            offloads=self._conf.rx_offloads & ~RxOffload.SCATTER,
-            packet=True,
+            **self._rx_terms(),
         )
+
+    def _rx_terms(self) -> dict[str, Any]:
+        return {
+            "split": self._splits,
+            "vnet_hdr": True,
+            "offloads": int(self._conf.rx_offloads & ~RxOffload.SCATTER),
+            "packet": True,
+        }
 
     def _make_tx(self, queue_id: int, nb_desc: int) -> TxQueue:
         txq = self._tx_queue(
             self._sockets.tx_fd(queue_id),
             queue_id,
             nb_desc,
-            vnet_hdr=self._vnet_hdr,
-            ordered=True,  # the send buffer and the queueing discipline end
-            packet=True,
+            **self._tx_terms(),
         )
         txq.set_plugged(_takes_frames(self._observer.seen))
         return txq
+
+    def _tx_terms(self) -> dict[str, Any]:
+        # Ordered: the send buffer and the queueing discipline end.
+        return {"vnet_hdr": self._vnet_hdr, "ordered": True, "packet": True}
+
+    def _fds_of(self, queue_id: int) -> tuple[int, int]:
+        return self._sockets.rx_fd(queue_id), self._sockets.tx_fd(queue_id)
+
+    def _steer(self, queue_id: int, on: bool) -> None:
+        if on:
+            self._sockets.attach([queue_id])
+        else:
+            self._detach(queue_id)
 
     def _is_live(self, queue_id: int) -> bool:
         return self._sockets.is_attached(queue_id)

@@ -109,11 +109,13 @@ class NetRtap(InterfaceDriver):
         self._tap.name = name
         super()._take_name(name)
 
+    def _takes(self, now: LinkState) -> bool:
+        return now.carrier
+
     def _plug(self, now: LinkState) -> None:
         """While the carrier is off nothing is sent, and frames that the kernel drops are not
         missed."""
-        for txq in self._txq.values():
-            txq.set_plugged(now.carrier)
+        super()._plug(now)
         self._drops.turn(now.dropped, started=self._started, plugged=now.carrier)
 
     def _asked(self) -> RxOffload:
@@ -225,8 +227,9 @@ class NetRtap(InterfaceDriver):
         if self._must_revive:
             self._revive()
         for q, rxq in self._rxq.items():
-            rxq.purge()  # before it is detached: the kernel would throw frames away uncounted
-            self._tap.attach(q, rxq not in self._deferred)
+            if q not in self._lent:
+                rxq.purge()  # before it is detached: the kernel would throw frames away uncounted
+                self._tap.attach(q, rxq not in self._deferred)
         self._start_queues()
         try:
             tun.set_carrier(self._tap.first, True, self._tap.name)
@@ -255,7 +258,7 @@ class NetRtap(InterfaceDriver):
         """Detach our queues, so that the kernel sends all frames to the queues of others: the
         carrier is theirs too."""
         for q, rxq in self._rxq.items():
-            if self._tap.is_attached(q):
+            if self._tap.is_attached(q) and q not in self._lent:
                 rxq.purge()  # as in dev_start
                 self._tap.attach(q, False)
         self._observer.look()
@@ -304,29 +307,45 @@ class NetRtap(InterfaceDriver):
     # -- queues
 
     def _make_rx(self, queue_id: int, nb_desc: int, pool: Mempool) -> RxQueue:
-        header = self._tap.vnet_hdr
         return self._rx_queue(
             self._tap.fds[queue_id],
             queue_id,
             nb_desc,
             pool,
-            split=self._conf.rx_gso,
-            vnet_hdr=header,
-            offloads=self._conf.rx_offloads & ~RxOffload.SCATTER if header else 0,
             shared=self._tap.adopted,
+            **self._rx_terms(),
         )
+
+    def _rx_terms(self) -> dict[str, Any]:
+        header = self._tap.vnet_hdr
+        return {
+            "split": self._conf.rx_gso,
+            "vnet_hdr": header,
+            "offloads": int(self._conf.rx_offloads & ~RxOffload.SCATTER) if header else 0,
+        }
 
     def _make_tx(self, queue_id: int, nb_desc: int) -> TxQueue:
         txq = self._tx_queue(
             self._tap.fds[queue_id],
             queue_id,
             nb_desc,
-            vnet_hdr=self._tap.vnet_hdr,
-            ordered=self._tap.sndbuf is not None,
             shared=self._tap.adopted,
+            **self._tx_terms(),
         )
         txq.set_plugged(self._observer.seen.carrier)
         return txq
+
+    def _tx_terms(self) -> dict[str, Any]:
+        return {"vnet_hdr": self._tap.vnet_hdr, "ordered": self._tap.sndbuf is not None}
+
+    def _fds_of(self, queue_id: int) -> tuple[int, int]:
+        fd = self._tap.fds[queue_id]
+        return fd, fd
+
+    def _steer(self, queue_id: int, on: bool) -> None:
+        if not on or not self._tap.multi_queue:
+            self._rxq[queue_id].purge()
+        self._tap.attach(queue_id, on)
 
     def _is_live(self, queue_id: int) -> bool:
         return self._tap.is_attached(queue_id)

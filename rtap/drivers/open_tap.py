@@ -16,19 +16,19 @@ from rtap.ethdev.ops import EthConf, as_flags
 from rtap.ether import MacAddr, MacLike
 from rtap.flags import RxOffload, TxOffload
 
-__all__ = ["open"]
+__all__ = ["open", "pool_size", "rx_data_room"]
 
 DEFAULT_DATA_ROOM = 2048
 
 
-def _data_room(mtu: int, offloads: RxOffload, mode: str) -> int:
+def rx_data_room(mtu: int, offloads: RxOffload, mode: str) -> int:
     """Bytes of data room for the longest frame, unless it may be scattered over several mbufs."""
     if offloads & RxOffload.SCATTER:
         return DEFAULT_DATA_ROOM
     return max(DEFAULT_DATA_ROOM, rx_room(mtu, offloads, mode))
 
 
-def _pool_size(room: int, queues: int) -> int:
+def pool_size(room: int, queues: int) -> int:
     """Enough mbufs for a few bursts in hand on every queue, by default tens of megabytes at
     most (memory that is never touched is never used)."""
     if room <= 4096:
@@ -161,12 +161,12 @@ def open(  # noqa: A001 - rtap.open() reads like io.open()
         name = dev.name
 
         def new_pool(room: int) -> Mempool:  # refers to no device: the driver keeps it
-            n = _pool_size(room, queues) if nb_mbufs is None else nb_mbufs
+            n = pool_size(room, queues) if nb_mbufs is None else nb_mbufs
             return Mempool(n, room, name=name)
 
         if data_room is None and not conf.rx_offloads & RxOffload.SCATTER:
             made[0].new_pool = new_pool
-        room = _data_room(dev.mtu, conf.rx_offloads, mode) if data_room is None else data_room
+        room = rx_data_room(dev.mtu, conf.rx_offloads, mode) if data_room is None else data_room
         pool = new_pool(room)
         for q in range(queues):
             dev.rx_queue_setup(q, nb_desc, pool)

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from rtap.ethdev.devargs import DevArgs
 
-__all__ = ["MAX_TXQUEUELEN", "NO_OPTIONS", "Account", "IfaceOptions"]
+__all__ = ["MAX_TXQUEUELEN", "NO_OPTIONS", "Account", "IfaceOptions", "account_number"]
 
 #: A user or group: its number or its name.
 Account: TypeAlias = "int | str"
@@ -38,7 +38,8 @@ def _gid_of(name: str) -> int:
     return grp.getgrnam(name).gr_gid
 
 
-def _account(value: Account | None, what: str) -> int | None:
+def account_number(value: Account | None, what: str) -> int | None:
+    """The number of a user, if `what` is "owner", or of a group; ValueError if there is none."""
     if isinstance(value, str):
         user = what == "owner"
         try:
@@ -67,8 +68,8 @@ class IfaceOptions:
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
-        set_(self, "owner", _account(self.owner, "owner"))
-        set_(self, "group", _account(self.group, "group"))
+        set_(self, "owner", account_number(self.owner, "owner"))
+        set_(self, "group", account_number(self.group, "group"))
         _number(self.txqueuelen, "txqueuelen", 1, MAX_TXQUEUELEN, "a number of frames")
         _number(self.sndbuf, "sndbuf", 1, INT_MAX, "a number of bytes")
         _number(self.fd, "fd", 0, INT_MAX, "a descriptor")

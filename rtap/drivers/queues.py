@@ -89,6 +89,12 @@ class QueueDriver(EthDevOps, Generic[_RX, _TX]):
             self._deferred.add(rxq)
         return rxq
 
+    def queue_defer(self, queue_id: int, rx: bool, tx: bool) -> None:
+        queues: tuple[tuple[_RX | _TX, bool], ...]
+        queues = ((self._rxq[queue_id], rx), (self._txq[queue_id], tx))
+        for queue, deferred in queues:
+            (self._deferred.add if deferred else self._deferred.discard)(queue)
+
     def rx_queue_release(self, queue_id: int) -> None:
         rxq = self._rxq.pop(queue_id)
         rxq.close()

@@ -54,6 +54,7 @@ class EthDevControl:
     __slots__ = (
         "_allmulticast",
         "_app_mac",
+        "_aside",
         "_caps",
         "_conf",
         "_lock",
@@ -80,6 +81,8 @@ class EthDevControl:
     _conf: EthConf
     _nb_queues: tuple[int, int]
     _rxq: dict[int, RxQueueOps]
+    # Numbers of the queue pairs that are set aside for other processes.
+    _aside: set[int]
     _txq: dict[int, TxQueueOps]
     _app_mac: MacAddr | None
     _promiscuous: bool
@@ -98,6 +101,7 @@ class EthDevControl:
         self._promiscuous, self._allmulticast = True, False
         self._mac_addrs = {}
         self._mc_addr_list = ()
+        self._aside = set()
 
     def _check(self, operation: str, *states: str) -> None:
         state = self._state
@@ -215,6 +219,7 @@ class EthDevControl:
             self._check("app_mac")
             self._app_mac = mac
             self._tell_app_mac(mac)
+            self._port.changed()
 
     def _tell_app_mac(self, mac: MacAddr) -> None:
         if self._mac_addrs.get(0) != mac and any(mac.packed):
@@ -242,6 +247,7 @@ class EthDevControl:
                 self._tell_app_mac(self.app_mac)
             (self._ops.promiscuous_enable if on else self._ops.promiscuous_disable)()
             self._promiscuous = bool(on)
+            self._port.changed()
 
     @property
     def allmulticast(self) -> bool:
@@ -255,6 +261,7 @@ class EthDevControl:
             self._check("allmulticast")
             (self._ops.allmulticast_enable if on else self._ops.allmulticast_disable)()
             self._allmulticast = bool(on)
+            self._port.changed()
 
     @property
     def mac_addrs(self) -> tuple[MacAddr, ...]:
@@ -286,6 +293,7 @@ class EthDevControl:
                 )
             self._ops.mac_addr_add(mac, index)
             self._mac_addrs[index] = mac
+            self._port.changed()
 
     def mac_addr_remove(self, mac: MacLike) -> None:
         """Undo :meth:`mac_addr_add`. ValueError for `app_mac` and for an address that was not
@@ -297,6 +305,7 @@ class EthDevControl:
                 if index != 0 and other == mac:
                     self._ops.mac_addr_remove(index)
                     del self._mac_addrs[index]
+                    self._port.changed()
                     return
             raise ValueError(f"mac_addr_remove: {mac} was not added to device {self.name}")
 
@@ -316,6 +325,7 @@ class EthDevControl:
             self._check("mc_addr_list")
             self._ops.set_mc_addr_list(wanted)
             self._mc_addr_list = wanted
+            self._port.changed()
 
     @property
     def mtu(self) -> int:

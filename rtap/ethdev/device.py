@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rtap._core.burst import Burst
 from rtap._core.mempool import Mempool
@@ -24,8 +24,9 @@ from rtap.errors import DeviceStateError, PoolEmpty
 from rtap.ethdev import registry
 from rtap.ethdev.control import ALIVE, CLOSED, CONFIGURED, STARTED, STOPPED, UNCONFIGURED
 from rtap.ethdev.events import EthEvent, Port
+from rtap.ethdev.loans import EthDevLoans
 from rtap.ethdev.ops import EthDevOps, RxQueueOps, TxQueueOps
-from rtap.ethdev.states import QUEUES_THERE, EthDevStates
+from rtap.ethdev.states import QUEUES_THERE
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["EthDev"]
 
 
-class EthDev(EthDevStates):
+class EthDev(EthDevLoans):
     """A network device: queue pairs that hand frames over in bursts, and its control operations.
 
     Made by :func:`rtap.open`, which returns it started, or by :func:`rtap.probe`, which returns
@@ -56,6 +57,8 @@ class EthDev(EthDevStates):
 
     # Where the program made it, as the end of a sentence.
     _origin: str
+    # Returns what a child of multiprocessing makes its device of; the package sets it.
+    _for_child: ClassVar[Callable[[EthDev], tuple[Callable[..., EthDev], tuple[Any, ...]]]]
 
     def __init__(self) -> None:
         raise TypeError("devices are made by rtap.open() or rtap.probe()")
@@ -107,7 +110,8 @@ class EthDev(EthDevStates):
         try:
             burst = self._rx[queue]
         except (KeyError, TypeError):
-            self._no_queue("rx_burst", queue, self._nb_queues[0])
+            self._summon("rx_burst", "rx", queue)
+            burst = self._rx[queue]
         return burst(n, timeout)
 
     def tx_burst(self, queue: int, burst: Burst) -> int:
@@ -122,7 +126,8 @@ class EthDev(EthDevStates):
         try:
             send = self._tx[queue]
         except (KeyError, TypeError):
-            self._no_queue("tx_burst", queue, self._nb_queues[1])
+            self._summon("tx_burst", "tx", queue)
+            send = self._tx[queue]
         return send(burst)
 
     def recv(self, timeout: float | None = None, queue: int = 0) -> bytes:
@@ -150,8 +155,9 @@ class EthDev(EthDevStates):
         all mbufs of the pool.
         """
         txq = self._txq.get(queue)
-        if txq is None:
-            self._no_queue("send", queue, self._nb_queues[1])
+        if txq is None or queue in self._aside:
+            self._summon("send", "tx", queue)
+            txq = self._txq[queue]
         return txq.send(frame, self.pool)
 
     @property
@@ -171,19 +177,17 @@ class EthDev(EthDevStates):
         """The receive queue object itself, for workers and other code that drives it directly."""
         with self._lock:
             self._check("rx_queue", CONFIGURED, STARTED, STOPPED)
-            try:
-                return self._rxq[queue]
-            except KeyError:
-                raise ValueError(f"rx_queue: queue {queue!r} is not set up") from None
+            if queue not in self._rxq and not self._borrow(queue):
+                raise ValueError(f"rx_queue: queue {queue!r} is not set up")
+            return self._rxq[queue]
 
     def tx_queue(self, queue: int) -> TxQueueOps:
         """The transmit queue object itself, for workers and other code that drives it directly."""
         with self._lock:
             self._check("tx_queue", CONFIGURED, STARTED, STOPPED)
-            try:
-                return self._txq[queue]
-            except KeyError:
-                raise ValueError(f"tx_queue: queue {queue!r} is not set up") from None
+            if queue not in self._txq and not self._borrow(queue):
+                raise ValueError(f"tx_queue: queue {queue!r} is not set up")
+            return self._txq[queue]
 
     # -- receive interrupts
 
@@ -260,8 +264,14 @@ class EthDev(EthDevStates):
         with contextlib.suppress(RuntimeError):  # the process ends, and the kernel closes it
             _thread.start_new_thread(self.close, ())
 
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError(f"{self!r} cannot be copied or pickled: a device has one owner")
+    def __reduce_ex__(self, protocol: object) -> tuple[Callable[..., EthDev], tuple[Any, ...]]:
+        context = sys.modules.get("multiprocessing.context")
+        if context is not None and context.get_spawning_popen() is not None:
+            return self._for_child()
+        raise TypeError(
+            f"{self!r} cannot be copied or pickled: a device has one owner (an argument of a "
+            "multiprocessing.Process of the spawn or forkserver context is attached to it)"
+        )
 
     def __repr__(self) -> str:
         text = f"<rtap.EthDev {self.name}"

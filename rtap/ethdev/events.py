@@ -193,13 +193,16 @@ class Port:
     of a message from the kernel, takes the lock itself.
     """
 
-    __slots__ = ("_dev", "handles", "id", "lock")
+    __slots__ = ("_dev", "handles", "id", "listeners", "lock")
 
     def __init__(self, dev: EthDev) -> None:
         self._dev = weakref.ref(dev)
         self.id = -1
         self.lock = FairRLock()
         self.handles: list[EventHandle] = []
+        #: Called at once, under the lock, with every event and its data, and with None when
+        #: a setting has changed. They do not block.
+        self.listeners: list[Callable[[EthEvent | None, Any], object]] = []
 
     def register(self, event: EthEvent, fn: EventFn) -> EventHandle:
         return _dispatcher.register(self.handles, event, fn)
@@ -210,6 +213,15 @@ class Port:
         if dev is not None:
             dev._event(event)
             _dispatcher.emit(dev, self.handles, event, data)
+        self._tell(event, data)
+
+    def changed(self) -> None:
+        """A setting that is no event has changed."""
+        self._tell(None, None)
+
+    def _tell(self, event: EthEvent | None, data: Any) -> None:
+        for listener in tuple(self.listeners):
+            listener(event, data)
 
     def route_ended(self, stats: object) -> None:
         """Called by a receive queue: a worker's route from it failed, with these figures."""

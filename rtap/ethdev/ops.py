@@ -12,7 +12,7 @@ import errno
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import IntFlag
-from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from rtap.ether import MacAddr
 from rtap.flags import MbufFlag, RxOffload, TxOffload
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from rtap._core.burst import Burst
+    from rtap._core.descriptor import Descriptor
     from rtap._core.mempool import Mempool
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "EthConf",
     "EthDevOps",
     "Link",
+    "Loan",
     "PortConf",
     "RxQueueOps",
     "Stats",
@@ -232,6 +234,17 @@ class Stats:
     q_errors: list[int] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Loan:
+    """A queue pair for another process: descriptors of both sides, which the driver keeps, and the
+    sealed memfds for the state of that process's queues, which the caller closes."""
+
+    rx_fd: int
+    tx_fd: int
+    rx_state: Descriptor
+    tx_state: Descriptor
+
+
 class RxQueueOps(Protocol):
     """The members of a driver's receive queue that the generic layer needs."""
 
@@ -358,6 +371,23 @@ class EthDevOps(ABC):
     def rx_queue_intr_disable(self, queue_id: int) -> None:
         """Stop that descriptor from signalling. Default: refused."""
         self._refuse("has no receive interrupts: there is no descriptor to wait for")
+
+    # -- queue pairs that other processes have
+
+    def loan_terms(self) -> dict[str, Any]:
+        """What a borrower of queue pairs has to know, in types that JSON has. Default: refused."""
+        self._refuse("cannot lend its queues to other processes")
+
+    def queue_defer(self, queue_id: int, rx: bool, tx: bool) -> None:
+        """Whether `dev_start` leaves these queues alone from now on. Default: nothing."""
+
+    def queue_lend(self, queue_id: int) -> Loan:
+        """Let another process have a stopped queue pair; what its queues count is counted here.
+        Default: refused."""
+        self._refuse("cannot lend its queues to other processes")
+
+    def queue_take_back(self, queue_id: int) -> None:
+        """The other process no longer has it, or must not use it any more."""
 
     # -- control
 

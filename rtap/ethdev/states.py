@@ -55,6 +55,9 @@ def _capable(asked: IntFlag, capa: IntFlag, what: str) -> None:
 class EthDevStates(EthDevControl):
     """Base of :class:`rtap.EthDev`."""
 
+    #: Whether it may start with queues that are not set up.
+    _partial = False
+
     __slots__ = (
         "_deferred",
         "_ender",
@@ -195,6 +198,7 @@ class EthDevStates(EthDevControl):
             raise TypeError(f"conf must be an EthConf, got {type(conf).__name__}")
         with self._lock:
             self._check("configure", UNCONFIGURED, CONFIGURED, STOPPED)
+            self._may_set_up("configure")
             info = self._caps
             self._queue_count(nb_rx_queues, "nb_rx_queues", info.max_rx_queues)
             self._queue_count(nb_tx_queues, "nb_tx_queues", info.max_tx_queues)
@@ -259,6 +263,7 @@ class EthDevStates(EthDevControl):
         with self._lock:
             self._check("rx_queue_setup", *QUEUES_THERE)
             checked_count(queue, "queue", 0, self._nb_queues[0] - 1)
+            self._may_set_up("rx_queue_setup", queue)
             self._not_running("rx", queue, "rx_queue_setup")
             limits = self._caps.rx_desc_lim
             checked_count(nb_desc, "nb_desc", limits.nb_min, limits.nb_max)
@@ -283,6 +288,7 @@ class EthDevStates(EthDevControl):
         with self._lock:
             self._check("tx_queue_setup", *QUEUES_THERE)
             checked_count(queue, "queue", 0, self._nb_queues[1] - 1)
+            self._may_set_up("tx_queue_setup", queue)
             self._not_running("tx", queue, "tx_queue_setup")
             limits = self._caps.tx_desc_lim
             checked_count(nb_desc, "nb_desc", limits.nb_min, limits.nb_max)
@@ -302,6 +308,7 @@ class EthDevStates(EthDevControl):
         """
         with self._lock:
             self._there("rx_queue_release", "rx", queue, *QUEUES_THERE)
+            self._may_set_up("rx_queue_release", queue)
             self._not_running("rx", queue, "rx_queue_release")
             self._free("rx_queue_release", "rx", queue)
             self._check("rx_queue_release", *QUEUES_THERE)
@@ -311,6 +318,7 @@ class EthDevStates(EthDevControl):
         """Release a stopped transmit queue; see :meth:`rx_queue_release`."""
         with self._lock:
             self._there("tx_queue_release", "tx", queue, *QUEUES_THERE)
+            self._may_set_up("tx_queue_release", queue)
             self._not_running("tx", queue, "tx_queue_release")
             self._free("tx_queue_release", "tx", queue)
             self._check("tx_queue_release", *QUEUES_THERE)
@@ -323,6 +331,7 @@ class EthDevStates(EthDevControl):
         """
         with self._lock:
             self._there("rx_queue_start", "rx", queue, STARTED)
+            self._own_queue("rx_queue_start", queue)
             if queue not in self._running["rx"]:
                 self._turn("rx_queue_start", ())
                 self._finish_queue("rx", queue)
@@ -344,6 +353,7 @@ class EthDevStates(EthDevControl):
         """Let one queue of a started device send. No effect when it already does."""
         with self._lock:
             self._there("tx_queue_start", "tx", queue, STARTED)
+            self._own_queue("tx_queue_start", queue)
             if queue not in self._running["tx"]:
                 self._turn("tx_queue_start", ())
                 self._finish_queue("tx", queue)
@@ -355,6 +365,23 @@ class EthDevStates(EthDevControl):
     def tx_queue_stop(self, queue: int) -> None:
         """Stop one transmit queue while the others run. No effect when it is already stopped."""
         self._stop_queue("tx", queue)
+
+    def _may_set_up(self, operation: str, queue: int | None = None) -> None:
+        """Raise when other processes depend on the present set-up, of one queue or of all."""
+        if queue is None and self._aside:
+            raise DeviceStateError(
+                f"{operation}: device {self._name} is shared with other processes, close its "
+                "rtap.share() first"
+            )
+        if queue is not None:
+            self._own_queue(operation, queue)
+
+    def _own_queue(self, operation: str, queue: int) -> None:
+        if queue in self._aside:
+            raise DeviceStateError(
+                f"{operation}: queue {queue} of device {self._name} is for other processes, which "
+                "attach to it (rtap.share)"
+            )
 
     def _usable(self, queue: object, operation: str, *needs: str) -> None:
         """Raise unless the driver returned a usable queue."""
@@ -394,8 +421,12 @@ class EthDevStates(EthDevControl):
             if self._state == STARTED:
                 return
             for what, n, there in (
-                ("rx", self._nb_queues[0], self._rxq.keys()),
-                ("tx", self._nb_queues[1], self._txq.keys()),
+                ()
+                if self._partial
+                else (
+                    ("rx", self._nb_queues[0], self._rxq.keys()),
+                    ("tx", self._nb_queues[1], self._txq.keys()),
+                )
             ):
                 missing = [str(q) for q in range(n) if q not in there]
                 if missing:
@@ -447,10 +478,14 @@ class EthDevStates(EthDevControl):
             self._rx, self._tx = {}, {}
             self._txq = {}
             try:
+                self._close_loans()
                 self._ops.dev_close()
             finally:
                 registry.release(self._name, self._port_id)
                 self._port.end()
+
+    def _close_loans(self) -> None:
+        """Other processes can use the device no more; does not wait for them."""
 
     def _in_child(self) -> None:
         """For :mod:`rtap._core.forks`: mark it as the parent's device."""
@@ -477,6 +512,7 @@ class EthDevStates(EthDevControl):
         if not isinstance(queue, int) or isinstance(queue, bool):
             raise TypeError(f"{operation}: queue must be an int, got {type(queue).__name__}")
         if 0 <= queue < n:
+            self._own_queue(operation, queue)
             raise DeviceStateError(
                 f"{operation}: queue {queue} of device {self._name} is not set up"
             )
@@ -487,4 +523,13 @@ class EthDevStates(EthDevControl):
         self._check(operation, *states)
         queues = self._rxq.keys() if kind == "rx" else self._txq.keys()
         if isinstance(queue, bool) or not isinstance(queue, int) or queue not in queues:
+            self._summon(operation, kind, queue, *states)
+
+    def _summon(self, operation: str, kind: str, queue: object, *states: str) -> None:
+        """Set up a queue that is not, if that can be done now; else raise."""
+        if not self._borrow(queue):
             self._no_queue(operation, queue, self._nb_queues[kind == "tx"], *states)
+
+    def _borrow(self, queue: object) -> bool:
+        """Set up a queue pair that another process lends; False when there is none."""
+        return False
