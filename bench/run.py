@@ -23,6 +23,7 @@ QUICK = {
     "offload": ["--slices=5", "--seconds=0.05"],
     "send64": ["--slices=5", "--seconds=0.05"],
     "closed_loop": ["--slices=5", "--seconds=0.05"],
+    "processes": ["--slices=3", "--seconds=0.05"],
     "worker_idle": ["--slices=5", "--seconds=0.05", "--frames=200"],
     "worker_routes": ["--slices=3", "--seconds=0.05", "--routes=8"],
     "worker_wait": ["--frames=100", "--seconds=1"],
@@ -38,6 +39,7 @@ QUICK = {
 SUITE = (
     "send64",
     "closed_loop",
+    "processes",
     "worker_idle",
     "worker_routes",
     "worker_wait",
