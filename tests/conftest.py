@@ -19,7 +19,7 @@ BUILD = os.environ.get("RTAP_TEST_BUILD")
 # pyproject.toml puts these helpers on the path. Rewrite their assertions like those of tests.
 HELPERS = Path(__file__).with_name("helpers")
 pytest.register_assert_rewrite(*(path.stem for path in HELPERS.glob("*.py")))
-pytest_plugins = ["support", "fakes", "workers", "live_objects"]
+pytest_plugins = ["support", "fakes", "workers", "sharing", "live_objects"]
 SANITIZED = (BUILD or "").endswith("sanitize")
 # Under the sanitizers, their findings are checked.
 collect_ignore = [] if SANITIZED else ["house/test_sanitizers.py"]
