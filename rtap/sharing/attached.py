@@ -87,13 +87,16 @@ _QUEUE_ARGUMENTS: dict[str, type] = {
 }
 
 
+def _fits_queue(name: str, value: Any) -> bool:
+    kind: Any = _QUEUE_ARGUMENTS.get(name)
+    return type(value) is kind and int(value) >= 0
+
+
 def checked_terms(device: dict[str, Any]) -> Terms:
     """MessageError when they cannot be those of a device."""
     terms = from_json(Terms, device)
-    arguments: list[tuple[str, Any]] = [*terms.rx.items(), *terms.tx.items()]
-    for name, value in arguments:
-        if value.__class__ is not _QUEUE_ARGUMENTS.get(name) or value < 0:
-            raise MessageError(f"{name} is no argument of queues")
+    if not all(_fits_queue(*item) for item in (*terms.rx.items(), *terms.tx.items())):
+        raise MessageError("the arguments of queues are others")
     if terms.mode not in ("tap", "tun") or not 1 <= terms.nb_queues <= 128:
         raise MessageError("it is no device")
     try:

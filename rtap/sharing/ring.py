@@ -79,10 +79,10 @@ def _asked(name: str) -> Message:
 class ShmRing(shm_ring.ShmRing):
     """A ring of shared memory, by its name or a descriptor of it.
 
-    ``ShmRing(name, size)`` opens the ring that a process of this user has under that name. If there is
-    none, it makes one of `size` frames, a power of two, with the frames of `pool`, a shared
+    ``ShmRing(name, size)`` opens the ring that a process of this user has under that name. If there
+    is none, it makes one of `size` frames, a power of two, with the frames of `pool`, a shared
     :class:`rtap.Mempool`, or of a new one with four times as many buffers. The name is there as
-    long as the process that made the ring has it open; the ring is there as long as any process has.
+    long as the process that made the ring has it open, the ring as long as any process has.
 
     ``ShmRing(fd, pool=pool)`` opens the ring of a descriptor (`fd` of another one), which carries
     frames of `pool`; with `event_fd`, that of the other one too, it wakes up at once.
