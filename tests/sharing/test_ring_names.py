@@ -79,9 +79,12 @@ def test_what_does_not_fit_is_refused(process: MakeProcess) -> None:
 
 @pytest.mark.root
 def test_the_name_of_a_device(netns: NetNS) -> None:
-    with rtap.open("tap0", netns=netns) as dev, rtap.share(dev, name="tap"):
-        with pytest.raises(ValueError, match="'tap' is no ring"):
-            ShmRing("tap", 64)
+    with (
+        rtap.open("tap0", netns=netns) as dev,
+        rtap.share(dev, name="tap"),
+        pytest.raises(ValueError, match="'tap' is no ring"),
+    ):
+        ShmRing("tap", 64)
 
 
 def test_the_name_goes_with_the_maker_and_the_ring_stays(process: MakeProcess) -> None:
