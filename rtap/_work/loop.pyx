@@ -428,14 +428,15 @@ cdef void sort_out(worker_t *w, uint32_t park_after) noexcept nogil:
     w.n_busy = kept
 
 
-cdef void scan_parked(worker_t *w, uint64_t now) noexcept nogil:
+cdef bint scan_parked(worker_t *w, uint64_t now) noexcept nogil:
     """Ends parked routes whose queues were stopped, and brings back those that have to be
-    revisited."""
+    revisited; true when there were any of these, which the next pass has to serve."""
     cdef uint64_t every = 1_000_000 if now < w.hurry_until else SCAN_NS
+    cdef bint found = False
     cdef route_t *r
     cdef uint32_t i
     if now - w.scanned < every:
-        return
+        return False
     w.scanned = now
     for i in range(w.n_routes):
         r = &w.routes[i]
@@ -444,6 +445,8 @@ cdef void scan_parked(worker_t *w, uint64_t now) noexcept nogil:
             r.woken = False
             w.busy[w.n_busy] = i
             w.n_busy += 1
+            found = True
+    return found
 
 
 cdef void take_turns(worker_t *w) noexcept nogil:
@@ -477,7 +480,8 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
         if w.starved and w.n_busy > 1:
             take_turns(w)
         now = _compat.now_ns()
-        scan_parked(w, now)
+        if scan_parked(w, now):
+            continue            # before they are parked again
         if w.n_active == 0:
             break
         if w.n_active > w.n_busy and (not moved or now - w.looked > LOOK_NS):
