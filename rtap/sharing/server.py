@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The socket of something shared, and the thread ("rtap-share") that serves it.
 
-The thread never waits for a peer: one that does not read its messages loses its connection.
+The thread never waits for a peer. Messages for one that does not read them are kept: of its news
+only the last of each kind, so that they take little room however many there were. After ten seconds
+it loses its connection.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ MAX_CLIENTS = 256
 ATTACH_S = 5.0
 #: Seconds without new connections, when this process has no descriptors left for them.
 FULL_S = 0.1
+#: Most messages that are kept for a connection, and seconds in which it has to read one of them.
+BEHIND, BEHIND_S = 512, 10.0
 
 
 class Client:
@@ -48,10 +52,56 @@ class Client:
         self.since = time.monotonic()
         #: What it has, by number.
         self.queues: set[int] = set()
+        # Messages that it had no room for: what kind of news, the message, descriptors beside it.
+        self._kept: list[tuple[object, bytes, list[Descriptor]]] = []
+        self.polled = select.EPOLLIN
 
-    def tell(self, data: bytes, fds: Iterable[int] = ()) -> None:
-        """Send an encoded message."""
-        send(self.sock, data, fds)
+    def tell(self, data: bytes, fds: Iterable[int] = (), *, news: object = None) -> None:
+        """Send an encoded message, as soon as the other end has room. Of a kind of news only the
+        last is kept until then. OSError when the connection is to end."""
+        if not self._kept:
+            try:
+                send(self.sock, data, fds)
+                return
+            except BlockingIOError:
+                self.since = time.monotonic()
+        if news is not None:
+            self._kept = [entry for entry in self._kept if entry[0] != news]
+        if len(self._kept) >= BEHIND:
+            raise BlockingIOError(errno.EAGAIN, "it does not read its messages")
+        self._kept.append((news, data, [Descriptor.of(os.dup, fd) for fd in fds]))
+
+    @property
+    def behind(self) -> bool:
+        """Whether messages are kept for it."""
+        return bool(self._kept)
+
+    def catch_up(self) -> None:
+        """Send what was kept, as far as there is room."""
+        while self._kept:
+            _, data, files = self._kept[0]
+            try:
+                send(self.sock, data, [file.fileno() for file in files])
+            except BlockingIOError:
+                return
+            self.since = time.monotonic()
+            self._forget_first()
+
+    def _forget_first(self) -> None:
+        for file in self._kept.pop(0)[2]:
+            file.close()
+
+    def close(self) -> None:
+        """End it."""
+        self.sock.close()
+        while self._kept:
+            self._forget_first()
+
+    def is_late(self, now: float) -> bool:
+        """Whether it had its time to attach, or to read."""
+        if self._kept:
+            return now - self.since > BEHIND_S
+        return not self.attached and now - self.since > ATTACH_S
 
 
 class Handler(Protocol):
@@ -120,7 +170,7 @@ class Server:
         """In a forked child: close its copies."""
         self.ended = True
         for client in self._clients.values():
-            client.sock.close()
+            client.close()
         self._sock.close()
         self._wake.close()
 
@@ -145,20 +195,23 @@ class Server:
             self._wake.close()
 
     def _pass(self, listening: int) -> None:
-        busy = self._full_until or not all(c.attached for c in self._clients.values())
-        for fd, _ in self._poller.poll(FULL_S if busy else None):
+        busy = self._full_until or any(c.behind or not c.attached for c in self._clients.values())
+        for fd, events in self._poller.poll(FULL_S if busy else None):
             if fd == listening:
                 self._accept(listening)
             elif fd in self._clients:
-                self._hear(self._clients[fd])
+                self._serve(self._clients[fd], events)
             else:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._wake.fileno())
         self._handler.tell_news()
         now = time.monotonic()
         for client in list(self._clients.values()):
-            if not client.attached and now - client.since > ATTACH_S:
+            if client.is_late(now):
                 self.drop(client)
+            elif client.polled != (polled := select.EPOLLIN | select.EPOLLOUT * client.behind):
+                self._poller.modify(client.sock.fileno(), polled)
+                client.polled = polled
         if self._full_until and now > self._full_until:
             self._full_until = 0.0
             self._poller.register(listening, select.EPOLLIN)
@@ -198,8 +251,17 @@ class Server:
         """End a connection, in the thread."""
         with self._lock:
             self._clients.pop(client.sock.fileno(), None)
-        client.sock.close()
+        client.close()
         self._handler.dropped(client)
+
+    def _serve(self, client: Client, events: int) -> None:
+        try:
+            client.catch_up()
+        except OSError:
+            self.drop(client)
+            return
+        if events & ~select.EPOLLOUT:
+            self._hear(client)
 
     def _hear(self, client: Client) -> None:
         try:

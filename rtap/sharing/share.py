@@ -288,17 +288,18 @@ class Share:
         while self._news:
             event, data = self._news.popleft()
             if event is not None:
-                events.append(encode("event", event=int(event), data=to_json(data)))
+                data = to_json(data)
+                events.append((event, encode("event", event=int(event), data=data)))
         dev = self._dev()
-        messages = events
+        messages: list[tuple[object, bytes]] = [*events]
         # The interface may be gone: then its end is all that there is to say.
         with contextlib.suppress(OSError, DeviceStateError):
             if dev is not None:
-                messages = [encode("state", device=self._state(dev)), *events]
+                messages.insert(0, ("state", encode("state", device=self._state(dev))))
         for client in self._server.clients():
             try:
-                for message in messages:
-                    client.tell(message)
+                for news, message in messages:
+                    client.tell(message, news=news)
             except OSError:
                 self._server.drop(client)
 
