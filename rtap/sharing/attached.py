@@ -179,8 +179,8 @@ class Attached(InterfaceDriver):
 
     def lend_to_us(self, borrowed: dict[int, Borrowed]) -> None:
         """Queues on these descriptors can be set up."""
-        for queue, files in borrowed.items():
-            self._files[queue] = files
+        self._files.update(borrowed)
+        for files in borrowed.values():
             self._check_files(files)
 
     def _check_files(self, files: Borrowed) -> None:
@@ -298,13 +298,19 @@ class Attached(InterfaceDriver):
         self._change("set_link_down")
 
     def mac_addr_get(self) -> MacAddr:
-        return MacAddr(self._ask("mac"))
+        return self._ask_mac("mac")
 
     def mac_addr_set(self, mac: MacAddr) -> None:
         self._change("set_mac", str(mac))
 
     def app_mac_get(self) -> MacAddr:
-        return MacAddr(self._ask("app_mac"))
+        return self._ask_mac("app_mac")
+
+    def _ask_mac(self, name: str) -> MacAddr:
+        try:
+            return MacAddr(self._ask(name))
+        except TypeError as exc:
+            raise MessageError(f"{name}: {exc}") from None
 
     def mtu_get(self) -> int:
         mtu = self._ask("mtu")
@@ -428,9 +434,9 @@ class AttachedDev(EthDev):
             before, self._set_up = self._set_up, False
             borrowed = self._ops._connection.lease(queues, count)
             try:
+                self._ops.lend_to_us(borrowed)
                 if borrowed.keys() != set(queues) if queues else len(borrowed) != count:
                     raise MessageError("the other process lent other queues")
-                self._ops.lend_to_us(borrowed)
                 nb_desc, pool = self._how
                 for queue in borrowed:
                     self.rx_queue_setup(queue, nb_desc, pool)

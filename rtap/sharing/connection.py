@@ -96,8 +96,13 @@ class Connection:
         """Attach, before the thread runs."""
         self._sock.settimeout(ANSWER_S)
         try:
-            send(self._sock, encode("attach", version=VERSION, key=key))
-            message = receive(self._sock)
+            # Who refuses this user says so, and does not wait for our message.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                send(self._sock, encode("attach", version=VERSION, key=key))
+            try:
+                message = receive(self._sock)
+            except ConnectionResetError:  # the kernel says that first
+                message = receive(self._sock)
         except TimeoutError:
             raise TimeoutError(
                 errno.ETIMEDOUT, f"process {self.owner.pid} does not answer for {self.name}"
@@ -172,10 +177,19 @@ class Connection:
         """Borrow those queue pairs, or `count` free ones."""
         try:
             self._ask("lease", queues=queues, count=count)
-        finally:
-            with self._answered:
-                borrowed, self._borrowed = self._borrowed, {}
+        except BaseException:
+            self._forget_borrowed()
+            raise
+        with self._answered:
+            borrowed, self._borrowed = self._borrowed, {}
         return borrowed
+
+    def _forget_borrowed(self) -> None:
+        """Close what nobody took."""
+        with self._answered:
+            borrowed, self._borrowed = self._borrowed, {}
+        for files in borrowed.values():
+            files.close()
 
     def give_back(self, queues: list[int]) -> None:
         """The descriptors are closed, and nobody here uses the pairs any more."""
@@ -206,7 +220,7 @@ class Connection:
                 files = [Descriptor(fd) for fd in message.fds]
                 message.fds.clear()
                 borrowed = Borrowed(*files)
-                if current:
+                if current and message.queue not in self._borrowed:
                     self._borrowed[message.queue] = borrowed
                 else:  # whoever asked for it was interrupted
                     borrowed.close()
@@ -232,6 +246,7 @@ def _read_all(connection: Connection, listener: Listener) -> None:
     except Exception:
         log.exception("news of device %s", connection.name)
     connection._end()
+    connection._forget_borrowed()
     if not connection._closed:
         listener.lost()
     connection._sock.close()
