@@ -135,9 +135,14 @@ class ShmRing(shm_ring.ShmRing):
         if pool is None:
             pool = Mempool(4 * size, shared=True, name=name)
         with shm_ring.ShmRing.create(pool, size, name=name) as made:
-            super().__init__(made.fd, size, pool=pool, event_fd=made.event_fd, name=name)
-        self._server = Server(name, Allowed(), _Door(self))
-        self._server.start()
+            server = Server(name, Allowed(), _Door(self))  # those who come now wait for the start
+            try:
+                super().__init__(made.fd, size, pool=pool, event_fd=made.event_fd, name=name)
+                server.start()
+            except BaseException:
+                server.end()
+                raise
+        self._server = server
         weakref.finalize(self, self._server.end)
 
     def close(self) -> None:
