@@ -110,6 +110,13 @@ def _refuse_constant(text: str) -> Any:
     raise MessageError(f"{text} is no number of JSON")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if abs(value) == float("inf"):
+        raise MessageError("a number is too large")
+    return value
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -139,7 +146,10 @@ def decode(data: bytes) -> Message:
         raise MessageError(f"{len(data)} bytes are more than a message has")
     try:
         fields = json.loads(
-            data.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_once
+            data.decode("utf-8"),
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=_once,
         )
     except MessageError:
         raise

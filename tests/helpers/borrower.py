@@ -10,6 +10,7 @@ expression, or with ``{"error": CLASS, "text": TEXT, "errno": NUMBER}``.
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 import signal
@@ -87,10 +88,8 @@ def main() -> None:
             continue
         control.close()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        try:
+        with contextlib.suppress(OSError, ValueError):  # the test is over
             serve(socket.socket(fileno=fds[0]), json.loads(data))
-        except (OSError, ValueError):
-            pass  # the test is over
         sys.exit()
 
 

@@ -120,7 +120,9 @@ def _maker() -> Iterator[socket.socket]:
     program = Path(__file__).with_name("borrower.py")
     with here:
         process = subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", str(program)], stdin=there, **child_place()
+            [sys.executable, "-X", "faulthandler", str(program)],
+            stdin=there.fileno(),
+            **child_place(),
         )
         there.close()
         try:

@@ -48,9 +48,7 @@ def dev(netns: NetNS, runtime_dir: Path) -> Iterator[EthDev]:
 # ---- fork
 
 
-def test_child_of_the_first_process(
-    dev: EthDev, netns: NetNS, process: MakeProcess
-) -> None:
+def test_child_of_the_first_process(dev: EthDev, netns: NetNS, process: MakeProcess) -> None:
     """It cannot use the share, and its exit does not end the parent's connections."""
     with rtap.share(dev) as share:
         other = process().attach(dev.name, [0])
@@ -152,13 +150,14 @@ def test_forgotten_attached_device(dev: EthDev) -> None:
         rtap.attach(dev.name, [1]).close()
         no_leases(share)
         threads, before = threading.active_count(), open_fds()
+        gone: list[weakref.ref[EthDev]] = []
         for _ in range(3):
             held = [rtap.attach(dev.name, [1])]
             held[0].send(frame(1), queue=1)
-            gone = weakref.ref(held[0])
+            gone.append(weakref.ref(held[0]))
             with pytest.warns(ResourceWarning, match="unclosed device <rtap"):
                 forget(held)
-            eventually(lambda: gone() is None, "it is collected")
+            eventually(lambda: gone[-1]() is None, "it is collected")
             no_leases(share)
             threads_end(threads)
             none_left(before)
@@ -382,9 +381,9 @@ def test_bad_memory_is_refused(tap: Tap, tmp_path: Path) -> None:
             with pytest.raises((OSError, ValueError)):
                 lender.lend(fd, STATE_SIZE)
             if fd >= 0:
-                with pytest.raises((OSError, ValueError), match="sealed memfd|state_fd"):
+                with pytest.raises((OSError, ValueError), match="state_fd"):
                     RxQueue(tap.fd, pool, name="tap0", state_fd=fd)
-                with pytest.raises((OSError, ValueError), match="sealed memfd|state_fd"):
+                with pytest.raises((OSError, ValueError), match="state_fd"):
                     TxQueue(tap.fd, name="tap0", state_fd=fd)
         assert lender.counters()["packets"] == 0
         lender.start()

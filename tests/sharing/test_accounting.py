@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The figures of a device are the sum over all processes that use it, and agree with the kernel's."""
+"""The figures of a device are the sum over all processes that use it, as the kernel's."""
 
 from __future__ import annotations
 
@@ -69,9 +69,7 @@ def test_flows_over_many_processes(netns: NetNS, process: MakeProcess, processes
             back += map(flow_of, packets.frames(FLOWS))
         assert sorted(back) == sorted(list(range(FLOWS)) * ROUNDS)
         # Each flow stays with one process, and each process has some.
-        own = [
-            other("dev.rx_queue(dev.queues[0]).counters()['packets']") for other in others
-        ]
+        own = [other("dev.rx_queue(dev.queues[0]).counters()['packets']") for other in others]
         assert sum(own) == FLOWS * ROUNDS
         assert all(own)
         eventually(lambda: agrees(netns, dev), "the device's figures are the kernel's")
@@ -136,9 +134,7 @@ def test_reset(netns: NetNS, process: MakeProcess) -> None:
         assert dev.stats().opackets == 0
 
 
-def test_waiting_frames_of_a_killed_process_are_counted(
-    netns: NetNS, process: MakeProcess
-) -> None:
+def test_waiting_frames_of_a_killed_process_are_counted(netns: NetNS, process: MakeProcess) -> None:
     with (
         device(netns, 1) as dev,
         rtap.share(dev) as share,

@@ -192,7 +192,8 @@ def test_filter_holds_for_those_who_come_later(
 
 
 def test_link(netns: NetNS, dev: EthDev, one: Process, two: Process, packets: PacketSocket) -> None:
-    assert one("dev.link().link_status") and two("dev.link().link_status")
+    assert one("dev.link().link_status")
+    assert two("dev.link().link_status")
     one("dev.set_link_down()")
     assert not dev.link().link_status
     assert not one("dev.send(data, queue=1)", data=frame(1))
@@ -292,11 +293,13 @@ def test_events(netns: NetNS, dev: EthDev, one: Process, two: Process) -> None:
         other(EVENTS)
 
     def hear(name: str, data: str | None = None) -> None:
-        for other in (one, two):
-            eventually(
-                lambda: any(e == name and (data is None or d == data) for e, d in other("heard")),
-                f"{name} {data}",
+        def heard() -> bool:
+            return all(
+                any(event == name and data in (None, what) for event, what in other("heard"))
+                for other in (one, two)
             )
+
+        eventually(heard, f"{name} {data}")
 
     ip(netns, "link", "set", "tap0", "mtu", "1300")
     hear("MTU", "1300")
@@ -317,7 +320,7 @@ def test_events(netns: NetNS, dev: EthDev, one: Process, two: Process) -> None:
         queue = other("dev.queues[0]")
         with pytest.raises(rtap.DeviceGone):
             other("dev.rx_burst(queue, 8, wait)", queue=queue, wait=patient(10))
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match=r"tap7|No such device"):
             other("dev.mtu")
 
 
