@@ -29,7 +29,7 @@ help:
 	@echo 'make bench    benchmarks'
 	@echo 'make soak     a hundred million frames through a small pool, and the long runs of tests'
 	@echo 'make fuzz     ten million inputs for the offload kernels, two million for programs over frames,'
-	@echo '              two million random calls of the API, four million frames through devices (as'
+	@echo '              200,000 messages between processes, two million random calls of the API, four million frames through devices (as'
 	@echo '              root), then the property tests with many more examples; ARGS=--runs=1e5 for'
 	@echo '              fewer inputs'
 	@echo 'make kernels  tests on the kernels of other Debian releases, booted in QEMU, forty minutes;'

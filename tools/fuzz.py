@@ -3,10 +3,12 @@
 
 The C files that Cython made for the release build are compiled again with clang, and a harness in
 tests/fuzz feeds them. The harness documents what it does with an input and what it checks. There
-are two: ``offload`` tests the kernels that read the bytes of one frame; ``frames`` runs programs
-over pools, mbufs, requests, GSO, GRO and stages.
+are three: ``offload`` tests the kernels that read the bytes of one frame; ``frames`` runs programs
+over pools, mbufs, requests, GSO, GRO and stages; ``wire`` decodes messages between processes, which
+is Python code.
 
-    python tools/fuzz.py                    10 million inputs for offload, 2 million for frames
+    python tools/fuzz.py                    10 million inputs for offload, 2 million for frames,
+                                            200,000 for wire
     python tools/fuzz.py --target frames    only that harness
     python tools/fuzz.py --runs 0           no new inputs: seeds, corpus and earlier finds only
     python tools/fuzz.py --reduce           rewrite the corpus from what was found
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import random
 import re
@@ -46,8 +49,15 @@ KERNELS = (
     *("stages/_split", "stages/_spread", "stages/_stage", "stages/_tuple"),
 )
 #: Python modules of rtap that the kernels import when they are loaded.
-SCRIPTS = ("errors.py", "ether.py")
-HARNESSES = ("frames_model", "frames_flat", "frames_program", "frames_fuzz", "offload_fuzz")
+SCRIPTS = ("errors.py", "ether.py", "sharing/wire.py")
+HARNESSES = (
+    "frames_model",
+    "frames_flat",
+    "frames_program",
+    "frames_fuzz",
+    "offload_fuzz",
+    "wire_fuzz",
+)
 SANITIZE = ["-g1", "-fno-omit-frame-pointer", "-fno-strict-aliasing", "-fno-sanitize-recover=all"]
 LONGEST = 2048
 #: Longest input in the repository's corpora, in bytes.
@@ -74,7 +84,7 @@ class Target:
         return OUT / self.name / what
 
     def seeds(self) -> Iterator[bytes]:
-        return seeds() if self.name == "offload" else programs()
+        return {"offload": seeds, "frames": programs, "wire": messages}[self.name]()
 
 
 TARGETS = {
@@ -105,6 +115,16 @@ TARGETS = {
                         "    memcpy(mbuf_data(m), src, k)\n",
                     ),
                 ),
+            ),
+        ),
+        # Fields that no message has get past the check.
+        Target(
+            "wire",
+            2e5,
+            LONGEST,
+            (
+                "sharing/wire.py",
+                (("fields.keys() != expected.keys()", "not fields.keys() >= expected.keys()"),),
             ),
         ),
     )
@@ -164,11 +184,11 @@ def compile_all(
 ) -> Path:
     """Compile what is out of date below `out`; `planted` replaces the kernel of the same name."""
     library = out / "lib"
-    for package in {Path("rtap"), *(Path("rtap", name).parent for name in KERNELS)}:
+    for package in {Path("rtap", name).parent for name in (*KERNELS, *SCRIPTS)}:
         (library / package).mkdir(parents=True, exist_ok=True)
         (library / package / "__init__.py").touch()
     for name in SCRIPTS:
-        shutil.copy(ROOT / "rtap" / name, library / "rtap")
+        shutil.copy(ROOT / "rtap" / name, library / "rtap" / name)
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     declared = [*(ROOT / "rtap").rglob("*.pxd"), *HARNESS.glob("*.pxd")]
     jobs = []
@@ -216,20 +236,30 @@ def build_replay(planted: Target | None = None) -> Path:
     if planted:
         wrong = planted.out("planted")
         shutil.copytree(out, wrong, dirs_exist_ok=True)
-        program = compile_all(cc, module, link, wrong, plant(planted, wrong))
+        if planted.planted[0].endswith(".py"):
+            program = compile_all(cc, module, link, wrong, Path())
+            (wrong / "lib" / "rtap" / planted.planted[0]).write_text(faulty(planted))
+        else:
+            program = compile_all(cc, module, link, wrong, plant(planted, wrong))
     return program
 
 
-def plant(target: Target, out: Path) -> Path:
-    """Write the C file of a kernel with the fault in it, and return its path."""
+def faulty(target: Target) -> str:
+    """A file of rtap with the target's fault in it."""
     name, changes = target.planted
-    package = out / "source" / "rtap"
-    source = package / name
     text = (ROOT / "rtap" / name).read_text()
     for right, wrong in changes:
         if right not in text:
             sys.exit(f"fuzz: there is no {right!r} in {name}")
         text = text.replace(right, wrong, 1)
+    return text
+
+
+def plant(target: Target, out: Path) -> Path:
+    """Write the C file of a kernel with the fault in it, and return its path."""
+    package = out / "source" / "rtap"
+    source = package / target.planted[0]
+    text = faulty(target)
     for path in (ROOT / "rtap").rglob("*.pxd"):
         copy = package / path.relative_to(ROOT / "rtap")
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -297,6 +327,21 @@ def seeds() -> Iterator[bytes]:
         if len(train) < LONGEST:
             yield b"\x33" + train
             yield b"\x23" + train
+
+
+def messages() -> Iterator[bytes]:
+    """A message of each kind, and what is almost one."""
+    from rtap.sharing.wire import FIELDS
+
+    values: dict[str, object] = {"id": 7, "queues": [0, 3], "args": [1500, "x", None, True]}
+    values |= {"device": {"a": {"b": [1.5, -2]}}, "value": [{}, 1e30], "count": 2, "version": 1}
+    values |= {"errno": 19, "event": 3, "queue": 1, "data": {"c": False}}
+    for kind, fields in FIELDS.items():
+        message = {"kind": kind, **{name: values.get(name, "text") for name in fields}}
+        data = json.dumps(message).encode()
+        yield from (data, data[:-1], data.replace(b"}", b',"x":1}'), data.replace(b":", b":[", 2))
+    for text in ("NaN", "1e999", "[" * 300 + "]" * 300, "9" * 300, '{"a":1,"a":2}', '"\\ud800"'):
+        yield f'{{"kind":"result","id":1,"value":{text}}}'.encode()
 
 
 def programs() -> Iterator[bytes]:
@@ -369,8 +414,8 @@ def stat(text: str, name: str) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__.partition("\n")[0])
-    parser.add_argument("--target", choices=TARGETS, help="one harness (default: both)")
-    parser.add_argument("--runs", type=float, help="inputs for each (default: 1e7 and 2e6)")
+    parser.add_argument("--target", choices=TARGETS, help="one harness (default: all)")
+    parser.add_argument("--runs", type=float, help="inputs for each (default: see above)")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seed", type=int, default=0, help="0: a new one each time")
     parser.add_argument("--reduce", action="store_true", help="rewrite the repository's corpora")

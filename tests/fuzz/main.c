@@ -2,7 +2,7 @@
  *
  * Gives libFuzzer its entry points, or with RTAP_REPLAY runs inputs from the standard input, each
  * after its length in two bytes. Python is here only to load the modules under test, which are the
- * C files that Cython made of rtap's kernels; tools/fuzz.py builds and runs all of it. RTAP_HARNESS
+ * C files that Cython made of rtap's kernels, or Python code; tools/fuzz.py builds and runs all of it. RTAP_HARNESS
  * in the environment names the module with the harness.
  */
 #define PY_SSIZE_T_CLEAN
@@ -12,6 +12,9 @@
 #include <stdlib.h>
 
 static int (*fuzz_one)(const uint8_t *data, size_t n);
+
+/* For harnesses of Python code: counters of what was run, which libFuzzer looks at. */
+__attribute__((section("__libfuzzer_extra_counters"))) unsigned char rtap_lines[4096];
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
