@@ -232,9 +232,9 @@ def forget_stale(path: str) -> None:
 
 
 def sockets() -> Iterator[str]:
-    """The names that have a socket in one of the directories."""
+    """The paths of the sockets in the directories that this user may list."""
     for directory in directories():
         with contextlib.suppress(OSError):
             for entry in sorted(os.listdir(directory)):
                 if entry.endswith(_SUFFIX):
-                    yield entry.removesuffix(_SUFFIX)
+                    yield os.path.join(directory, entry)
