@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     # Few programs start others, and importing it takes long.
     import subprocess
 
-__all__ = ["NetNS", "NetNSLike", "call_in", "open_netns"]
+__all__ = ["NetNS", "NetNSLike", "call_in", "enter", "open_netns"]
 
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _OWN_NETNS = "/proc/thread-self/ns/net"
@@ -48,6 +48,14 @@ def _is_own(fd: int) -> bool:
     except OSError:
         return False  # no /proc, after chroot: nobody can tell
     return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+
+def enter(netns: NetNS) -> None:
+    """Move the calling thread, and the threads that it starts later, into a namespace.
+
+    For programs that do it before they have a second thread; others use :func:`call_in`.
+    """
+    _setns(netns.fd)
 
 
 def call_in(netns: int, fn: Callable[..., _T], *args: Any, own_thread: bool = False) -> _T:
