@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import rtap
-from rtap.cli import demo, testpmd
+from rtap.cli import demo, ps, serve, testpmd
 from rtap.cli.errors import CommandError, Interrupted, sentence
 
 __all__ = ["main"]
@@ -30,7 +30,7 @@ class _Command(Protocol):
     def run(self, args: argparse.Namespace) -> int: ...
 
 
-_COMMANDS: list[_Command] = [demo, testpmd]
+_COMMANDS: list[_Command] = [demo, testpmd, serve, ps]
 
 
 class _Version(argparse.Action):
