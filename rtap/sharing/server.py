@@ -130,6 +130,7 @@ class Server:
         self._full_until = 0.0
         self._wake = Descriptor.of(os.eventfd, 0)
         os.set_blocking(self._wake.fileno(), False)
+        self._poller = select.epoll()
         self._sock, self.path = places.listen(name, allowed)
         _servers.add(self)
 
@@ -172,6 +173,7 @@ class Server:
         for client in self._clients.values():
             client.close()
         self._sock.close()
+        self._poller.close()
         self._wake.close()
 
     # -- the thread
@@ -179,12 +181,10 @@ class Server:
     def _run(self) -> None:
         listening = self._sock.fileno()
         try:
-            with select.epoll() as poller:
-                self._poller = poller
-                poller.register(self._wake.fileno(), select.EPOLLIN)
-                poller.register(listening, select.EPOLLIN)
-                while not self.ended:
-                    self._pass(listening)
+            self._poller.register(self._wake.fileno(), select.EPOLLIN)
+            self._poller.register(listening, select.EPOLLIN)
+            while not self.ended:
+                self._pass(listening)
         except (OSError, ValueError):
             if not self.ended:
                 raise
@@ -192,6 +192,7 @@ class Server:
             self.end()
             for client in list(self._clients.values()):
                 self.drop(client)
+            self._poller.close()
             self._wake.close()
 
     def _pass(self, listening: int) -> None:

@@ -170,7 +170,7 @@ def no_leases(share: rtap.Share) -> None:
 
 
 def sockets_left() -> list[str]:
-    return list(places.sockets())
+    return [Path(path).stem for path in places.sockets()]
 
 
 def to_and_fro(packets: PacketSocket, other: Process, queue: int = 0, seq: int = 1) -> None:
