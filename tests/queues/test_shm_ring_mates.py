@@ -299,7 +299,7 @@ def kill_and_replace(mates: Mates, kills: int, size: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [8, 256])
-@pytest.mark.parametrize("kills", [100, pytest.param(3000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [100, pytest.param(1000, marks=pytest.mark.soak)])
 def test_kills_at_any_moment(mates: Mates, kills: int, size: int) -> None:
     kill_and_replace(mates, fewer(kills), size)
 
