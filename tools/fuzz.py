@@ -42,7 +42,7 @@ GENERATED = ROOT / "build" / "cython-release" / "rtap"
 OUT = ROOT / "build" / "fuzz"
 KERNELS = (
     *("_core/burst", "_core/live", "_core/mbuf", "_core/mempool", "_core/pool", "_core/queue"),
-    *("_core/shm", "_core/traffic", "_core/workers"),
+    *("_core/memfd", "_core/shm", "_core/traffic", "_core/workers"),
     *("_frames/checksum", "_frames/coalesce", "_frames/gro", "_frames/parse", "_frames/request"),
     *("_frames/rewrite", "_frames/segment", "_frames/verify", "_frames/vnet"),
     *("stages/_checksums", "stages/_count", "stages/_mac", "stages/_merge", "stages/_runner"),
