@@ -6,6 +6,7 @@ from rtap._core.pool cimport mbuf_t, pool_t
 
 
 cdef class Mempool:
+    cdef object __weakref__
     cdef pool_t *p
     cdef uint32_t made          # a constructor has converted its arguments
     cdef readonly str name

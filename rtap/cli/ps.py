@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Show the devices that processes share, and who uses their queue pairs.
+"""Show the devices and rings that processes share, and who uses the devices' queue pairs.
 
 It asks each of those processes. Without NAME it asks all whose sockets this user can see.
 """
@@ -44,7 +44,8 @@ class Lease:
 
 @dataclass(frozen=True)
 class Shared:
-    """What a process shares; with `error`, why it does not say so itself."""
+    """What a process shares: a device, or a ring of so many frames; with `error`, why it does not
+    say so itself."""
 
     name: str
     pid: int = 0
@@ -52,6 +53,7 @@ class Shared:
     ifname: str = ""
     queues: list[int] = field(default_factory=list)
     leases: list[Lease] = field(default_factory=list)
+    ring: int = 0
     error: str = ""
 
 
@@ -79,6 +81,10 @@ def _numbers(value: Any) -> list[int]:
 def _shared(device: dict[str, Any], peer: places.Peer) -> Shared:
     """What the process said; MessageError if it is no listing."""
     try:
+        if device.keys() == {"name", "size"}:
+            (size,) = _numbers([device["size"]])
+            name = places.checked_name(device["name"])
+            return Shared(name, peer.pid, _command(peer.pid), ring=size)
         name, ifname = device["name"], device["ifname"]
         queues, leases = _numbers(device["queues"]), device["leases"]
         if not (isinstance(ifname, str) and isinstance(leases, list)):
@@ -165,6 +171,9 @@ def _lines(shared: Shared) -> Iterator[str]:
     if shared.error:
         who = f"{_process(shared.pid, shared.command)}: " if shared.pid else ""
         yield f"{shared.name}: {who}{_plain(shared.error)}"
+        return
+    if shared.ring:
+        yield f"{shared.name}: ring of {shared.ring}, {_process(shared.pid, shared.command)}"
         return
     what = "queue" if len(shared.queues) == 1 else "queues"
     yield (

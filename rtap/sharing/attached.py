@@ -31,7 +31,7 @@ from rtap.ethdev.events import EthEvent, Port
 from rtap.ethdev.ops import DevInfo, EthConf, Link, Stats
 from rtap.ether import MacAddr
 from rtap.flags import RxOffload, TxOffload
-from rtap.sharing import places
+from rtap.sharing import places, pools
 from rtap.sharing.connection import Borrowed, Connection
 from rtap.sharing.figures import RELAYED, event_data, from_json
 from rtap.sharing.share import XSTATS_MANY
@@ -548,8 +548,9 @@ def attach(
     or the process ends. Bursts, workers, stages and interrupts work as in the process that has the
     device; settings, statistics and events are the device's, for all processes.
 
-    `pool` is for received frames, by default one that fits; `nb_desc`, `engine` and `gil` are as in
-    :func:`rtap.open`. `key` is that of the share.
+    `pool` is for received frames, by default that of the device if it is a shared one, or else a
+    new one that fits; `nb_desc`, `engine` and `gil` are as in :func:`rtap.open`. `key` is that of
+    the share.
 
     FileNotFoundError when nobody shares that name; PermissionError when this user may not attach;
     DeviceStateError when a pair is in use, with the process that has it; ValueError for a pair that
@@ -560,6 +561,9 @@ def attach(
     dev: AttachedDev | None = None
     try:
         welcome = connection.welcome(key)
+        if welcome.fds and pool is None:
+            pool = pools.attached(welcome.fds[0], name)
+        welcome.close()
         terms = checked_terms(welcome.device)
         conf = EthConf(
             terms.rx_offloads,

@@ -93,7 +93,7 @@ class Connection:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(ANSWER_S), 0))
 
     def welcome(self, key: str) -> Message:
-        """Attach, before the thread runs."""
+        """Attach, before the thread runs; the caller closes the answer."""
         self._sock.settimeout(ANSWER_S)
         try:
             # Who refuses this user says so, and does not wait for our message.
@@ -114,7 +114,8 @@ class Connection:
             raise ConnectionRefusedError(
                 errno.ECONNREFUSED, f"process {self.owner.pid} refuses more connections"
             )
-        message.close()
+        if message.kind != "welcome":
+            message.close()
         if message.kind == "error":
             raise_error(message)
         if message.kind == "ring":

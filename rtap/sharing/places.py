@@ -8,6 +8,7 @@ whoever finds that nobody listens to it removes it.
 
 from __future__ import annotations
 
+import array
 import contextlib
 import errno
 import fcntl
@@ -24,6 +25,8 @@ __all__ = ["Allowed", "Peer", "connect", "directories", "listen", "peer_of", "so
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _SUFFIX = ".sock"
 _UCRED = struct.Struct("3i")
+_SO_PEERGROUPS = 59  # asm-generic/socket.h
+_GROUPS_ROOM = 1024  # all that Python allows, 256 groups
 
 
 @dataclass(frozen=True)
@@ -34,26 +37,31 @@ class Peer:
     pid: int
     uid: int
     gid: int
+    #: Supplementary groups.
+    groups: frozenset[int] = frozenset()
 
 
 def peer_of(sock: socket.socket) -> Peer:
-    """As the kernel says (SO_PEERCRED)."""
+    """As the kernel says (SO_PEERCRED, SO_PEERGROUPS)."""
     found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    return Peer(*_UCRED.unpack(found))
+    groups = array.array("I")
+    with contextlib.suppress(OSError):  # more than there is room for, or Linux before 4.13
+        groups.frombytes(sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_ROOM))
+    pid, uid, gid = _UCRED.unpack(found)
+    return Peer(pid, uid, gid, frozenset(groups))
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """Who may attach, beside root and the user of this process: users and groups by number.
-
-    A peer is in a group when that is its own; supplementary ones do not count.
-    """
+    """Who may attach, beside root and the user of this process: users and groups by number."""
 
     uids: frozenset[int] = frozenset()
     gids: frozenset[int] = frozenset()
 
     def lets_in(self, peer: Peer) -> bool:
-        return peer.uid in (0, os.geteuid()) or peer.uid in self.uids or peer.gid in self.gids
+        return peer.uid in (0, os.geteuid(), *self.uids) or not self.gids.isdisjoint(
+            {peer.gid, *peer.groups}
+        )
 
     @property
     def others(self) -> bool:

@@ -9,7 +9,7 @@ import weakref
 from rtap._core.mempool import Mempool
 from rtap._queues import shm_ring
 from rtap.errors import DeviceStateError
-from rtap.sharing import places
+from rtap.sharing import places, pools
 from rtap.sharing.places import Allowed
 from rtap.sharing.server import Client, Server
 from rtap.sharing.wire import (
@@ -36,13 +36,13 @@ class _Door:
     def __init__(self, ring: ShmRing) -> None:
         self._ring = weakref.ref(ring)
 
-    def answer(self, client: Client, message: Message) -> bytes:
+    def answer(self, client: Client, message: Message) -> bytes | None:
         """See :class:`rtap.sharing.server.Handler`."""
         ring = self._ring()
         if ring is None or ring.closed or ring.event_fd is None or ring.pool.fd is None:
             raise DeviceStateError("the ring is closed")
         if message.kind == "list":
-            return encode("listing", device={"name": ring.name, "ring": ring.size})
+            return encode("listing", device={"name": ring.name, "size": ring.size})
         if message.kind != "attach" or message.version != VERSION:
             raise ValueError(f"this is a ring, of version {VERSION} of the messages")
         client.tell(
@@ -50,7 +50,7 @@ class _Door:
             (ring.fd, ring.event_fd, ring.pool.fd),
         )
         client.attached = True
-        return encode("result", id=0, value=None)
+        return None
 
     def dropped(self, client: Client) -> None:
         """See :class:`rtap.sharing.server.Handler`."""
@@ -122,7 +122,7 @@ class ShmRing(shm_ring.ShmRing):
         try:
             fd, event_fd, pool_fd = message.fds
             if pool is None:
-                pool = Mempool.attach(pool_fd, name=name)
+                pool = pools.attached(pool_fd, name)
             super().__init__(fd, size, pool=pool, event_fd=event_fd, name=name)
         finally:
             message.close()
@@ -134,6 +134,7 @@ class ShmRing(shm_ring.ShmRing):
             )
         if pool is None:
             pool = Mempool(4 * size, shared=True, name=name)
+        pools.know(pool)
         with shm_ring.ShmRing.create(pool, size, name=name) as made:
             server = Server(name, Allowed(), _Door(self))  # those who come now wait for the start
             try:

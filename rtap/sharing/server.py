@@ -107,9 +107,9 @@ class Client:
 class Handler(Protocol):
     """What is shared; its methods are called in the thread."""
 
-    def answer(self, client: Client, message: Message) -> bytes:
-        """The answer to a message. OSError, ValueError, TypeError and RuntimeError go to the
-        client; a MessageError ends its connection."""
+    def answer(self, client: Client, message: Message) -> bytes | None:
+        """The answer to a message; None when it was given. OSError, ValueError, TypeError and
+        RuntimeError go to the client; a MessageError ends its connection."""
 
     def dropped(self, client: Client) -> None:
         """The connection has ended."""
@@ -292,7 +292,8 @@ class Server:
         except (OSError, ValueError, TypeError, RuntimeError) as exc:
             answer = encode_error(message.fields.get("id", 0), exc)
         self._handler.tell_news()  # what the request changed is known before it is answered
-        client.tell(answer)
+        if answer is not None:
+            client.tell(answer)
 
 
 #: All of this process.

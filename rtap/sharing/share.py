@@ -24,6 +24,7 @@ from rtap.drivers.options import Account, account_number
 from rtap.errors import DeviceGone, DeviceStateError
 from rtap.ethdev.device import EthDev
 from rtap.ethdev.events import EthEvent
+from rtap.sharing import pools
 from rtap.sharing.figures import RELAYED, to_json
 from rtap.sharing.places import Allowed
 from rtap.sharing.server import Client, Server
@@ -177,7 +178,7 @@ class Share:
         with self._lock:
             self._leases.pop(queue, None)
 
-    def answer(self, client: Client, message: Message) -> bytes:
+    def answer(self, client: Client, message: Message) -> bytes | None:
         """See :class:`rtap.sharing.server.Handler`."""
         dev = self._dev()
         if dev is None:
@@ -185,7 +186,8 @@ class Share:
         if message.kind == "list":
             return encode("listing", device=self._listing(dev))
         if message.kind == "attach":
-            return self._attach(dev, client, message)
+            self._attach(dev, client, message)
+            return None
         if not client.attached:
             raise DeviceStateError("attach first")
         if message.kind == "call":
@@ -199,7 +201,7 @@ class Share:
             raise MessageError(f"{message.kind} goes the other way")
         return encode("result", id=message.id, value=sorted(client.queues))
 
-    def _attach(self, dev: EthDev, client: Client, message: Message) -> bytes:
+    def _attach(self, dev: EthDev, client: Client, message: Message) -> None:
         if message.version != VERSION:
             raise ValueError(
                 f"version {message.version} of the messages, process {os.getpid()} has {VERSION}: "
@@ -209,9 +211,12 @@ class Share:
             raise PermissionError(
                 errno.EPERM, f"{self.name} is shared with processes that have its key"
             )
-        answer = encode("welcome", name=dev.name, device=self._state(dev))
+        welcome = encode("welcome", name=dev.name, device=self._state(dev))
         client.attached = True
-        return answer
+        # Frames can then change hands between the processes without a copy.
+        pool = dev.pool
+        pools.know(pool)
+        client.tell(welcome, [pool.fd] if pool.shared and pool.fd is not None else [])
 
     def _listing(self, dev: EthDev) -> dict[str, Any]:
         return {
@@ -336,8 +341,9 @@ def share(
     the share is closed; on its other queues it goes on. The kernel sends frames to a shared pair
     while a process has it. `name` is the device's by default.
 
-    Root and the user of this process may attach, and beside them `users` and `groups` (numbers or
-    names; a peer's own group counts). With `key` they have to give the same one.
+    Root and the user of this process may attach, and beside them `users` and `groups`, numbers or
+    names. A process is in its own group and in its supplementary ones, if these are 256 at most.
+    With `key` all have to give the same one.
 
     ValueError for a queue that there is not, an unknown user or group, and a bad name;
     DeviceStateError when `dev` is shared already; FileExistsError when another process shares

@@ -82,6 +82,7 @@ def test_ps_names_those_who_use_a_device(netns: NetNS, runtime: Path) -> None:
             "ifname": "tap0",
             "queues": [0, 1, 2, 3],
             "leases": [{"queue": 1, **lease}, {"queue": 2, **lease}],
+            "ring": 0,
             "error": "",
         }
         assert (found[1]["name"], found[1]["leases"]) == ("net_rtap1", [])

@@ -44,6 +44,33 @@ def receive(other: Process, queue: int, wait: float = 5) -> list[bytes]:
 # ---- bursts
 
 
+def test_a_shared_pool(netns: NetNS, process: MakeProcess) -> None:
+    """The other process receives into it, and a ring hands frames over as they are."""
+    pool = rtap.Mempool(1024, shared=True)
+    with (
+        netns.call(rtap.probe, "net_rtap0,iface=tap0") as dev,
+        rtap.ShmRing("pipe", 64, pool=pool) as ring,
+    ):
+        dev.configure(2, 2)
+        for queue in (0, 1):
+            dev.rx_queue_setup(queue, 64, pool)
+            dev.tx_queue_setup(queue, 64)
+        dev.start()
+        with rtap.share(dev), PacketSocket(netns, "tap0") as packets:
+            a = process().attach(dev.name, [0, 1])
+            a("ring = rtap.ShmRing('pipe'); mine = rtap.Mempool(512)")
+            assert a("dev.pool.shared, dev.pool.size") == [True, 1024]
+            packets.send(frame(5))
+            a(
+                "burst = rtap.Burst()\n"
+                "while not burst: burst = dev.rx_burst(0, 8, 0.01) or dev.rx_burst(1, 8, 0.01)\n"
+                "ring.enqueue(burst)"
+            )
+            assert [bytes(m) for m in ring.dequeue(8, patient(10))] == [frame(5)]
+            assert a("ring.counters()['copied_packets']") == 0
+    pool.close()
+
+
 def test_bursts(dev: EthDev, packets: PacketSocket, process: MakeProcess) -> None:
     with rtap.share(dev) as share:
         a = process().attach(dev.name, [2])

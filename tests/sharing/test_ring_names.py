@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ from support import PacketSocket, eventually, frame
 
 import rtap
 from rtap import Mempool, NetNS, ShmRing
+from rtap.cli import main
+from rtap.sharing.places import Allowed, Peer, peer_of
 
 pytestmark = pytest.mark.usefixtures("runtime_dir")
 
@@ -158,3 +163,25 @@ def test_workers_of_two_processes_in_a_row(netns: NetNS, process: MakeProcess) -
         # The pool of a device is another one: its frames are copied into the ring's.
         assert ring.counters()["copied_packets"] == ring.counters()["tx_packets"] >= 50
         other("worker.stop()")
+
+
+def test_it_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with ShmRing("pipe", 64):
+        assert main(["ps"]) == 0
+        assert capsys.readouterr().out.startswith(f"pipe: ring of 64, process {os.getpid()} (")
+        assert main(["ps", "--json"]) == 0
+        (listed,) = json.loads(capsys.readouterr().out)["shared"]
+        assert (listed["name"], listed["ring"], listed["error"]) == ("pipe", 64, "")
+
+
+def test_groups_of_a_process_count() -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        peer = peer_of(here)
+        assert (peer.pid, peer.uid, peer.gid) == (os.getpid(), os.geteuid(), os.getegid())
+        assert peer.groups == set(os.getgroups())
+    stranger = Peer(1, 65533, 65533, frozenset({7}))
+    assert not Allowed().lets_in(stranger)
+    assert not Allowed(gids=frozenset({8})).lets_in(stranger)
+    for gid in (7, 65533):
+        assert Allowed(gids=frozenset({gid})).lets_in(stranger)
