@@ -88,14 +88,12 @@ _LATER = {
     "Lease": "rtap.sharing.share",
     "Share": "rtap.sharing.share",
     "ShmRing": "rtap.sharing.ring",
-    "attach": "rtap.sharing.attached",
+    "attach": "rtap.sharing.attach",
     "share": "rtap.sharing.share",
 }
 
-EthDev._for_child = lambda dev: import_module("rtap.sharing.spawned").for_child(dev)
-
 if TYPE_CHECKING:  # type checkers would take every misspelt name for one of those below
-    from rtap.sharing.attached import attach
+    from rtap.sharing.attach import attach
     from rtap.sharing.ring import ShmRing
     from rtap.sharing.share import Lease, Share, share
 else:

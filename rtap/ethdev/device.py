@@ -13,8 +13,9 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from rtap._core.burst import Burst
 from rtap._core.mempool import Mempool
@@ -57,8 +58,6 @@ class EthDev(EthDevLoans):
 
     # Where the program made it, as the end of a sentence.
     _origin: str
-    # Returns what a child of multiprocessing makes its device of; the package sets it.
-    _for_child: ClassVar[Callable[[EthDev], tuple[Callable[..., EthDev], tuple[Any, ...]]]]
 
     def __init__(self) -> None:
         raise TypeError("devices are made by rtap.open() or rtap.probe()")
@@ -267,7 +266,10 @@ class EthDev(EthDevLoans):
     def __reduce_ex__(self, protocol: object) -> tuple[Callable[..., EthDev], tuple[Any, ...]]:
         context = sys.modules.get("multiprocessing.context")
         if context is not None and context.get_spawning_popen() is not None:
-            return self._for_child()
+            # By name: this layer knows nothing of those above it.
+            found: tuple[Callable[..., EthDev], tuple[Any, ...]]
+            found = import_module("rtap.sharing.spawned").for_child(self)
+            return found
         raise TypeError(
             f"{self!r} cannot be copied or pickled: a device has one owner (an argument of a "
             "multiprocessing.Process of the spawn or forkserver context is attached to it)"

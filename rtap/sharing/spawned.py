@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rtap.ethdev.device import EthDev
-from rtap.sharing.attached import attach
+from rtap.sharing.attach import attach
 from rtap.sharing.share import share, share_of
 
 __all__ = ["for_child"]

@@ -19,7 +19,7 @@ import sys
 from typing import Any
 
 import rtap
-import rtap.sharing.attached
+import rtap.sharing.attach
 import rtap.sharing.share
 
 

@@ -124,13 +124,14 @@ def test_both_processes_get_their_flows(
 def test_pairs_are_silent_while_nobody_has_them(
     dev: EthDev, packets: PacketSocket, process: MakeProcess
 ) -> None:
-    with rtap.share(dev, [1, 2, 3]):
+    with rtap.share(dev, [1, 2, 3]) as share:
         for n in range(64):
             packets.send(frame(n))
         assert len(dev.rx_burst(0, 256)) == 64
         a = process().attach(dev.name, [1])
         assert receive(a, 1, 0) == []
         a("dev.close()")
+        no_leases(share)
         for n in range(64):
             packets.send(frame(n))
         assert len(dev.rx_burst(0, 256)) == 64
