@@ -184,6 +184,8 @@ def test_random_trains(kernel: KernelGro, batch: int) -> None:
         train = random_train(random.Random(number), udp=UDP_TOO)
         if kernel_version() < (6, 15) and "CWR" in train.odd.values():
             continue  # an older kernel merges what follows a frame with CWR into it
+        if kernel_version() < (6, 1) and "ttl" in train.odd.values():
+            continue  # in 5.10 a frame with another TTL is a flow of its own, and overtakes others
         if kernel_version() >= (7, 0) and list(train.odd.values()).count("CWR") > 1:
             continue  # a newer one merges these with each other, as in test_cwr
         assert agrees(kernel, train) == "", f"train {number}"
