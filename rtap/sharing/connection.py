@@ -70,6 +70,37 @@ class Listener(Protocol):
         """The other process is gone; without the lock."""
 
 
+def greeted(sock: socket.socket, name: str, owner: Peer, key: str = "") -> Message:
+    """What the process that has something says to one that attaches; its errors are raised.
+
+    The caller closes the answer.
+    """
+    sock.settimeout(ANSWER_S)
+    try:
+        # Who refuses this user says so, and does not wait for our message.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            send(sock, encode("attach", version=VERSION, key=key))
+        try:
+            message = receive(sock)
+        except ConnectionResetError:  # the kernel says that first
+            message = receive(sock)
+    except TimeoutError:
+        raise TimeoutError(
+            errno.ETIMEDOUT, f"process {owner.pid} does not answer for {name}"
+        ) from None
+    except ConnectionError:
+        message = None
+    sock.settimeout(None)
+    if message is None:
+        raise ConnectionRefusedError(
+            errno.ECONNREFUSED, f"process {owner.pid} refuses more connections"
+        )
+    if message.kind == "error":
+        message.close()
+        raise_error(message, name)
+    return message
+
+
 class Connection:
     """Requests, one at a time, and their answers.
 
@@ -94,30 +125,9 @@ class Connection:
 
     def welcome(self, key: str) -> Message:
         """Attach, before the thread runs; the caller closes the answer."""
-        self._sock.settimeout(ANSWER_S)
-        try:
-            # Who refuses this user says so, and does not wait for our message.
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                send(self._sock, encode("attach", version=VERSION, key=key))
-            try:
-                message = receive(self._sock)
-            except ConnectionResetError:  # the kernel says that first
-                message = receive(self._sock)
-        except TimeoutError:
-            raise TimeoutError(
-                errno.ETIMEDOUT, f"process {self.owner.pid} does not answer for {self.name}"
-            ) from None
-        except ConnectionError:
-            message = None
-        self._sock.settimeout(None)
-        if message is None:
-            raise ConnectionRefusedError(
-                errno.ECONNREFUSED, f"process {self.owner.pid} refuses more connections"
-            )
+        message = greeted(self._sock, self.name, self.owner, key)
         if message.kind != "welcome":
             message.close()
-        if message.kind == "error":
-            raise_error(message)
         if message.kind == "ring":
             raise ValueError(f"{self.name} is a ring (rtap.ShmRing), not a device")
         if message.kind != "welcome":

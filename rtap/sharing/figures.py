@@ -8,7 +8,7 @@ from enum import IntFlag
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from rtap.ethdev.events import EthEvent
-from rtap.ethdev.ops import DescLim, DevInfo, Link, PortConf, Stats
+from rtap.ethdev.ops import DescLim, Link, PortConf
 from rtap.ether import MacAddr
 from rtap.sharing.wire import MessageError
 
@@ -73,7 +73,3 @@ def event_data(event: EthEvent, data: Any) -> Any:
     if kind is None:
         return None
     return from_json(Link, data) if kind is Link else _made(kind, data)
-
-
-#: What can be asked for by name, with the type of the answer.
-ANSWERS: dict[str, type] = {"info": DevInfo, "link": Link, "stats": Stats}

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import socket
 import weakref
 
 from rtap._core.mempool import Mempool
 from rtap._queues import shm_ring
 from rtap.errors import DeviceStateError
 from rtap.sharing import places, pools
+from rtap.sharing.connection import greeted
 from rtap.sharing.places import Allowed
 from rtap.sharing.server import Client, Server
 from rtap.sharing.wire import (
@@ -17,15 +17,10 @@ from rtap.sharing.wire import (
     Message,
     MessageError,
     encode,
-    raise_error,
-    receive,
-    send,
 )
 
 __all__ = ["ShmRing"]
 
-#: Seconds to wait for the process that has the ring.
-ANSWER_S = 10.0
 #: Descriptors of a ring: its memory, its wake-up, its pool's memory.
 PARTS = 3
 
@@ -61,18 +56,11 @@ class _Door:
 
 def _asked(name: str) -> Message:
     """The descriptors of the ring of that name, from a process that has it."""
-    sock: socket.socket
     with places.connect(name) as sock:
-        sock.settimeout(ANSWER_S)
-        send(sock, encode("attach", version=VERSION, key=""))
-        message = receive(sock)
-    if message is None:
-        raise ConnectionRefusedError(f"the process that has {name!r} refuses more connections")
+        message = greeted(sock, name, places.peer_of(sock))
     if message.kind == "ring" and len(message.fds) == PARTS:
         return message
     message.close()
-    if message.kind == "error":
-        raise_error(message, name)
     raise MessageError(f"{name!r} is no ring")
 
 
