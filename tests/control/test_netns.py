@@ -27,6 +27,7 @@ from support import (
     none_left,
     open_fds,
     python,
+    running_threads,
     skip_without_devices,
     threads_end,
 )
@@ -118,7 +119,7 @@ def test_forgotten_ones_are_closed_with_a_warning(netns: NetNS) -> None:
 def test_fifty_leave_neither_descriptors_nor_threads() -> None:
     skip_without_devices()
     NetNS().close()
-    before, threads = open_fds(), threading.active_count()
+    before, threads = open_fds(), running_threads()
     for _ in range(50):
         with NetNS() as ns:
             ns.call(here)

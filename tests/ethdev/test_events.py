@@ -23,6 +23,7 @@ from support import (
     none_left,
     open_fds,
     python,
+    running_threads,
     skip_without_devices,
     threads_end,
 )
@@ -120,6 +121,7 @@ def test_the_filter_follows_an_address_set_by_others(
 
 
 def test_moves(netns: NetNS, netns2: NetNS, dev: EthDev, told: Recorder) -> None:
+    threads = running_threads()
     for here, there in ((netns, netns2), (netns2, netns)) * 3:
         iproute(here, f"link set t0 netns {there.path}")
         assert told.next() == (EthEvent.NETNS, None)
@@ -135,11 +137,7 @@ def test_moves(netns: NetNS, netns2: NetNS, dev: EthDev, told: Recorder) -> None
         }
         assert dev.link() == UP
     # A look at the link in another namespace takes a thread of its own for a moment.
-    eventually(lambda: threading.active_count() == 3 + plain_threads(), "no thread is left over")
-
-
-def plain_threads() -> int:
-    return sum(not t.name.startswith("rtap-") for t in threading.enumerate()) - 1
+    threads_end(threads)
 
 
 def test_queue_state(netns: NetNS, engine: str) -> None:
@@ -272,7 +270,7 @@ def test_callbacks_keep_no_device_alive(netns: NetNS) -> None:
 
 
 def test_threads_and_descriptors_end_with_the_last_device(netns: NetNS, netns2: NetNS) -> None:
-    before, threads = open_fds(), threading.active_count()
+    before, threads = open_fds(), running_threads()
     for _ in range(20):
         with rtap.open("a0", netns=netns) as a, rtap.open("b0", netns=netns2) as b:
             Recorder(a)

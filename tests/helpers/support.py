@@ -23,6 +23,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -540,9 +541,27 @@ def none_left(before: Mapping[int, str], but: int = 0) -> None:
         time.sleep(0.002)
 
 
-def threads_end(number: int) -> None:
-    """Waits until no more than ``number`` threads run."""
-    eventually(lambda: threading.active_count() <= number, f"{number} threads run")
+def running_threads() -> Counter[str]:
+    """The names, without their numbers, of the threads that run.
+
+    Not those that Python did not start: it keeps a record of such a one, say of pytest-xdist's,
+    from the moment some code in it asks for the current thread, and the garbage collector can run
+    code in any thread.
+    """
+    return Counter(
+        thread.name.rstrip("0123456789")
+        for thread in threading.enumerate()
+        if not isinstance(thread, threading._DummyThread)
+    )
+
+
+def threads_end(before: Counter[str]) -> None:
+    """Waits until no thread runs that :func:`running_threads` did not see."""
+    deadline = time.monotonic() + patient(5)
+    while left := running_threads() - before:
+        if time.monotonic() > deadline:
+            pytest.fail(f"{dict(left)} run, and did not before")
+        time.sleep(0.002)
 
 
 def drop_capabilities() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import gc
 import sysconfig
-import threading
 import weakref
 from typing import Any
 
@@ -20,8 +19,10 @@ from support import (
     links,
     none_left,
     open_fds,
+    running_threads,
     settle,
     skip_without_engine,
+    threads_end,
 )
 
 import rtap
@@ -164,14 +165,14 @@ def test_open_and_close_again_and_again(netns: NetNS, engine: str) -> None:
     for _ in range(50 if sysconfig.get_config_var("Py_GIL_DISABLED") else 10):
         once()
     gc.collect()
-    before, size = open_fds(), memory()
+    before, threads, size = open_fds(), running_threads(), memory()
     for _ in range(40):
         once()
     gc.collect()
     none_left(before)
     # Forty leaked pools would take 300 MB, and forty leaked rings 10 MB.
     assert memory()[1] - size[1] < 8 * MB
-    assert threading.active_count() < 5
+    threads_end(threads)
 
 
 def test_stop_and_start_again_and_again(netns: NetNS, engine: str) -> None:

@@ -12,7 +12,6 @@ import gc
 import signal
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from support import (
     link,
     none_left,
     open_fds,
+    running_threads,
     settle,
     skip_without_devices,
     threads_end,
@@ -56,7 +56,7 @@ def no_more_fds_than(before: int) -> None:
 def nothing_left(ns: NetNS, *stays: str) -> Iterator[None]:
     """Descriptors, threads, devices, names and interfaces are the same as before."""
     gc.collect()
-    before, threads = open_fds(), threading.active_count()
+    before, threads = open_fds(), running_threads()
     yield
     gc.collect()
     assert rtap.devices() == []

@@ -28,6 +28,7 @@ from support import (
     none_left,
     open_fds,
     python,
+    running_threads,
     threads_end,
 )
 
@@ -149,7 +150,7 @@ def test_forgotten_attached_device(dev: EthDev) -> None:
     with rtap.share(dev) as share:
         rtap.attach(dev.name, [1]).close()
         no_leases(share)
-        threads, before = threading.active_count(), open_fds()
+        threads, before = running_threads(), open_fds()
         gone: list[weakref.ref[EthDev]] = []
         for _ in range(3):
             held = [rtap.attach(dev.name, [1])]
@@ -165,7 +166,7 @@ def test_forgotten_attached_device(dev: EthDev) -> None:
 
 def test_forgotten_share_goes_on(dev: EthDev, process: MakeProcess) -> None:
     """As a device that is open: it ends with that."""
-    threads = threading.active_count()
+    threads = running_threads()
     rtap.share(dev)
     gc.collect()
     other = process().attach(dev.name, [1])
@@ -180,7 +181,7 @@ def test_forgotten_share_goes_on(dev: EthDev, process: MakeProcess) -> None:
 def test_forgotten_device_ends_its_share(
     netns: NetNS, runtime_dir: Path, process: MakeProcess
 ) -> None:
-    threads, before = threading.active_count(), open_fds()
+    threads, before = running_threads(), open_fds()
     held = [rtap.open("tap0", netns=netns)]
     share = rtap.share(held[0])
     other = process().attach(held[0].name, [0])
@@ -201,7 +202,7 @@ def test_forgotten_device_ends_its_share(
 def test_many_lives(dev: EthDev) -> None:
     with rtap.share(dev):
         rtap.attach(dev.name, [0, 1]).close()
-    threads, before = threading.active_count(), open_fds()
+    threads, before = running_threads(), open_fds()
     for _ in range(20):
         with rtap.share(dev) as share:
             with rtap.attach(dev.name, [0, 1]) as mine:

@@ -16,7 +16,17 @@ import pytest
 from flows import flow
 from patience import patient
 from sharing import MakeProcess, Process, no_leases, sockets_left
-from support import PacketSocket, eventually, frame, links, netdev, none_left, open_fds, threads_end
+from support import (
+    PacketSocket,
+    eventually,
+    frame,
+    links,
+    netdev,
+    none_left,
+    open_fds,
+    running_threads,
+    threads_end,
+)
 
 import rtap
 from rtap import DeviceGone, EthDev, NetNS
@@ -156,7 +166,7 @@ def test_killed_borrowers(
         before = open_fds()
         worker = rtap.Worker()
         with rtap.share(dev, [1, 2, 3]) as share:
-            threads = threading.active_count()
+            threads = running_threads()
             stable = process().attach(dev.name, [1])
             stable(SENDS, queue=1, data=frame(1))
             worker.forward((dev, 0), (dev, 0))

@@ -22,7 +22,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from patience import patient
 from sharing import MakeProcess, no_leases
-from support import PacketSocket, Tap, eventually, frame, none_left, open_fds, threads_end
+from support import (
+    PacketSocket,
+    Tap,
+    eventually,
+    frame,
+    none_left,
+    open_fds,
+    running_threads,
+    threads_end,
+)
 
 import rtap
 from rtap import EthDev, NetNS
@@ -256,7 +265,7 @@ def target(netns: NetNS, runtime_dir: Path) -> Iterator[Target]:
         made = Target(netns, dev, shared, packets)
         with made.worker:
             made.moves()
-            threads = threading.active_count()
+            threads = running_threads()
             before = open_fds()
             yield made
             made.moves()
@@ -624,7 +633,7 @@ def nothing_left(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setattr(connection, "ANSWER_S", 0.5)  # nobody answers further requests
     rtap.sharing.places.directories()  # imported by now
     before = open_fds()
-    threads = threading.active_count()
+    threads = running_threads()
     devices = rtap.devices()
     yield
     threads_end(threads)

@@ -30,6 +30,7 @@ from support import (
     link,
     open_fds,
     quiet_netns,
+    running_threads,
     settle,
     threads_end,
 )
@@ -312,7 +313,7 @@ def test_storm(engine: str, caplog: pytest.LogCaptureFixture) -> None:
         with worker, iperf3(w) as received:
             for end in storm.ends:
                 end.check()
-            before, threads = open_fds(), threading.active_count()
+            before, threads = open_fds(), running_threads()
             over = threading.Event()
             watcher = Task(storm.watch, over)
             try:

@@ -24,6 +24,7 @@ from support import (
     none_left,
     open_fds,
     python,
+    running_threads,
     seq_of,
     settle,
     threads_end,
@@ -244,7 +245,7 @@ def test_five_hundred_starts_leak_nothing(line: Line) -> None:
         with worker:
             line.passes()
     gc.collect()
-    before, threads = open_fds(), threading.active_count()
+    before, threads = open_fds(), running_threads()
     for n in range(500):
         with worker:
             if n % 50 == 0:

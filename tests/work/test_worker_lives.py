@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import gc
-import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 from leftovers import MB, memory
-from support import none_left, open_fds, threads_end
+from support import none_left, open_fds, running_threads, threads_end
 
 import rtap
 from rtap import EthDev, Mempool, Worker
@@ -52,7 +51,7 @@ def test_many_starts_and_stops(
     for life in range(lives + 50):
         if life == 50:  # caches are filled by then
             gc.collect()
-            before, threads, size = open_fds(), threading.active_count(), memory()
+            before, threads, size = open_fds(), running_threads(), memory()
         if not again:
             worker = make()
         worker.start()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fakes import FakeOps, FakeRxQueue, FakeTxQueue, driver  # noqa: F401 - a fixture
 from forks import alone
-from support import eventually, none_left, open_fds, threads_end
+from support import eventually, none_left, open_fds, running_threads, threads_end
 
 import rtap
 from rtap import Burst, DeviceStateError, EthDev, Mempool, NetNS, Worker, stages
@@ -296,7 +296,7 @@ def start_without_memory(testcapi: Any) -> None:
                 )
         with worker:
             pass
-        before, threads = open_fds(), threading.active_count()
+        before, threads = open_fds(), running_threads()
         failures = 0
         for step in range(120):
             testcapi.set_nomemory(step, step + 1)
