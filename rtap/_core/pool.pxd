@@ -50,6 +50,9 @@ cdef struct mbuf_t:
     uint16_t outer_l3_len
     uint8_t vnet_flags          # the received virtio header's flags and gso_type; a frame
     uint8_t gso_type            # forwarded as it came goes out with the same ones
+    uint32_t peer               # of a datagram: its number in the table of its device; 0 is none
+    uint16_t outer_back         # of a tunnel super-frame: how far in front of csum_at the outer
+    uint16_t inner_back         # transport header and the inner network header begin
     uint32_t step               # held, without a GIL, while data_off and data_len move together
 
 

@@ -16,7 +16,7 @@ cdef enum:
     SHM_MEMBERS = 64            # processes that have the pool mapped, each mapping one member
     SHM_RINGS = 256
     SHM_SLOTS_MAX = 1 << 22
-    SHM_REST = 28               # bytes of mbuf_t from packet_type to step
+    SHM_REST = 36               # bytes of mbuf_t from packet_type to step
 
     # The lowest byte of an owner word; the next three are a number
     OWNER_FREE = 0
@@ -34,7 +34,6 @@ cdef struct slot_t:             # what travels with a slot; only its holder writ
     uint16_t nb_segs
     uint16_t port
     uint8_t rest[SHM_REST]
-    uint64_t unused
 
 
 cdef struct shm_t:              # one mapping, of one process

@@ -36,7 +36,7 @@ cdef enum:
     LINE = 64
     FREES_AT = 128
     OWNERS_AT = PAGE
-    FORMAT = 1
+    FORMAT = 2
     ROOM_MIN = 64
     ROOM_MAX = 1 << 24
     HEADROOM_MIN = 16

@@ -35,7 +35,7 @@ from rtap._queues.shm_cells cimport (
 
 cdef enum:
     PAGE = 4096
-    FORMAT = 1
+    FORMAT = 2
     HEAD_AT = 128
     TAIL_AT = 256
     WAITERS_AT = 384
