@@ -38,6 +38,7 @@ cdef extern from "rtap_compat.h" nogil:
     uint32_t fetch_or "rtap_fetch_or" (uint32_t *p, uint32_t v)
     uint32_t fetch_and "rtap_fetch_and" (uint32_t *p, uint32_t v)
     void fence "rtap_fence" ()
+    void pause "rtap_pause" ()
     void prefetch "rtap_prefetch" (const void *p)
     bint whole_words "rtap_whole_words" ()
     void futex_wait "rtap_futex_wait" (uint32_t *word, uint32_t value, int ms)

@@ -16,6 +16,12 @@ another version only has to be made empty, and positions whose cells say that th
 passed.  So a process that dies or stops between any two steps holds nobody up.  Head and tail are
 no more than places to begin at.
 
+A processor fetches whole cache lines, with eight cells or owners in each.  If a sender and a
+receiver work on the same line, every step waits for the other core.  So head and tail move once a
+burst, and each side goes as far as the other one has said that it is.  Where that is nowhere, it
+waits about as long as a burst takes, and then goes by what the cells say: whoever should have moved
+head or tail may be dead.
+
 A frame of several segments is one cell.  Its later segments name the first one's slot as their
 owner, and so move with it, all at once.
 
@@ -58,6 +64,8 @@ cdef enum:
     WAIT_FUTEX = 2              # sleeps on the word itself
 
     CLAIM_TRIES = 4
+    PAUSES = 100                # some microseconds
+    AHEAD = 4                   # frames whose memory is fetched early
     SPARE_STEPS = 64            # of a burst, for cells that others change meanwhile
 
 
@@ -90,6 +98,36 @@ cdef inline void advance(uint64_t *end, uint64_t position) noexcept nogil:
         if <int64_t>(position - before) <= 0 or _compat.cas64(end, before, position):
             return
         before = _compat.load64(end)
+
+
+cdef uint64_t room_until(const ring_t *r, uint64_t tail, uint32_t n) noexcept nogil:
+    """How far a sender with ``n`` frames goes: the position behind its last one at most."""
+    cdef uint64_t wanted = tail + min(n, r.size >> 2)
+    cdef uint64_t end = _compat.load64(r.head) + r.size
+    cdef int _turn
+    for _turn in range(PAUSES):
+        if <int64_t>(end - wanted) >= 0:
+            break
+        _compat.pause()
+        end = _compat.load64(r.head) + r.size
+    return end if <int64_t>(end - tail) > 0 else tail + 2 * r.size
+
+
+cdef uint64_t frames_until(const ring_t *r, uint64_t head) noexcept nogil:
+    """How far a receiver goes; ``head`` itself when there is nothing."""
+    cdef uint64_t end = _compat.load64(r.tail), cell
+    cdef int _turn
+    if <int64_t>(end - head) > 0:
+        return end
+    cell = _compat.load64(&r.cells[head & r.mask])
+    if ahead(r, cell, head) <= 0 and not cell & 1:
+        return head
+    for _turn in range(PAUSES):
+        _compat.pause()
+        end = _compat.load64(r.tail)
+        if <int64_t>(end - head) > 0:
+            return end
+    return head + 2 * r.size
 
 
 cdef uint64_t ring_count(const ring_t *r) noexcept nogil:
@@ -250,21 +288,34 @@ cdef uint32_t withdraw(ring_t *r, mbuf_t *m, uint64_t owner, uint32_t segments) 
     return segments - back
 
 
+cdef inline void fetch_early(const ring_t *r, uint32_t slot) noexcept nogil:
+    """Has the processor fetch what belongs to a slot, if it is one."""
+    if slot < r.shm.size:
+        _compat.prefetch(&r.shm.slots[slot])
+        _compat.prefetch(&r.shm.owners[slot])
+        _compat.prefetch(&r.pool.headers[slot])
+
+
 cdef uint32_t ring_tx(txq_t *base, mbuf_t **v, uint32_t n, int *error) noexcept nogil:
     cdef ring_txq_t *q = <ring_txq_t *>base
     cdef ring_t *r = q.ring
     cdef shm_t *s = r.shm
     cdef uint32_t steps = n + 2 * r.size + SPARE_STEPS
     cdef uint32_t sent = 0, gone = 0, segments = 0, several = 0, wrong = 0, lost, slot
-    cdef uint64_t tail = _compat.load64(r.tail), bytes = 0, length = 0, owner = 0, cell
+    cdef uint64_t tail = _compat.load64(r.tail), bytes = 0, length = 0, owner = 0, cell, end
     cdef mbuf_t *m = NULL       # offered, and not in the ring yet
     cdef traffic_t traffic, before
     cdef int64_t d
     if _compat.load_relaxed(&base.unplugged) != 0:
         return tx_lost(base, v, n)
     memset(&traffic, 0, sizeof(traffic))
+    end = tail
     while sent < n and steps > 0:
         steps -= 1
+        if <int64_t>(end - tail) <= 0:
+            end = room_until(r, tail, n - sent)
+        if m == NULL and sent + AHEAD < n and v[sent + AHEAD].pool == r.pool:
+            fetch_early(r, <uint32_t>(v[sent + AHEAD] - r.pool.headers))
         cell = _compat.load64(&r.cells[tail & r.mask])
         d = ahead(r, cell, tail)
         if d < 0:
@@ -418,10 +469,18 @@ cdef uint32_t ring_rx(rxq_t *base, mbuf_t **out, uint32_t n, int *error) noexcep
     cdef uint32_t steps = n + 2 * r.size + SPARE_STEPS
     cdef uint32_t got = 0, taken = 0
     cdef uint64_t head = _compat.load64(r.head), begun = head, cell
+    cdef uint64_t end = head
     cdef mbuf_t *m
     cdef int64_t d
     while got < n and steps > 0:
         steps -= 1
+        if <int64_t>(end - head) <= 0:
+            end = frames_until(r, head)
+            if end == head:
+                break
+        if <int64_t>(end - head) > AHEAD:
+            cell = _compat.load64(&r.cells[(head + AHEAD) & r.mask])
+            fetch_early(r, <uint32_t>(cell >> SLOT_AT) & SLOT_MASK)
         cell = _compat.load64(&r.cells[head & r.mask])
         d = ahead(r, cell, head)
         if d < 0 or (d == 0 and not cell & 1):

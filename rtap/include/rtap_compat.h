@@ -431,6 +431,18 @@ static inline void rtap_fence(void)
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 
+/* In a loop that waits for another core. */
+static inline void rtap_pause(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__) || defined(__arm__)
+	__asm__ volatile("yield" ::: "memory");
+#else
+	__asm__ volatile("" ::: "memory");
+#endif
+}
+
 static inline void rtap_prefetch(const void *p)
 {
 	__builtin_prefetch(p, 1);
