@@ -10,6 +10,7 @@ import os
 import random
 import resource
 import socket
+import struct
 import tempfile
 import threading
 import time
@@ -225,7 +226,9 @@ class Target:
 
     def client(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        sock.settimeout(patient(10))
+        # Python's timeout would make a connect to a full queue fail at once.
+        wait = struct.pack("ll", int(patient(10)), 0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
         directory = os.open(os.path.dirname(self.path), os.O_PATH)
         try:
             sock.connect(f"/proc/self/fd/{directory}/{os.path.basename(self.path)}")
@@ -234,6 +237,7 @@ class Target:
             raise
         finally:
             os.close(directory)
+        sock.settimeout(patient(10))
         return sock
 
     def attached(self) -> socket.socket:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -297,6 +298,7 @@ def start_without_memory(testcapi: Any) -> None:
         with worker:
             pass
         before, threads = open_fds(), running_threads()
+        tasks = len(os.listdir("/proc/self/task"))
         failures = 0
         for step in range(120):
             testcapi.set_nomemory(step, step + 1)
@@ -309,6 +311,8 @@ def start_without_memory(testcapi: Any) -> None:
             worker.stop()
             assert not worker.running
             free_again(devs)
+            # A start may fail while its thread begins: that one shall have all memory.
+            eventually(lambda: len(os.listdir("/proc/self/task")) <= tasks, "its threads are gone")
         assert failures > 20
         none_left(before)
         threads_end(threads)
