@@ -67,6 +67,7 @@ __all__ = [
     "device",
     "devices",
     "get_include",
+    "open_udp",
     "probe",
     "register_driver",
     "share",
@@ -89,10 +90,12 @@ _LATER = {
     "Share": "rtap.sharing.share",
     "ShmRing": "rtap.sharing.ring",
     "attach": "rtap.sharing.attach",
+    "open_udp": "rtap.drivers.open_udp",
     "share": "rtap.sharing.share",
 }
 
 if TYPE_CHECKING:  # type checkers would take every misspelt name for one of those below
+    from rtap.drivers.open_udp import open_udp
     from rtap.sharing.attach import attach
     from rtap.sharing.ring import ShmRing
     from rtap.sharing.share import Lease, Share, share

@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("native", "stage"),
     ("_frames", "_offload", "offload"),
     ("stages",),
-    ("_tap", "_ring"),
+    ("_tap", "_ring", "_udp"),
     ("_queues",),
     ("_work",),
     ("control",),

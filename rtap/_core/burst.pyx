@@ -294,6 +294,32 @@ cdef class Burst:
         for i in range(n):
             self.v[i].ol_flags = p[i]
 
+    @property
+    @cython.critical_section
+    def peers(self):
+        """The peer's number of each frame, see ``Mbuf.peer``: a read-only uint32 memoryview, taken
+        now.  Assign one value, or one for each frame, to set them."""
+        cdef bytes out = PyBytes_FromStringAndSize(NULL, self.n * sizeof(uint32_t))
+        cdef uint32_t *p = <uint32_t *>PyBytes_AS_STRING(out)
+        cdef Py_ssize_t i
+        for i in range(self.n):
+            p[i] = self.v[i].peer
+        return typed(out, "I")
+
+    @peers.setter
+    @cython.critical_section
+    def peers(self, value):
+        cdef bytes words = flag_words(value, self.n)
+        cdef const uint64_t *p = <const uint64_t *>PyBytes_AS_STRING(words)
+        cdef Py_ssize_t n = len(words) // sizeof(uint64_t), i
+        if n != self.n:
+            raise ValueError(f"{n} numbers of peers for a burst of {self.n}")
+        for i in range(n):
+            if p[i] > 0xffffffff:
+                raise OverflowError(f"the number of a peer has 32 bits, got {p[i]}")
+        for i in range(n):
+            self.v[i].peer = <uint32_t>p[i]
+
     @cython.critical_section
     def gather(self, Py_ssize_t offset, Py_ssize_t n):
         """Bytes ``offset .. offset + n`` of every frame: a (len, n) uint8 memoryview over a copy,

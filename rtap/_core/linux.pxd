@@ -31,9 +31,13 @@ cdef extern from "rtap_compat.h" nogil:
     const int VIRTIO_NET_HDR_GSO_ECN
 
     const int EAGAIN
+    const int EACCES
     const int EBADF
     const int EBADFD
     const int ECANCELED
+    const int ECONNREFUSED
+    const int EDESTADDRREQ
+    const int EHOSTUNREACH
     const int EINTR
     const int EINVAL
     const int EIO
@@ -41,6 +45,8 @@ cdef extern from "rtap_compat.h" nogil:
     const int ENOBUFS
     const int ENETDOWN
     const int ENODEV
+    const int ENOPROTOOPT
+    const int ENETUNREACH
     const int ENOMEM
     const int EPROTO
     const int EINPROGRESS
@@ -53,11 +59,23 @@ cdef extern from "rtap_compat.h" nogil:
         size_t iov_len
 
     struct msghdr:
+        void *msg_name
+        uint32_t msg_namelen
+        int msg_flags
         iovec *msg_iov
         size_t msg_iovlen
         void *msg_control
         size_t msg_controllen
     const int MSG_DONTWAIT
+    const int MSG_TRUNC
+    struct mmsghdr:
+        msghdr msg_hdr
+        uint32_t msg_len
+    const size_t SEGMENT_SPACE "RTAP_SEGMENT_SPACE"
+    int recvmmsg "rtap_recvmmsg" (int fd, mmsghdr *msgs, unsigned int n)
+    int sendmmsg "rtap_sendmmsg" (int fd, mmsghdr *msgs, unsigned int n)
+    void set_segment "rtap_set_segment" (msghdr *m, void *control, uint16_t size)
+    uint32_t get_segment "rtap_get_segment" (msghdr *m)
 
     # read(2), write(2), readv(2), writev(2), recvmsg(2), none of them a cancellation point.
     ssize_t read "rtap_read" (int fd, void *buf, size_t n)

@@ -52,3 +52,4 @@ class Mbuf:
     outer_l2_len: int
     outer_l3_len: int
     port: int
+    peer: int

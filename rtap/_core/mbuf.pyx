@@ -462,6 +462,18 @@ cdef class Mbuf:
     def port(self, uint16_t value):
         self.alive().port = value
 
+    @property
+    @cython.critical_section
+    def peer(self):
+        """Number of the datagram's sender, or of whom it is for: see :attr:`rtap.EthDev.peers`.  0
+        for none, and for the only peer of a device with ``remote``."""
+        return self.alive().peer
+
+    @peer.setter
+    @cython.critical_section
+    def peer(self, uint32_t value):
+        self.alive().peer = value
+
 
 cdef inline mbuf_t *last_segment(mbuf_t *m) noexcept nogil:
     while m.next != NULL:

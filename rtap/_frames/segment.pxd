@@ -81,6 +81,7 @@ cdef void write_segment(const plan_t *plan, const uint8_t *p, uint32_t i,
                         uint8_t *out) noexcept nogil
 
 cdef bint cursor_read(cursor_t *c, uint8_t *dst, uint32_t n, uint32_t *total) noexcept nogil
+cdef uint32_t vnet_of(const mbuf_t *m, bint l2, vnet_t *hdr) noexcept nogil
 cdef misfit_t check_one(const mbuf_t *m, bint l2) noexcept nogil
 cdef misfit_t plan_mbuf(const mbuf_t *m, bint l2, plan_t *plan) noexcept nogil
 cdef int gso_whole(mbuf_t *m, pool_t *pool, bint l2, bint refer, mbuf_t **out,

@@ -23,4 +23,11 @@ def _packet_sockets(args: DevArgs, port: Port) -> EthDevOps:
     return net_af_packet.probe(args, port)
 
 
+def _udp(args: DevArgs, port: Port) -> EthDevOps:
+    from rtap.drivers import net_udp
+
+    return net_udp.probe(args, port)
+
+
+register_driver("net_udp", _udp)
 register_driver("net_af_packet", _packet_sockets, aliases=("eth_af_packet",))

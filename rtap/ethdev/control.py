@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from rtap._core.threads import FairRLock
 from rtap.errors import DeviceStateError
 from rtap.ethdev.events import EthEvent, EventFn, EventHandle, Port
 from rtap.ethdev.ops import DevInfo, EthConf, EthDevOps, Link, RxQueueOps, Stats, TxQueueOps
 from rtap.ether import MacAddr, MacLike
+
+if TYPE_CHECKING:
+    from rtap._udp.peers import Peers
 
 __all__ = [
     "ALIVE",
@@ -225,6 +229,14 @@ class EthDevControl:
         if self._mac_addrs.get(0) != mac and any(mac.packed):
             self._ops.mac_addr_add(mac, 0)
             self._mac_addrs[0] = mac
+
+    @property
+    def peers(self) -> Peers:
+        """The peers of a UDP device: addresses by number, as ``mbuf.peer`` has them. OSError
+        (EOPNOTSUPP) for other devices."""
+        with self._lock:
+            self._check("peers")
+            return self._ops.peers
 
     @property
     def promiscuous(self) -> bool:

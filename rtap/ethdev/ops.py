@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rtap._core.burst import Burst
     from rtap._core.descriptor import Descriptor
     from rtap._core.mempool import Mempool
+    from rtap._udp.peers import Peers
 
 __all__ = [
     "LINK_SPEED_UNKNOWN",
@@ -371,6 +372,11 @@ class EthDevOps(ABC):
     def rx_queue_intr_disable(self, queue_id: int) -> None:
         """Stop that descriptor from signalling. Default: refused."""
         self._refuse("has no receive interrupts: there is no descriptor to wait for")
+
+    @property
+    def peers(self) -> Peers:
+        """The addresses of those at the other end, by number. Default: refused."""
+        self._refuse("has no peers: its frames have no senders outside themselves")
 
     # -- queue pairs that other processes have
 

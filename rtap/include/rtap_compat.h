@@ -265,6 +265,53 @@ static inline ssize_t rtap_recvmsg(int fd, struct msghdr *msg, int flags)
 	return syscall(SYS_recvmsg, fd, msg, flags);
 }
 
+/* Many messages in one call, none of which waits. */
+static inline int rtap_recvmmsg(int fd, struct mmsghdr *msgs, unsigned int n)
+{
+	return (int)syscall(SYS_recvmmsg, fd, msgs, n, MSG_DONTWAIT, NULL);
+}
+
+static inline int rtap_sendmmsg(int fd, struct mmsghdr *msgs, unsigned int n)
+{
+	return (int)syscall(SYS_sendmmsg, fd, msgs, n, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+/* The control message that says where datagrams end in one buffer: UDP_SEGMENT
+ * and UDP_GRO of linux/udp.h, which older headers lack. */
+#define RTAP_SOL_UDP 17
+#define RTAP_UDP_SEGMENT 103
+#define RTAP_UDP_GRO 104
+#define RTAP_SEGMENT_SPACE CMSG_SPACE(sizeof(int))
+
+static inline void rtap_set_segment(struct msghdr *m, void *control, uint16_t size)
+{
+	struct cmsghdr *c = (struct cmsghdr *)control;
+
+	memset(control, 0, CMSG_SPACE(sizeof(size)));
+	m->msg_control = control;
+	m->msg_controllen = CMSG_SPACE(sizeof(size));
+	c->cmsg_level = RTAP_SOL_UDP;
+	c->cmsg_type = RTAP_UDP_SEGMENT;
+	c->cmsg_len = CMSG_LEN(sizeof(size));
+	memcpy(CMSG_DATA(c), &size, sizeof(size));
+}
+
+/* 0 when the message is one datagram. */
+static inline uint32_t rtap_get_segment(struct msghdr *m)
+{
+	struct cmsghdr *c;
+	int size;
+
+	for (c = CMSG_FIRSTHDR(m); c != NULL; c = CMSG_NXTHDR(m, c)) {
+		if (c->cmsg_level == RTAP_SOL_UDP && c->cmsg_type == RTAP_UDP_GRO &&
+		    c->cmsg_len >= CMSG_LEN(sizeof(size))) {
+			memcpy(&size, CMSG_DATA(c), sizeof(size));
+			return size > 0 ? (uint32_t)size : 0;
+		}
+	}
+	return 0;
+}
+
 static inline int rtap_getsockname(int fd, void *address, unsigned int *n)
 {
 	return getsockname(fd, (struct sockaddr *)address, n);

@@ -177,8 +177,8 @@ def wire(*, a: dict[str, Any] | None = None, b: dict[str, Any] | None = None) ->
     with (
         quiet_netns() as left,
         quiet_netns() as right,
-        rtap.open("a0", netns=left, mac=MAC_A, **(a or {})) as dev_a,
-        rtap.open("b0", netns=right, mac=MAC_B, **(b or {})) as dev_b,
+        rtap.open("a0", netns=left, **{"mac": MAC_A, **(a or {})}) as dev_a,
+        rtap.open("b0", netns=right, **{"mac": MAC_B, **(b or {})}) as dev_b,
     ):
         for ns, dev, address in ((left, dev_a, "10.9.0.1"), (right, dev_b, "10.9.0.2")):
             ip(ns, "addr", "add", f"{address}/24", "dev", dev.ifname)

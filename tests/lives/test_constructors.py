@@ -23,11 +23,15 @@ from rtap._queues.noisy import NoisyRxQueue
 from rtap._queues.null import NullRxQueue, NullTxQueue
 from rtap._queues.shm_ring import ShmRing
 from rtap._ring import RxQueue, TxQueue
+from rtap._udp.peers import Peers
+from rtap._udp.queues import UdpRxQueue, UdpTxQueue
 
 # The queues made here have no descriptor.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed [rt]x queue:ResourceWarning")
 
 SOURCES = Path(__file__).resolve().parents[2]
+#: Of arguments, in a ``.pyx``.
+TYPES = r"bint|int|str|bytes|uint\d+_t|Mempool|Peers|RxQueueBase"
 
 
 def stage(burst: Burst) -> None:
@@ -73,6 +77,28 @@ MADE: dict[type, Callable[[], dict[str, Any]]] = {
         "max_length": 2000,
         "fixed_id": True,
         "l2": True,
+    },
+    Peers: lambda: {"family": 2, "size": 8, "unknown": "drop"},
+    UdpRxQueue: lambda: {
+        "fd": 1 << 20,
+        "pool": Mempool(8),
+        "peers": Peers(2),
+        "name": "q",
+        "connected": True,
+        "queue_id": 1,
+        "port": 2,
+        "nb_desc": 32,
+        "gil": "hold",
+    },
+    UdpTxQueue: lambda: {
+        "fd": 1 << 20,
+        "peers": Peers(10),
+        "name": "q",
+        "connected": True,
+        "queue_id": 1,
+        "port": 2,
+        "nb_desc": 32,
+        "gil": "hold",
     },
     RxQueue: lambda: {
         "fd": 1 << 20,
@@ -387,7 +413,9 @@ def source_of(cls: type) -> inspect.Signature:
     if found is None:
         return inspect.Signature()
     return made_of(
-        re.sub(r"\b(?:bint|int|str|bytes|uint\d+_t|Mempool|RxQueueBase) |not None", "", found[1])
+        re.sub(
+            r"\b(?:bint|int|str|bytes|uint\d+_t|Mempool|Peers|RxQueueBase) |not None", "", found[1]
+        )
     )
 
 

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Native kernels only; nothing here is callable from Python.
