@@ -61,31 +61,39 @@ cdef void enter(peers_t *t, uint32_t number) noexcept nogil:
     t.buckets[i] = number
 
 
+cdef void leave(peers_t *t, uint32_t number) noexcept nogil:
+    """Takes a number out of the buckets, and moves those that it kept from their own."""
+    cdef uint32_t i = bucket_of(t, &t.addresses[number]), j, home
+    while t.buckets[i] != number:
+        i = (i + 1) & t.mask
+    j = i
+    while True:
+        j = (j + 1) & t.mask
+        if t.buckets[j] == 0:
+            break
+        home = bucket_of(t, &t.addresses[t.buckets[j]])
+        if ((j - home) & t.mask) >= ((j - i) & t.mask):
+            t.buckets[i] = t.buckets[j]
+            i = j
+    t.buckets[i] = 0
+
+
 cdef void put(peers_t *t, uint32_t number, const address_t *a) noexcept nogil:
     """Gives a number an address, which no other number has."""
-    cdef bint again = t.addresses[number].family != 0
-    t.n += not again
+    if t.addresses[number].family != 0:
+        leave(t, number)
+    else:
+        t.n += 1
     t.addresses[number] = a[0]
     t.addresses[number].flow = a.flow if a.family == AF_INET else 0
-    if again:
-        rebuild(t)
-    else:
-        enter(t, number)
-
-
-cdef void rebuild(peers_t *t) noexcept nogil:
-    cdef uint32_t number
-    memset(t.buckets, 0, (<size_t>t.mask + 1) * sizeof(uint32_t))
-    for number in range(1, t.size + 1):
-        if t.addresses[number].family != 0:
-            enter(t, number)
+    enter(t, number)
 
 
 cdef void drop(peers_t *t, uint32_t number) noexcept nogil:
+    leave(t, number)
     t.addresses[number].family = 0
     t.n -= 1
     t.free_hint = min(t.free_hint, number)
-    rebuild(t)
 
 
 cdef uint32_t unused(peers_t *t) noexcept nogil:
@@ -135,7 +143,7 @@ cdef dict POLICIES = {"deliver": STRANGERS_DELIVERED, "drop": STRANGERS_DROPPED,
 
 @cython.final
 cdef class Peers:
-    """Peers(family, size=1024, unknown='learn')\n--\n
+    """Peers(family, size=1024, unknown='deliver')\n--\n
 
     The peers of a UDP device: a number from 1 on for each address.
 
@@ -144,15 +152,14 @@ cdef class Peers:
     numbers to addresses, each a tuple of host and port: ``peers[3] = ("10.0.0.2", 4789)``.
 
     ``family`` is that of the socket, ``size`` the highest number, up to 65535.  ``unknown`` says
-    what becomes of datagrams from other addresses: "learn" gives the address the lowest free
-    number, if there is one; "deliver" hands them out with the number 0; "drop" drops and counts
-    them.
+    what becomes of datagrams from other addresses: "deliver" hands them out with the number 0;
+    "learn" gives the address the lowest free number, if there is one; "drop" drops and counts them.
     """
 
     def __cinit__(self):
         self.table.size = 0
 
-    def __init__(self, int family, size=1024, str unknown="learn"):
+    def __init__(self, int family, size=1024, str unknown="deliver"):
         cdef peers_t *t = &self.table
         cdef uint32_t most, buckets = 2
         if family != AF_INET and family != AF_INET6:

@@ -127,6 +127,8 @@ gil='auto')\n--\n
         self.stop()
         if _compat.cas(&self.gate.state, QUEUE_STOPPED, QUEUE_CLOSED):
             self.pool.let_go()
+            close(self.udp.wake)
+            self.udp.wake = -1
 
     cdef dict xtotals(self):
         cdef dict totals = RxQueueBase.xtotals(self)

@@ -3,9 +3,9 @@
 
 With UDP_GRO the kernel gives datagrams of one sender as one message of up to 64 KiB, and says how
 long each is.  Messages are read into memory of the queue's own; their datagrams are copied into
-mbufs, with headroom in front of each, when there are mbufs.  A copy of a datagram of 1500 bytes
-costs less than two mbufs that refer to it.  What a burst has no room for waits here, and an eventfd
-tells threads that wait for the descriptor.
+mbufs, with headroom in front of each, when there are mbufs.  As in ``segment``, two mbufs that
+refer to a datagram would pay above 9000 bytes only.  What a burst has no room for waits here, and
+an eventfd tells threads that wait for the descriptor.
 """
 
 from libc.errno cimport EAGAIN, EBADF, EINTR, errno

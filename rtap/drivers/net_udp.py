@@ -63,7 +63,7 @@ class NetUdp(QueueDriver[UdpRxQueue, UdpTxQueue]):
         sock: object = None,
         options: UdpOptions | None = None,
         peers: int = DEFAULT_PEERS,
-        unknown: str = "learn",
+        unknown: str = "deliver",
     ) -> None:
         require_native()
         super().__init__(port)
@@ -78,6 +78,7 @@ class NetUdp(QueueDriver[UdpRxQueue, UdpTxQueue]):
         self._netns: NetNS | None = None
         self._given: _socket.socket | None = None
         self._connected = remote is not None
+        self._shared = False
         if sock is not None:
             self._given, self._connected = udp.borrow_socket(sock)
             self._family = int(self._given.family)
@@ -94,7 +95,7 @@ class NetUdp(QueueDriver[UdpRxQueue, UdpTxQueue]):
 
     def _claim(self) -> None:
         """Bind the first socket: from now on the address is this device's."""
-        self._given = self._open(shared=True)
+        self._given = self._open(shared=False)
         name = self._given.getsockname()
         self._local = (name[0], name[1])  # the port that the kernel has chosen
 
@@ -166,6 +167,14 @@ class NetUdp(QueueDriver[UdpRxQueue, UdpTxQueue]):
     def _resize(self, n: int) -> None:
         while len(self._socks) > n:
             self._close(self._socks.pop())
+        if n > 1 and not self._shared and self._netns is not None:
+            # The first one has the address alone; all of them have to allow others.
+            self._shared = True
+            while self._socks:
+                self._close(self._socks.pop())
+            if self._given is not None:
+                self._given.close()
+                self._given = None
         while len(self._socks) < n:
             if self._given is not None:
                 sock, self._given = self._given, None
@@ -323,7 +332,7 @@ _KEYS = (
     "remote=HOST:PORT",
     "netns=NAME",
     "peers=N",
-    "unknown=learn|deliver|drop",
+    "unknown=deliver|learn|drop",
     "rcvbuf=BYTES",
     "sndbuf=BYTES",
     "pmtu=" + "|".join(udp.PMTU),
@@ -354,7 +363,7 @@ def probe(args: DevArgs, port: Port) -> NetUdp:
             raise ValueError(f"{args.name}: {exc}") from None
     netns = args.take_str("netns", "") or None
     peers = args.take_int("peers", DEFAULT_PEERS, 1, 65535)
-    unknown = args.take_str("unknown", "learn")
+    unknown = args.take_str("unknown", "deliver")
     options = options_of(args)
     args.finish(_KEYS)
     if addresses["local"] is None and addresses["remote"] is None:

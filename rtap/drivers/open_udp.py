@@ -26,7 +26,7 @@ def open_udp(
     sock: object = None,
     queues: int = 1,
     peers: int = DEFAULT_PEERS,
-    unknown: str = "learn",
+    unknown: str = "deliver",
     rcvbuf: int | None = None,
     sndbuf: int | None = None,
     pmtu: str | None = None,
@@ -58,11 +58,12 @@ def open_udp(
         it; reads and writes of the device never block, whatever the socket's mode.
     queues
         Queue pairs, 1 to 128, each a socket of its own with the same address (SO_REUSEPORT): the
-        kernel gives all datagrams of a sender to the same one. One for `sock`.
+        kernel gives all datagrams of a sender to the same one. Other programs of this user may have
+        that address then, too. One for `sock`.
     peers, unknown
         The size of the table of peers, ``dev.peers``, and what happens to datagrams from others:
-        "learn" gives the sender a number, "deliver" hands them out with the number 0, "drop" drops
-        them. All are counted (``rx_q0_unknown_packets``).
+        "deliver" hands them out with the number 0, "learn" gives the sender a number as long as
+        there are any, "drop" drops them. All are counted (``rx_q0_unknown_packets``).
     rcvbuf, sndbuf
         Bytes that may wait in the socket, 8 and 4 MiB by default; above the system's limits only
         with CAP_NET_ADMIN.

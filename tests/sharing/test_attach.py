@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import sysconfig
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -601,7 +602,9 @@ def test_a_program_of_its_own(dev: EthDev, packets: PacketSocket) -> None:
             *(dev.name, frame(5).hex()),
         )
         assert done.returncode == 0
-        assert "ResourceWarning: unclosed device <rtap.EthDev net_rtap" in done.stderr
+        # Without a GIL, Python takes its modules down before an object that threads have shared.
+        if not sysconfig.get_config_var("Py_GIL_DISABLED"):
+            assert "ResourceWarning: unclosed device <rtap.EthDev net_rtap" in done.stderr
         assert done.stdout.startswith("<rtap.")
         assert packets.frames(1) == [frame(5)]
         no_leases(share)

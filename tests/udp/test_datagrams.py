@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ def ns(netns: NetNS) -> NetNS:
 
 @pytest.fixture
 def dev(ns: NetNS) -> Iterator[EthDev]:
-    with rtap.open_udp((HERE, PORT), netns=ns) as device:
+    with rtap.open_udp((HERE, PORT), netns=ns, unknown="learn") as device:
         yield device
 
 
@@ -68,7 +69,7 @@ def test_every_size(ns: NetNS, dev: EthDev) -> None:
 def test_ipv6(ns: NetNS, local: str) -> None:
     enable_ipv6(ns, "lo")
     with (
-        rtap.open_udp((local, PORT), netns=ns) as dev,
+        rtap.open_udp((local, PORT), netns=ns, unknown="learn") as dev,
         plain(ns, ("::1", 0), socket.AF_INET6) as six,
         plain(ns) as four,
     ):
@@ -265,9 +266,23 @@ def test_own_socket(ns: NetNS) -> None:
         assert peer.recv(9) == b"y"
 
 
+def test_an_address_in_use(ns: NetNS, dev: EthDev) -> None:
+    for queues in (1, 2):
+        with pytest.raises(OSError, match="in use") as caught:
+            rtap.open_udp((HERE, PORT), netns=ns, queues=queues)
+        assert caught.value.errno == errno.EADDRINUSE
+    with pytest.raises(OSError, match="net_udp9: another program has that address"):
+        ns.call(rtap.probe, f"net_udp9,local={HERE}:{PORT}")
+    dev.close()
+    with rtap.open_udp((HERE, PORT), netns=ns, queues=2) as two:
+        two.stop()
+        two.configure(1, 1)
+        two.configure(3, 3)
+
+
 def test_queues(ns: NetNS) -> None:
     """Each sender's datagrams come on one queue, and all queues send from one address."""
-    with rtap.open_udp((HERE, PORT), netns=ns, queues=4) as dev:
+    with rtap.open_udp((HERE, PORT), netns=ns, queues=4, unknown="learn") as dev:
         used = set()
         for _ in range(16):
             with plain(ns) as peer:

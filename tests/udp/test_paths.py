@@ -165,7 +165,7 @@ def test_unknown_senders(netns: NetNS, unknown: str) -> None:
 def test_a_peer_under_another_address(netns: NetNS) -> None:
     """The program recognises it and gives it its number back; all that is for it goes there."""
     with_loopback(netns)
-    with rtap.open_udp((HERE, PORT), netns=netns) as dev:
+    with rtap.open_udp((HERE, PORT), netns=netns, unknown="learn") as dev:
         with plain(netns) as first:
             first.sendto(b"it is me", (HERE, PORT))
             number = take(dev, 1)[0].peer

@@ -94,7 +94,11 @@ def test_stages_see_payloads(netns: NetNS) -> None:
         for mbuf in burst:
             mbuf[:] = bytes(mbuf).upper()
 
-    with rtap.open_udp((HERE, PORT), netns=netns) as dev, plain(netns) as a, plain(netns) as b:
+    with (
+        rtap.open_udp((HERE, PORT), netns=netns, unknown="learn") as dev,
+        plain(netns) as a,
+        plain(netns) as b,
+    ):
         worker = Worker(wait="sleep")
         worker.forward((dev, 0), (dev, 0), stages=[counter, louder])
         with worker:
