@@ -15,6 +15,7 @@ all frames of a :class:`~rtap.Burst` in one pass without the GIL.
 
 from __future__ import annotations
 
+import struct
 from enum import IntEnum
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -32,7 +33,7 @@ from rtap._offload import (
     verify_burst,
 )
 from rtap.ptypes import PacketType, packet_type_names
-from rtap.vnethdr import VnetHdr
+from rtap.vnethdr import TunnelVnetHdr, VnetHdr
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,6 +45,7 @@ __all__ = [
     "Gro",
     "Headers",
     "PacketType",
+    "TunnelVnetHdr",
     "VnetHdr",
     "checksum",
     "checksum_burst",
@@ -122,7 +124,7 @@ def verify(frame: Buffer, *, l2: bool = True, layer: Literal[3, 4] | None = None
     return ChecksumStatus(_offload.verify(frame, l2, layer != 4, layer != 3))
 
 
-def complete(frame: Buffer, hdr: VnetHdr, *, l2: bool = True) -> bytes:
+def complete(frame: Buffer, hdr: VnetHdr | TunnelVnetHdr, *, l2: bool = True) -> bytes:
     """Return the frame with a finished checksum, if `hdr` says that it is unfinished (NEEDS_CSUM).
 
     Sums from csum_start to the end of the IP packet, over the pseudo-header sum in the frame,
@@ -134,10 +136,14 @@ def complete(frame: Buffer, hdr: VnetHdr, *, l2: bool = True) -> bytes:
     ValueError
         for a header that does not fit the frame, or describes a super-frame.
     """
+    if isinstance(hdr, TunnelVnetHdr):
+        if hdr.gso_type & _TUNNEL_KINDS:
+            raise ValueError("the header describes a super-frame in a tunnel")
+        hdr = _without_tunnel(hdr)
     return _offload.complete(frame, tuple(hdr), l2)
 
 
-def segment(frame: Buffer, hdr: VnetHdr, *, l2: bool = True) -> list[bytes]:
+def segment(frame: Buffer, hdr: VnetHdr | TunnelVnetHdr, *, l2: bool = True) -> list[bytes]:
     """Splits a super-frame into frames of at most ``hdr.gso_size`` payload bytes (TSO, USO), byte
     for byte as the kernel does, all checksums written.
 
@@ -145,12 +151,113 @@ def segment(frame: Buffer, hdr: VnetHdr, *, l2: bool = True) -> list[bytes]:
     ``hdr.hdr_len`` nor on the pseudo-header sum in the frame. A frame with no more payload than
     ``gso_size``, or with GSO_NONE, stays one frame, with its checksum finished if necessary.
 
+    With a :class:`TunnelVnetHdr` of a tunnel super-frame the inner packet is split. Each frame
+    repeats everything in front of it, with outer lengths, IPv4 identification and checksum of its
+    own, and an outer UDP checksum if the header has UDP_TUNNEL_CSUM.
+
     Raises
     ------
     ValueError
         for a header that does not fit the frame, a fragment, more than 128 UDP segments.
     """
+    if isinstance(hdr, TunnelVnetHdr):
+        if hdr.gso_type & _TUNNEL_KINDS:
+            return _segment_tunnel(bytes(memoryview(frame)), hdr, l2)
+        hdr = _without_tunnel(hdr)
     return _offload.segment(frame, tuple(hdr), l2)
+
+
+_TUNNEL_KINDS = TunnelVnetHdr.GSO_UDP_TUNNEL_IPV4 | TunnelVnetHdr.GSO_UDP_TUNNEL_IPV6
+_IPPROTO_UDP = 17
+#: Hop-by-hop options, routing, destination options.
+_EXTENSIONS = (0, 43, 60)
+_ROUTING = 43
+
+
+def _without_tunnel(hdr: TunnelVnetHdr) -> VnetHdr:
+    """The header of a frame that is no tunnel super-frame."""
+    if hdr.flags & hdr.UDP_TUNNEL_CSUM:
+        raise ValueError("UDP_TUNNEL_CSUM without a tunnel in gso_type")
+    return VnetHdr(*hdr[:6])
+
+
+def _outer_network(frame: bytes, hdr: TunnelVnetHdr, l2: bool) -> tuple[int, bytes]:
+    """Where the outer IP header is, and the addresses of the outer UDP checksum. ValueError unless
+    the outer UDP header follows the IP header, at the header's outer_th_offset."""
+    at = 0
+    if l2:
+        at = 14
+        while frame[at - 2 : at] in (b"\x81\x00", b"\x88\xa8"):
+            at += 4
+    udp = hdr.outer_th_offset
+    ipv6 = hdr.gso_type & _TUNNEL_KINDS == hdr.GSO_UDP_TUNNEL_IPV6
+    if udp < at + (40 if ipv6 else 20) or udp + 8 > len(frame):
+        raise ValueError(f"outer_th_offset {udp} is not behind the outer IP header")
+    if l2 and frame[at - 2 : at] != (b"\x86\xdd" if ipv6 else b"\x08\x00"):
+        raise ValueError("the outer ethertype is not that of gso_type's tunnel")
+    if frame[at] >> 4 != (6 if ipv6 else 4):
+        raise ValueError("the outer IP version is not that of gso_type's tunnel")
+    if ipv6:
+        protocol, end, final = frame[at + 6], at + 40, at + 24
+        while protocol in _EXTENSIONS and end < udp:
+            length = 8 * (frame[end + 1] + 1)
+            if protocol == _ROUTING and length >= 24 and frame[end + 3]:
+                # As parse_extensions: the last address of types 0 and 2, the first of a list.
+                if frame[end + 2] in (0, 2):
+                    final = end + 8 + (length - 8) // 16 * 16 - 16
+                elif frame[end + 2] == 4:
+                    final = end + 8
+            protocol, end = frame[end], end + length
+        addresses = frame[at + 8 : at + 24] + frame[final : final + 16]
+    else:
+        addresses = frame[at + 12 : at + 20]
+        protocol, end = frame[at + 9], at + 4 * (frame[at] & 15)
+        if frame[at + 6] & 0x3F or frame[at + 7]:
+            raise ValueError("the outer packet is a fragment")
+    if protocol != _IPPROTO_UDP or end != udp:
+        raise ValueError(f"no outer UDP header at outer_th_offset {udp}")
+    return at, addresses
+
+
+def _segment_tunnel(frame: bytes, hdr: TunnelVnetHdr, l2: bool) -> list[bytes]:
+    kind = hdr.gso_type & ~_TUNNEL_KINDS
+    udp, inner = hdr.outer_th_offset, hdr.inner_nh_offset
+    if hdr.gso_type & _TUNNEL_KINDS == _TUNNEL_KINDS:
+        raise ValueError("gso_type has both kinds of tunnel")
+    if not kind & ~VnetHdr.GSO_ECN:
+        raise ValueError("a tunnel without segmentation in gso_type")
+    network, addresses = _outer_network(frame, hdr, l2)
+    if inner < udp + 8 or inner >= len(frame):
+        raise ValueError(f"inner_nh_offset {inner} is not behind the outer UDP header")
+    if hdr.csum_start <= inner:
+        raise ValueError(f"csum_start {hdr.csum_start} is not behind the inner IP header")
+    if hdr.hdr_len > len(frame):
+        raise ValueError(f"hdr_len {hdr.hdr_len} is more than the frame has")
+    flags = hdr.flags & ~hdr.UDP_TUNNEL_CSUM
+    start = hdr.csum_start - inner
+    packet = VnetHdr(flags, kind, 0, hdr.gso_size, start, hdr.csum_offset)
+    pieces = _offload.segment(frame[inner:], tuple(packet), False)
+    ipv4 = frame[network] >> 4 == 4
+    identification = int.from_bytes(frame[network + 4 : network + 6], "big")
+    frames = []
+    for i, piece in enumerate(pieces):
+        one = bytearray(frame[:inner] + piece)
+        length, datagram = len(one) - network, len(one) - udp
+        if length > 0xFFFF:
+            raise ValueError(f"an outer packet of {length} bytes")
+        if ipv4:
+            struct.pack_into("!HH", one, network + 2, length, (identification + i) & 0xFFFF)
+            struct.pack_into("!H", one, network + 10, 0)
+            struct.pack_into("!H", one, network + 10, checksum(one[network:udp]))
+        else:
+            struct.pack_into("!H", one, network + 4, length - 40)
+        struct.pack_into("!H", one, udp + 4, datagram)
+        if hdr.flags & hdr.UDP_TUNNEL_CSUM:
+            pseudo = addresses + struct.pack("!HH", _IPPROTO_UDP, datagram)
+            struct.pack_into("!H", one, udp + 6, 0)
+            struct.pack_into("!H", one, udp + 6, checksum(pseudo + one[udp:]) or 0xFFFF)
+        frames.append(bytes(one))
+    return frames
 
 
 def coalesce(
