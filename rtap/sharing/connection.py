@@ -37,7 +37,7 @@ log = logging.getLogger("rtap")
 
 #: Seconds to wait for an answer.
 ANSWER_S = 10.0
-#: Seconds between attempts to get the device's lock for news.
+#: Seconds for an attempt to get the device's lock for news, and between two.
 NEWS_S = 0.01
 
 _TIMEVAL = struct.Struct("ll")
@@ -277,7 +277,9 @@ def _read_on(connection: Connection, listener: Listener) -> None:
                 message.close()
                 with connection._answered:
                     news.append(message)
-        if news and listener.lock.acquire(blocking=False):
+        # Whoever has just got an answer holds the lock for a moment. This thread comes next: else a
+        # program that asks again and again would never hear news.
+        if news and listener.lock.acquire(timeout=NEWS_S):
             try:
                 while news:
                     listener.hear(news[0])

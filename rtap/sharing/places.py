@@ -19,12 +19,24 @@ import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-__all__ = ["Allowed", "Peer", "connect", "directories", "listen", "peer_of", "sockets", "unlisten"]
+__all__ = [
+    "Allowed",
+    "Listening",
+    "Peer",
+    "connect",
+    "directories",
+    "listen",
+    "peer_of",
+    "sockets",
+    "unlisten",
+]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _SUFFIX = ".sock"
 _UCRED = struct.Struct("3i")
+_TIMEVAL = struct.Struct("ll")
 _SO_PEERGROUPS = 59  # asm-generic/socket.h
 _GROUPS_ROOM = 1024  # all that Python allows, 256 groups
 
@@ -133,9 +145,10 @@ CONNECT_S = 5.0
 def _connected(address: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        sock.settimeout(CONNECT_S)
+        # Not settimeout(): Python's timeout does not wait for room, connect() fails at once.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(CONNECT_S), 0))
         sock.connect(address)
-        sock.settimeout(None)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(0, 0))
     except BaseException:
         sock.close()
         raise
@@ -153,8 +166,21 @@ def _answers(address: str) -> bool:
     return True
 
 
-def listen(name: str, allowed: Allowed) -> tuple[socket.socket, str]:
-    """A listening socket for what is shared under `name`, and its path.
+class Listening(NamedTuple):
+    """A listening socket, its path, and which file that is."""
+
+    sock: socket.socket
+    path: str
+    file: tuple[int, int]
+
+
+def _file_at(address: str) -> tuple[int, int]:
+    found = os.lstat(address)
+    return found.st_dev, found.st_ino
+
+
+def listen(name: str, allowed: Allowed) -> Listening:
+    """A socket that listens under `name`.
 
     FileExistsError when another process has that name.
     """
@@ -179,18 +205,20 @@ def listen(name: str, allowed: Allowed) -> tuple[socket.socket, str]:
             if allowed.others:
                 os.chmod(address, 0o666)  # whoever connects is asked for, see Allowed
             sock.listen(64)
+            return Listening(sock, path, _file_at(address))
         except BaseException:
             sock.close()
             raise
-    return sock, path
 
 
-def unlisten(path: str, sock: socket.socket) -> None:
+def unlisten(listening: Listening) -> None:
     """Remove the socket's file, if it is still its, and close it."""
+    sock, path, file = listening
     with contextlib.suppress(OSError), _locked(os.path.dirname(path)) as fd:
-        sock.close()
+        # Whether it is the same file, not whether somebody listens there: a child that has just
+        # been forked still has the socket. While it is open, no other file has its number.
         address = _address(fd, os.path.basename(path).removesuffix(_SUFFIX))
-        if not _answers(address):
+        if _file_at(address) == file:
             os.unlink(address)
     sock.close()
 

@@ -131,7 +131,8 @@ class Server:
         self._wake = Descriptor.of(os.eventfd, 0)
         os.set_blocking(self._wake.fileno(), False)
         self._poller = select.epoll()
-        self._sock, self.path = places.listen(name, allowed)
+        self._listening = places.listen(name, allowed)
+        self._sock, self.path, _ = self._listening
         _servers.add(self)
 
     def start(self) -> None:
@@ -155,7 +156,7 @@ class Server:
         if self.ended:
             return
         self.ended = True
-        places.unlisten(self.path, self._sock)
+        places.unlisten(self._listening)
         with self._lock:
             for client in self._clients.values():
                 with contextlib.suppress(OSError):

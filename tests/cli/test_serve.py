@@ -377,12 +377,12 @@ LISTING = {"name": "x", "ifname": "t\x1b[0m", "pid": 1, "queues": [0], "leases":
 @contextlib.contextmanager
 def answering(answer: bytes) -> Iterator[None]:
     """Somebody who gives each peer that answer, under the name x."""
-    listening, path = places.listen("x", places.Allowed())
-    listening.setblocking(True)
+    listening = places.listen("x", places.Allowed())
+    listening.sock.setblocking(True)
     pid = os.fork()
     if pid == 0:
         while True:
-            sock, _ = listening.accept()
+            sock, _ = listening.sock.accept()
             with contextlib.suppress(OSError), sock:
                 receive(sock)
                 send(sock, answer)
@@ -391,7 +391,7 @@ def answering(answer: bytes) -> Iterator[None]:
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        places.unlisten(path, listening)
+        places.unlisten(listening)
 
 
 @pytest.mark.parametrize(
@@ -512,6 +512,6 @@ def test_a_user_without_rights_forwards_iperf3(
             assert not any(drops for _, _, drops in moved)
             both = a.stats().ipackets + b.stats().ipackets
             assert sum(rx for rx, _, _ in moved) == sum(tx for _, tx, _ in moved) == both
-            assert a.stats().ipackets > SIZE / 65536
+            assert a.stats().ipackets > SIZE / 65536 / 2  # iperf3 does not count what is under way
             for dev, ns in ((a, netns), (b, netns2)):
                 assert accounted_for(dev, ns)

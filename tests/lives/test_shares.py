@@ -101,17 +101,19 @@ def test_child_does_not_keep_the_interface(dev: EthDev, netns: NetNS) -> None:
     share = rtap.share(dev)
     mine = rtap.attach(dev.name, [0])
     r, w = os.pipe()
+    there, here = os.pipe()
 
     def child() -> None:
         mine.close()
         dev.close()
         os.close(w)
+        os.write(here, b"x")
         os.read(r, 1)
 
     thread = threading.Thread(target=in_child, args=(child,))
     thread.start()
     try:
-        time.sleep(0.1)
+        assert os.read(there, 1)
         mine.close()
         share.close()
         dev.close()
@@ -120,7 +122,17 @@ def test_child_does_not_keep_the_interface(dev: EthDev, netns: NetNS) -> None:
     finally:
         os.close(w)
         thread.join()
-        os.close(r)
+        for fd in (r, there, here):
+            os.close(fd)
+
+
+def test_a_forked_child_does_not_keep_the_name(dev: EthDev) -> None:
+    """Not even in its first moment, when it still has the socket."""
+    share = rtap.share(dev)
+    listening = os.dup(share._server._sock.fileno())  # as such a child has it
+    share.close()
+    os.close(listening)
+    assert sockets_left() == []
 
 
 def test_counts_of_a_child_are_its_own(dev: EthDev) -> None:

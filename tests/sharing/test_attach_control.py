@@ -178,6 +178,21 @@ def test_filter_of_others(
     assert received(two, 2, alone, to_own, to_stranger) == [to_own, to_stranger]
 
 
+def test_news_reach_a_program_that_asks_without_pause(
+    dev: EthDev, share: rtap.Share, one: Process
+) -> None:
+    """Each question holds the device's lock until it is answered."""
+    one.begin(
+        "import time\n"
+        "until = time.monotonic() + wait\n"
+        "while len(dev.mac_addrs) < 2 and time.monotonic() < until: dev.link()",
+        wait=patient(10),
+    )
+    dev.mac_addr_add(MacAddr(STRANGER))
+    one.result()
+    assert one("len(dev.mac_addrs)") == 2
+
+
 def test_filter_holds_for_those_who_come_later(
     dev: EthDev, alone: PacketSocket, process: MakeProcess
 ) -> None:

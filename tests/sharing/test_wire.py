@@ -26,6 +26,7 @@ from sharing import MakeProcess, no_leases
 from support import (
     PacketSocket,
     Tap,
+    Task,
     eventually,
     frame,
     none_left,
@@ -37,7 +38,7 @@ from support import (
 import rtap
 from rtap import EthDev, NetNS
 from rtap._core import memfd
-from rtap.sharing import connection, server, share, wire
+from rtap.sharing import connection, places, server, share, wire
 from rtap.sharing.attached import checked_terms
 from rtap.sharing.wire import FIELDS, LIMIT, MessageError, decode, encode
 
@@ -422,6 +423,27 @@ def test_flood_of_connections(target: Target) -> None:
     for _ in range(1000):
         with contextlib.suppress(ConnectionError, BlockingIOError):
             target.client().close()
+
+
+@pytest.mark.root
+def test_attaching_waits_for_room(runtime_dir: Path) -> None:
+    """The queue of those who connect is full for a moment."""
+    listening = places.listen("full", places.Allowed())
+    listening.sock.setblocking(True)
+    with contextlib.ExitStack() as stack:
+        directory = os.open(runtime_dir, os.O_PATH)
+        stack.callback(os.close, directory)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+                stack.enter_context(sock)
+                sock.connect(f"/proc/self/fd/{directory}/full.sock")
+        late = Task(places.connect, "full")
+        where = Path(f"/proc/self/task/{late.native_id}/wchan")
+        eventually(lambda: where.read_text() == "unix_wait_for_peer", "it waits for room")
+        listening.sock.accept()[0].close()
+        late.result().close()
+    places.unlisten(listening)
 
 
 @pytest.mark.root
