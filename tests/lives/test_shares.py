@@ -22,6 +22,7 @@ from sharing import MakeProcess, no_leases, sockets_left, to_and_fro
 from support import (
     PacketSocket,
     Tap,
+    Task,
     eventually,
     frame,
     links,
@@ -124,6 +125,33 @@ def test_child_does_not_keep_the_interface(dev: EthDev, netns: NetNS) -> None:
         thread.join()
         for fd in (r, there, here):
             os.close(fd)
+
+
+def test_many_threads_attach_and_close(netns: NetNS, runtime_dir: Path) -> None:
+    """Each its own pair of one device; another thread reads the leases and the figures."""
+    with rtap.open("tap1", netns=netns, queues=4) as dev, rtap.share(dev) as share:
+        done = threading.Event()
+
+        def borrow(queue: int) -> None:
+            for i in range(10):
+                with rtap.attach(dev.name, [queue]) as mine:
+                    assert mine.queues == (queue,)
+                    assert mine.send(frame(i), queue=queue)
+                    assert mine.mtu == 1500
+                eventually(lambda: queue not in share.leases, "the pair is free")
+
+        def look() -> None:
+            while not done.is_set():
+                assert share.leases.keys() <= {0, 1, 2, 3}
+                dev.stats()
+                time.sleep(0.001)
+
+        watcher = Task(look)
+        for task in [Task(borrow, queue) for queue in range(4)]:
+            task.result(patient(60))
+        done.set()
+        watcher.result()
+        assert dev.stats().opackets == 40
 
 
 def test_a_forked_child_does_not_keep_the_name(dev: EthDev) -> None:

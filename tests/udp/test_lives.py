@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 
 import pytest
 from datagrams import HERE, PORT, counts, plain, send_all, take, with_loopback
 from forks import in_child
-from support import eventually, none_left, open_fds, running_threads, threads_end
+from support import Task, eventually, none_left, open_fds, running_threads, threads_end
 
 import rtap
 from rtap import DeviceStateError, EthDev, NetNS, Worker
@@ -100,3 +101,27 @@ def test_closed_under_a_worker(ns: NetNS) -> None:
             assert counts(a)["rx_q0_gro_segments"] > 0
             a.close()
     assert a.pool.in_use == b.pool.in_use == 0
+
+
+def test_peers_change_under_a_worker(ns: NetNS) -> None:
+    """Threads add, move and remove peers while a worker looks up each sender, and answers."""
+    with rtap.open_udp((HERE, PORT), netns=ns, peers=64, unknown="learn") as dev, plain(ns) as peer:
+        worker = Worker()
+        worker.forward((dev, 0), (dev, 0))
+
+        def change(k: int) -> None:
+            for i in range(300):
+                number = dev.peers.add((f"10.0.{k}.{i % 7 + 1}", 9))
+                with contextlib.suppress(KeyError):
+                    dev.peers[number] = (f"10.0.{k}.{i % 5 + 10}", 9)
+                    del dev.peers[number]
+                assert len(dev.peers.items()) <= 64
+
+        with worker:
+            changers = [Task(change, k) for k in range(4)]
+            for i in range(200):
+                peer.sendto(b"%d" % i, (HERE, PORT))
+                assert peer.recv(9) == b"%d" % i
+            for task in changers:
+                task.result()
+        assert dev.peers.find(peer.getsockname()) is not None
