@@ -182,6 +182,7 @@ class NetUdp(QueueDriver[UdpRxQueue, UdpTxQueue]):
                 sock = self._open(shared=True)
             _held.add(sock)
             self._socks.append(sock)
+            self._drops[sock] = udp.get_drops(sock)  # a socket of the caller's had a life before
 
     def _close(self, sock: _socket.socket) -> None:
         self._count_drops()

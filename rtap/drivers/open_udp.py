@@ -87,8 +87,11 @@ def open_udp(
     if sock is None:
         if local is None and remote is None:
             raise ValueError("open_udp needs local=(host, port), remote=(host, port) or sock")
-    elif local is not None or remote is not None or netns is not None:
-        raise ValueError("sock: the socket has its addresses, leave local, remote and netns out")
+    elif any(value is not None for value in (local, remote, netns, rcvbuf, sndbuf, pmtu)):
+        raise ValueError(
+            "sock: the socket has its addresses and options, leave local, remote, netns, rcvbuf, "
+            "sndbuf and pmtu out"
+        )
     default = UdpOptions()
     options = UdpOptions(
         default.rcvbuf if rcvbuf is None else rcvbuf,

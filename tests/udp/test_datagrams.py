@@ -264,6 +264,34 @@ def test_own_socket(ns: NetNS) -> None:
                 rtap.open_udp(sock=mine, queues=2)
         mine.send(b"y")
         assert peer.recv(9) == b"y"
+        for options in ({"local": (HERE, 0)}, {"pmtu": "do"}, {"rcvbuf": 1 << 20}):
+            with pytest.raises(ValueError, match="the socket has its addresses and options"):
+                rtap.open_udp(sock=mine, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sock", [5, "x", object()])
+def test_no_socket(sock: object) -> None:
+    with pytest.raises(TypeError, match="sock is a socket"):
+        rtap.open_udp(sock=sock)
+
+
+def test_another_kind_of_socket() -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as local,
+    ):
+        for sock in (tcp, local):
+            with pytest.raises(ValueError, match="a UDP socket of IPv4 or IPv6"):
+                rtap.open_udp(sock=sock)
+
+
+def test_drops_of_before_are_not_the_devices(ns: NetNS) -> None:
+    with plain(ns) as mine, plain(ns) as peer:
+        mine.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 5000)
+        for _ in range(50):
+            peer.sendto(bytes(1000), mine.getsockname())
+        with rtap.open_udp(sock=mine) as dev:
+            assert dev.stats().imissed == 0
 
 
 def test_an_address_in_use(ns: NetNS, dev: EthDev) -> None:
