@@ -23,10 +23,9 @@ from rtap.control.netlink import Control, LinkState
 from rtap.drivers.filter import MAX_GROUPS, RxFilter
 from rtap.drivers.observed import Observer, link_of
 from rtap.drivers.offloads import GSO_KINDS, max_frame
-from rtap.drivers.queues import QueueDriver
+from rtap.drivers.queues import InterruptDriver
 from rtap.errors import DeviceGone
 from rtap.ethdev.events import Port
-from rtap.ethdev.interrupts import RxInterrupt
 from rtap.ethdev.ops import Link, Loan
 from rtap.ether import MacAddr
 from rtap.flags import RxOffload, TxOffload
@@ -42,7 +41,7 @@ DEFAULT_NB_DESC = 64
 SPLIT_READS = 64
 
 
-class InterfaceDriver(QueueDriver[RxQueue, TxQueue]):
+class InterfaceDriver(InterruptDriver[RxQueue, TxQueue]):
     """A driver's constructor sets `_control` and `_observer`; observing begins then."""
 
     _control: Control
@@ -52,9 +51,7 @@ class InterfaceDriver(QueueDriver[RxQueue, TxQueue]):
 
     def __init__(self, port: Port) -> None:
         super().__init__(port)
-        self._started = False
         self._software_gso = 0
-        self._intr: dict[int, RxInterrupt] = {}
         # Numbers of the queue pairs that other processes have.
         self._lent: set[int] = set()
         self._filter = RxFilter()
@@ -73,10 +70,6 @@ class InterfaceDriver(QueueDriver[RxQueue, TxQueue]):
     @abstractmethod
     def _asked(self) -> RxOffload:
         """The receive offloads that decide how long a frame the kernel hands over can be."""
-
-    @abstractmethod
-    def _is_live(self, queue_id: int) -> bool:
-        """Whether a receive queue is started."""
 
     @abstractmethod
     def _fds_of(self, queue_id: int) -> tuple[int, int]:
@@ -260,34 +253,6 @@ class InterfaceDriver(QueueDriver[RxQueue, TxQueue]):
     def _end_loan(self, queue_id: int) -> None:
         for queue in self._pair(queue_id):
             queue.take_back()
-
-    def rx_queue_release(self, queue_id: int) -> None:
-        intr = self._intr.pop(queue_id, None)
-        if intr is not None:
-            intr.close()
-        super().rx_queue_release(queue_id)
-
-    def _stop_queues(self) -> None:
-        for intr in self._intr.values():
-            intr.set_live(False)
-        super()._stop_queues()
-
-    def _interrupt(self, queue_id: int) -> RxInterrupt:
-        intr = self._intr.get(queue_id)
-        if intr is None:
-            rxq = self._rxq[queue_id]
-            intr = RxInterrupt(rxq.fd, self._started and self._is_live(queue_id), rxq.wake)
-            self._intr[queue_id] = intr
-        return intr
-
-    def rx_queue_intr_fd(self, queue_id: int) -> int:
-        return self._interrupt(queue_id).fileno()
-
-    def rx_queue_intr_enable(self, queue_id: int) -> None:
-        self._interrupt(queue_id).enable()
-
-    def rx_queue_intr_disable(self, queue_id: int) -> None:
-        self._interrupt(queue_id).disable()
 
     # -- control
 

@@ -20,10 +20,9 @@ from rtap.control import udp
 from rtap.control.netns import NetNSLike, call_in, open_netns
 from rtap.control.udp import Address, UdpOptions
 from rtap.drivers.interface import DEFAULT_NB_DESC, MAX_NB_DESC, MAX_QUEUES
-from rtap.drivers.queues import QueueDriver
+from rtap.drivers.queues import InterruptDriver
 from rtap.ethdev.devargs import DevArgs
 from rtap.ethdev.events import Port
-from rtap.ethdev.interrupts import RxInterrupt
 from rtap.ethdev.ops import DescLim, DevInfo, EthConf, PortConf, Stats
 from rtap.flags import TxOffload
 
@@ -49,7 +48,7 @@ _TX_CAPA = (
 _held: set[_socket.socket] = set()
 
 
-class NetUdp(QueueDriver[UdpRxQueue, UdpTxQueue]):
+class NetUdp(InterruptDriver[UdpRxQueue, UdpTxQueue]):
     """The ops table of a device on UDP sockets, one for each queue pair."""
 
     def __init__(
@@ -71,8 +70,6 @@ class NetUdp(QueueDriver[UdpRxQueue, UdpTxQueue]):
         self._options = options or UdpOptions()
         self._local, self._remote = local, remote
         self._socks: list[_socket.socket] = []
-        self._intr: dict[int, RxInterrupt] = {}
-        self._started = False
         self._missed = self._xmissed = 0
         self._drops: dict[_socket.socket, int] = {}
         self._netns: NetNS | None = None
@@ -111,14 +108,6 @@ class NetUdp(QueueDriver[UdpRxQueue, UdpTxQueue]):
     @property
     def peers(self) -> Peers:
         return self._peers
-
-    @property
-    def local(self) -> Address:
-        """The address that the sockets are bound to."""
-        sock = self._socks[0] if self._socks else self._given
-        assert sock is not None
-        name = sock.getsockname()
-        return name[0], name[1]
 
     # -- device
 
@@ -196,11 +185,9 @@ class NetUdp(QueueDriver[UdpRxQueue, UdpTxQueue]):
         self._start_queues()
         self._started = True
         for q, intr in self._intr.items():
-            intr.set_live(self._rxq[q] not in self._deferred)
+            intr.set_live(self._is_live(q))
 
     def dev_stop(self) -> None:
-        for intr in self._intr.values():
-            intr.set_live(False)
         self._stop_queues()
         self._started = False
 
@@ -260,12 +247,6 @@ class NetUdp(QueueDriver[UdpRxQueue, UdpTxQueue]):
             gil=self._conf.gil,
         )
 
-    def rx_queue_release(self, queue_id: int) -> None:
-        intr = self._intr.pop(queue_id, None)
-        if intr is not None:
-            intr.close()
-        super().rx_queue_release(queue_id)
-
     def rx_queue_start(self, queue_id: int) -> None:
         self._rxq[queue_id].purge()
         super().rx_queue_start(queue_id)
@@ -277,22 +258,8 @@ class NetUdp(QueueDriver[UdpRxQueue, UdpTxQueue]):
             self._intr[queue_id].set_live(False)
         super().rx_queue_stop(queue_id)
 
-    def _interrupt(self, queue_id: int) -> RxInterrupt:
-        intr = self._intr.get(queue_id)
-        if intr is None:
-            rxq = self._rxq[queue_id]
-            live = self._started and rxq not in self._deferred
-            intr = self._intr[queue_id] = RxInterrupt(rxq.fd, live, rxq.wake)
-        return intr
-
-    def rx_queue_intr_fd(self, queue_id: int) -> int:
-        return self._interrupt(queue_id).fileno()
-
-    def rx_queue_intr_enable(self, queue_id: int) -> None:
-        self._interrupt(queue_id).enable()
-
-    def rx_queue_intr_disable(self, queue_id: int) -> None:
-        self._interrupt(queue_id).disable()
+    def _is_live(self, queue_id: int) -> bool:
+        return self._rxq[queue_id] not in self._deferred
 
     def mtu_get(self) -> int:
         return MAX_PAYLOAD

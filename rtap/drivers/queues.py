@@ -8,10 +8,18 @@ from typing import Generic, Protocol, TypeVar
 
 from rtap._core.mempool import Mempool
 from rtap.ethdev.events import Port
+from rtap.ethdev.interrupts import RxInterrupt
 from rtap.ethdev.ops import EthConf, EthDevOps, RxQueueOps, Stats, TxQueueOps
 from rtap.ethdev.stats import queue_stats, queue_xstats
 
-__all__ = ["NativeQueue", "NativeRxQueue", "NativeTxQueue", "QueueDriver"]
+__all__ = [
+    "InterruptDriver",
+    "NativeQueue",
+    "NativeRxQueue",
+    "NativeTxQueue",
+    "PolledRxQueue",
+    "QueueDriver",
+]
 
 
 class NativeQueue(Protocol):
@@ -31,6 +39,15 @@ class NativeRxQueue(NativeQueue, RxQueueOps, Protocol):
     """A subclass of :class:`rtap._core.rx_queue.RxQueueBase`."""
 
 
+class PolledRxQueue(NativeRxQueue, Protocol):
+    """One that has descriptors to wait on, see :class:`rtap.ethdev.interrupts.RxInterrupt`."""
+
+    @property
+    def fd(self) -> int: ...
+    @property
+    def wake(self) -> int: ...
+
+
 class NativeTxQueue(NativeQueue, TxQueueOps, Protocol):
     """A subclass of :class:`rtap._core.tx_queue.TxQueueBase`."""
 
@@ -38,6 +55,7 @@ class NativeTxQueue(NativeQueue, TxQueueOps, Protocol):
 
 
 _RX = TypeVar("_RX", bound=NativeRxQueue)
+_POLLED = TypeVar("_POLLED", bound=PolledRxQueue)
 _TX = TypeVar("_TX", bound=NativeTxQueue)
 
 
@@ -139,3 +157,45 @@ class QueueDriver(EthDevOps, Generic[_RX, _TX]):
     def xstats_reset(self) -> None:
         for queue in self._queues():
             queue.reset_xcounters()
+
+
+class InterruptDriver(QueueDriver[_POLLED, _TX]):
+    """Base of a driver whose receive queues have interrupts. It sets `_started` itself, and says
+    when a queue's interrupt becomes live."""
+
+    def __init__(self, port: Port) -> None:
+        super().__init__(port)
+        self._started = False
+        self._intr: dict[int, RxInterrupt] = {}
+
+    @abstractmethod
+    def _is_live(self, queue_id: int) -> bool:
+        """Whether a receive queue is started, when the device is."""
+
+    def rx_queue_release(self, queue_id: int) -> None:
+        intr = self._intr.pop(queue_id, None)
+        if intr is not None:
+            intr.close()
+        super().rx_queue_release(queue_id)
+
+    def _stop_queues(self) -> None:
+        for intr in self._intr.values():
+            intr.set_live(False)
+        super()._stop_queues()
+
+    def _interrupt(self, queue_id: int) -> RxInterrupt:
+        intr = self._intr.get(queue_id)
+        if intr is None:
+            rxq = self._rxq[queue_id]
+            intr = RxInterrupt(rxq.fd, self._started and self._is_live(queue_id), rxq.wake)
+            self._intr[queue_id] = intr
+        return intr
+
+    def rx_queue_intr_fd(self, queue_id: int) -> int:
+        return self._interrupt(queue_id).fileno()
+
+    def rx_queue_intr_enable(self, queue_id: int) -> None:
+        self._interrupt(queue_id).enable()
+
+    def rx_queue_intr_disable(self, queue_id: int) -> None:
+        self._interrupt(queue_id).disable()
