@@ -31,7 +31,6 @@ cdef extern from "rtap_compat.h" nogil:
     const int VIRTIO_NET_HDR_GSO_ECN
 
     const int EAGAIN
-    const int EACCES
     const int EBADF
     const int EBADFD
     const int ECANCELED
@@ -45,7 +44,6 @@ cdef extern from "rtap_compat.h" nogil:
     const int ENOBUFS
     const int ENETDOWN
     const int ENODEV
-    const int ENOPROTOOPT
     const int ENETUNREACH
     const int ENOMEM
     const int EPROTO
@@ -71,7 +69,6 @@ cdef extern from "rtap_compat.h" nogil:
     struct mmsghdr:
         msghdr msg_hdr
         uint32_t msg_len
-    const size_t SEGMENT_SPACE "RTAP_SEGMENT_SPACE"
     int recvmmsg "rtap_recvmmsg" (int fd, mmsghdr *msgs, unsigned int n)
     int sendmmsg "rtap_sendmmsg" (int fd, mmsghdr *msgs, unsigned int n)
     void set_segment "rtap_set_segment" (msghdr *m, void *control, uint16_t size)

@@ -17,7 +17,8 @@ from rtap._core.linux cimport EBADFD
 from rtap._core.mempool cimport Mempool, alloc_one
 from rtap._core.pool cimport mbuf_free, mbuf_free_bulk, mbuf_t, thread_number
 from rtap._core.queue cimport (
-    LAYER_ETHERNET, LAYER_IP, QUEUE_STARTED, QueueBase, refusal, since, tx_share_t, txq_t,
+    LAYER_ETHERNET, LAYER_IP, QUEUE_CLOSED, QUEUE_STARTED, QUEUE_STOPPED, QueueBase, refusal,
+    since, tx_share_t, txq_t,
 )
 from rtap._core.traffic cimport traffic_counts
 
@@ -73,6 +74,12 @@ cdef class TxQueueBase(QueueBase):
         ``down``; takes effect on the next burst, also of a worker."""
         self.checked()
         _compat.store(&self.q.unplugged, not plugged)
+
+    def close(self):
+        """Stops, for good; idempotent.  The counters stay readable."""
+        self.checked()
+        self.stop()
+        _compat.cas(&self.gate.state, QUEUE_STOPPED, QUEUE_CLOSED)
 
     def cut_off(self):
         """From now on bursts raise DeviceGone.  Once none is in progress, the descriptor is not

@@ -97,9 +97,3 @@ cdef class NullTxQueue(TxQueueBase):
         self.port = port
         self.chosen, self.why = "none", "no kernel is entered"
         self.generation = fork_generation()
-
-    def close(self):
-        """Stops, for good; idempotent."""
-        self.checked()
-        self.stop()
-        _compat.cas(&self.gate.state, QUEUE_STOPPED, QUEUE_CLOSED)

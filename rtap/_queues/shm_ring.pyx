@@ -226,12 +226,6 @@ cdef class ShmRxQueue(RxQueueBase):
 cdef class ShmTxQueue(TxQueueBase):
     """The sending side of a :class:`ShmRing`, which makes it."""
 
-    def close(self):
-        """Stops, for good; idempotent."""
-        self.checked()
-        self.stop()
-        _compat.cas(&self.gate.state, QUEUE_STOPPED, QUEUE_CLOSED)
-
     cdef dict xtotals(self):
         cdef dict totals = TxQueueBase.xtotals(self)
         totals["copied_packets"] = _compat.counter_read(&self.state.copied)

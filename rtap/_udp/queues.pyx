@@ -194,12 +194,6 @@ gil='auto')\n--\n
         if self.generation == fork_generation():
             self.settle()
 
-    def close(self):
-        """Stops, for good; idempotent.  The counters stay readable."""
-        self.checked()
-        self.stop()
-        _compat.cas(&self.gate.state, QUEUE_STOPPED, QUEUE_CLOSED)
-
     cdef dict xtotals(self):
         cdef dict totals = TxQueueBase.xtotals(self)
         totals["gso_sends"] = _compat.counter_read(&self.udp.gso_sends)

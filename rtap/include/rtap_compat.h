@@ -281,7 +281,6 @@ static inline int rtap_sendmmsg(int fd, struct mmsghdr *msgs, unsigned int n)
 #define RTAP_SOL_UDP 17
 #define RTAP_UDP_SEGMENT 103
 #define RTAP_UDP_GRO 104
-#define RTAP_SEGMENT_SPACE CMSG_SPACE(sizeof(int))
 
 static inline void rtap_set_segment(struct msghdr *m, void *control, uint16_t size)
 {

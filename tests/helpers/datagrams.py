@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,6 @@ import pytest
 from patience import patient
 from support import ip
 
-import rtap
 from rtap import Burst, EthDev, NetNS
 
 #: A host's own address, and the first port of tests.
@@ -64,12 +63,3 @@ def send_all(dev: EthDev, burst: Burst, queue: int = 0) -> None:
 def counts(dev: EthDev) -> dict[str, int]:
     """What the device has counted, without sizes."""
     return {name: n for name, n in dev.xstats().items() if n and "_size_" not in name}
-
-
-def pair(ns: NetNS, **options: Any) -> tuple[EthDev, EthDev]:
-    """A device on a port, and one that is connected to it."""
-    server = rtap.open_udp((HERE, PORT), netns=ns, **options)
-    return server, rtap.open_udp(remote=(HERE, PORT), netns=ns)
-
-
-Make = Callable[[], Any]
